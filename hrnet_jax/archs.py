@@ -1,0 +1,77 @@
+"""The table of architectures: data only.
+
+Sources: Wang et al., TPAMI 2019, section 3 and table 1; the yaml files of HRNet-Image-Classification.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hrnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """The sizes that define an HRNet and its classification head.
+
+    Attributes:
+        name: the name users type.
+        channels: channels of the four branches, at strides 4, 8, 16 and 32.
+        layer1: number of Bottleneck blocks of stage 1 and their inner width (they return 4 times that).
+        modules: number of HRModules of stages 2, 3 and 4.
+        blocks: number of BasicBlocks a branch, in stages 2, 3 and 4.
+        stem: channels of the two stride-2 convolutions at the start.
+        head: channels that the classification head widens the four maps to.
+        features: length of the pooled feature vector.
+    """
+
+    name: str
+    channels: tuple[int, int, int, int]
+    layer1: tuple[int, int] = (4, 64)
+    modules: tuple[int, int, int] = (1, 4, 3)
+    blocks: tuple[int, int, int] = (4, 4, 4)
+    stem: int = 64
+    head: tuple[int, int, int, int] = (128, 256, 512, 1024)
+    features: int = 2048
+
+
+def _doubling(width: int) -> tuple[int, int, int, int]:
+    return (width, 2 * width, 4 * width, 8 * width)
+
+
+_SMALL = (2, 2, 2)
+ARCHS: dict[str, Arch] = {
+    arch.name: arch
+    for arch in (
+        Arch('w18', _doubling(18)),
+        Arch('w30', _doubling(30)),
+        Arch('w32', _doubling(32)),
+        Arch('w40', _doubling(40)),
+        Arch('w44', _doubling(44)),
+        Arch('w48', _doubling(48)),
+        Arch('w64', _doubling(64)),
+        # The published "small v1" is 16 wide in spite of its name.
+        Arch('w18_small_v1', _doubling(16), (1, 32), (1, 1, 1), _SMALL),
+        Arch('w18_small_v2', _doubling(18), (2, 64), (1, 3, 2), _SMALL),
+        # Ours, for the demo and quick tests: every kind of layer, few of each.
+        Arch('tiny', _doubling(8), (1, 8), (1, 1, 1), (1, 1, 1), 16, (16, 32, 64, 128), 128),
+    )
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` takes."""
+    return sorted(ARCHS)
+
+
+def get_arch(arch: str | Arch) -> Arch:
+    """The table's entry; an `Arch` of your own passes through.
+
+    Raises:
+        UserError: if the name is not in the table.
+    """
+    if isinstance(arch, Arch):
+        return arch
+    if arch not in ARCHS:
+        raise UserError(f'unknown architecture {arch!r}; known: {", ".join(list_models())}')
+    return ARCHS[arch]

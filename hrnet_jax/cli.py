@@ -1,0 +1,59 @@
+"""What the commands share: one-line errors, exit code 2, quiet logs, a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
+
+from hrnet_jax.errors import UserError
+
+T = TypeVar('T')
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with defaults in its help and one line for each mistake."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Calls `main` and exits: 0, 2 for a user's mistake, 130 when interrupted."""
+    quiet()
+    try:
+        main()
+    except UserError as error:
+        message = ' '.join(str(error).split())
+        print(f'error: {message}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def quiet() -> None:
+    """Silences the start-up chatter of TensorFlow, absl and Orbax; errors still show."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    for name in ('absl', 'orbax', 'jax', 'tensorflow', 'etils'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings('ignore', module='orbax')
+
+
+def progress(items: Iterable[T], **kwargs: Any) -> Iterable[T]:
+    """A tqdm bar over `items`; nothing when stderr is not a terminal or tqdm is missing."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return items
+    return tqdm(items, disable=None, leave=False, **kwargs)

@@ -1,0 +1,8 @@
+"""The one kind of error that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, and what to do about it.
+
+    The commands print it without a traceback and exit with code 2.
+    """

@@ -54,7 +54,7 @@ ARCHS: dict[str, Arch] = {
         Arch('w18_small_v1', _doubling(16), (1, 32), (1, 1, 1), _SMALL),
         Arch('w18_small_v2', _doubling(18), (2, 64), (1, 3, 2), _SMALL),
         # Ours, for the demo and quick tests: every kind of layer, few of each.
-        Arch('tiny', _doubling(8), (1, 8), (1, 1, 1), (1, 1, 1), 16, (16, 32, 64, 128), 128),
+        Arch('tiny', _doubling(6), (1, 8), (1, 1, 1), (1, 1, 1), 16, (16, 32, 48, 64), 64),
     )
 }
 

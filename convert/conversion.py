@@ -1,0 +1,303 @@
+"""From PyTorch tensors to Flax variables and back: strict, exact, no PyTorch needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert import readers
+from convert.layouts import LAYOUTS, Layout, canonical_key, flax_path, recognise
+from hrnet_jax.archs import ARCHS, Arch, get_arch
+from hrnet_jax.cli import progress
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import create_model, variable_shapes
+
+Variables = dict[str, Any]
+_SHOWN = 20  # names of a kind in an error message
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What a PyTorch checkpoint turned out to hold.
+
+    Attributes:
+        arch: the architecture; named 'custom' if it is none of the table's.
+        variables: {'params': ..., 'batch_stats': ...}, float32 NumPy arrays.
+        layout: name of the layout; `head_bias` says whether the file had the head's biases.
+        notes: one-line remarks for the user.
+    """
+
+    arch: Arch
+    num_classes: int
+    in_channels: int
+    variables: Variables
+    layout: str
+    head_bias: bool
+    notes: tuple[str, ...]
+
+
+def from_torch(
+    source: str | os.PathLike | Mapping[str, Any], arch: str | None = None
+) -> tuple[str | Arch, Variables]:
+    """Converts a checkpoint file (or `hf:OWNER/REPO`), or a state dict in memory.
+
+    Args:
+        source: a path, or a mapping of names to PyTorch tensors or NumPy arrays, wrapped or not.
+        arch: refused unless the file holds this architecture.
+
+    Returns:
+        The architecture's name (an `Arch` if its widths are not in the table), and
+        {'params': ..., 'batch_stats': ...} of float32 NumPy arrays.
+
+    Raises:
+        UserError: naming everything that is missing, unexpected, misshapen or not finite.
+    """
+    if isinstance(source, Mapping):
+        tensors = readers.resolve(source)[0]
+    else:
+        tensors = readers.read(source).tensors
+    done = convert(tensors, arch)
+    return (done.arch.name if done.arch.name in ARCHS else done.arch), done.variables
+
+
+def to_torch(
+    variables: Variables, arch: str | Arch, layout: str = 'timm', *, head_bias: bool | None = None
+) -> dict[str, np.ndarray]:
+    """The state dict of a classifier's variables: name -> float32 array (counters int64).
+
+    Args:
+        variables: as `load`, `init` or `from_torch` return them.
+        arch: what the variables are of; checked.
+        layout: 'official', 'timm' or 'mmpretrain'.
+        head_bias: whether to write the (zero) biases before BatchNorm in the head. None: as the
+            layout has them. timm's and the official `ssld` models have none.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
+    names = LAYOUTS[layout]
+    flat = {
+        tuple(str(k.key) for k in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(dict(variables))[0]
+    }
+    kernels = (('backbone', 'conv1'), ('head', 'classifier'))
+    images, logits = (flat.get(('params', *path, 'kernel')) for path in kernels)
+    if images is None or logits is None:
+        raise UserError('these are not the variables of a classifier')
+    expected = _flat_shapes(get_arch(arch), logits.shape[-1], images.shape[-2])
+    _refuse(_differences({p: a.shape for p, a in flat.items()}, expected), get_arch(arch))
+
+    state: dict[str, np.ndarray] = {}
+    for path, value in flat.items():
+        key, order = canonical_key(path, value.ndim)
+        state[names.from_canonical(key)] = np.ascontiguousarray(
+            np.transpose(value.astype(np.float32), order)
+        )
+        if path[-1] == 'mean':
+            counter = key.removesuffix('running_mean') + 'num_batches_tracked'
+            state[names.from_canonical(counter)] = np.zeros((), np.int64)
+            if names.head_bias if head_bias is None else head_bias:
+                bias = _bias_before(key)
+                if bias:
+                    state[names.from_canonical(bias)] = np.zeros(value.shape, np.float32)
+    return state
+
+
+def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
+    """Converts a flat state dict whose values have `.shape` and `.numpy()`."""
+    layout, canonical, unexpected = _canonical(tensors)
+    if arch is not None:
+        get_arch(arch)
+    shapes = {key: tuple(tensors[name].shape) for key, name in canonical.items()}
+    found, num_classes, in_channels = recognise_arch(shapes)
+    if arch is not None and found.name != arch:
+        raise UserError(f'the file holds {_called(found)}, not {arch}; leave --arch out, or give that')
+    expected = _flat_shapes(found, num_classes, in_channels)
+
+    biases = {key: key.removesuffix('0.bias') + '1.running_mean' for key in shapes}
+    biases = {k: mean for k, mean in biases.items() if _bias_before(mean) == k}
+    paths: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    got: dict[tuple[str, ...], tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        if key in biases:
+            if shape != shapes.get(biases[key]):
+                unexpected.append(canonical[key])
+            continue
+        rule = flax_path(key, len(shape))
+        if rule is None:
+            unexpected.append(canonical[key])
+        else:
+            paths[key] = rule
+            got[rule[0]] = tuple(shape[axis] for axis in rule[1])
+    problems = _differences(got, expected, canonical)
+    problems['unexpected'] += unexpected
+    _refuse(problems, found)
+
+    variables: Variables = {}
+    not_finite = []
+    folded = {mean: bias for bias, mean in biases.items()}
+    for key, (path, order) in progress(paths.items(), desc='converting', total=len(paths)):
+        value = array(tensors[canonical[key]])
+        if key in folded:
+            # BatchNorm takes a bias before it away again; exact, in one rounding.
+            bias = array(tensors[canonical[folded[key]]]).astype(np.float64)
+            value = value.astype(np.float64) - bias
+        with np.errstate(over='ignore'):
+            value = np.ascontiguousarray(np.transpose(value, order), np.float32)
+        if not np.isfinite(value).all():
+            not_finite.append(canonical[key])
+        node = variables
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = value
+    if not_finite:
+        raise UserError(f'the weights hold NaN or infinity: {_some(not_finite)}')
+    return Converted(
+        found, num_classes, in_channels, variables, layout.name, bool(biases), _notes(tensors, canonical)
+    )
+
+
+def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, int]:
+    """(architecture, classes, input channels) from canonical keys and PyTorch shapes.
+
+    The numbers of modules and blocks must be those of the table; the widths may be anyone's.
+    Where nothing fits, the nearest architecture is returned, for the error message to compare with.
+    """
+
+    def count(pattern: str) -> int:
+        matches = (re.match(pattern, key) for key in shapes)
+        return 1 + max((int(m.group(1)) for m in matches if m), default=-1)
+
+    def out(key: str, axis: int = 0) -> int:
+        shape = shapes.get(key, ())
+        return shape[axis] if len(shape) > axis else 0
+
+    stages = (2, 3, 4)
+    found = Arch(
+        'custom',
+        tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),  # type: ignore[arg-type]
+        (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
+        tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),  # type: ignore[arg-type]
+        tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),  # type: ignore[arg-type]
+        out('backbone.conv1.weight'),
+        tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),  # type: ignore[arg-type]
+        out('head.final_layer.0.weight'),
+    )
+    sizes = out('head.classifier.weight') or 1000, out('backbone.conv1.weight', 1) or 3
+
+    def likeness(arch: Arch) -> int:
+        fields = (f.name for f in dataclasses.fields(Arch) if f.name != 'name')
+        return sum(getattr(arch, name) == getattr(found, name) for name in fields)
+
+    best = max(ARCHS.values(), key=likeness)
+    if dataclasses.replace(found, name=best.name) == best:
+        return best, *sizes
+    same_structure = (found.layer1[0], found.modules, found.blocks) == (
+        best.layer1[0],
+        best.modules,
+        best.blocks,
+    )
+    widths = (*found.channels, *found.head, found.layer1[1], found.stem, found.features)
+    if same_structure and all(widths) and not any(n % 4 for n in found.head):
+        got = {}
+        for key, shape in shapes.items():
+            rule = flax_path(key, len(shape))
+            if rule:
+                got[rule[0]] = tuple(shape[axis] for axis in rule[1])
+        expected = _flat_shapes(found, *sizes)
+        if all(got.get(path) == shape for path, shape in expected.items()):
+            return found, *sizes
+    return best, *sizes
+
+
+def array(tensor: Any) -> np.ndarray:
+    """The values of a NumPy array, a PyTorch tensor or one of `readers`."""
+    if str(getattr(tensor, 'dtype', '')) == 'torch.bfloat16':  # NumPy has no such type
+        tensor = tensor.float()
+    tensor = tensor.detach().cpu() if hasattr(tensor, 'detach') else tensor
+    return np.asarray(tensor.numpy() if hasattr(tensor, 'numpy') else tensor)
+
+
+def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list[str]]:
+    """The layout; canonical key -> name in the file; names that the layout does not know."""
+    layout, prefix = recognise(tensors)
+    if prefix is None:
+        raise UserError(f'no HRNet weights found; the tensors are {_some(list(tensors), 3)}')
+    if layout is None:
+        raise UserError(
+            'the file holds an HRNet without a classification head, such as a pose, segmentation or '
+            f'detection model; its last tensors are {_some(list(tensors)[-3:])}'
+        )
+    canonical, unknown = {}, []
+    for name in tensors:
+        inside = name.startswith(prefix)
+        key = layout.to_canonical(name.removeprefix(prefix)) if inside else None
+        if key is None:
+            unknown.append(name)
+        elif not name.endswith('.num_batches_tracked'):
+            canonical[key] = name
+    return layout, canonical, unknown
+
+
+def _bias_before(mean: str) -> str | None:
+    """The head's convolution bias that the BatchNorm with this running mean takes away."""
+    if re.fullmatch(r'head\.(downsamp_modules\.\d+|final_layer)\.1\.running_mean', mean):
+        return mean.removesuffix('1.running_mean') + '0.bias'
+    return None
+
+
+def _flat_shapes(arch: Arch, classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    shapes = variable_shapes(create_model(arch, classes, in_channels=channels))
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    return {tuple(k.key for k in path): leaf.shape for path, leaf in flat}
+
+
+def _differences(
+    got: Mapping, expected: Mapping, own: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """What separates the two trees, by kind, in PyTorch's terms; `own` has the file's names."""
+
+    def name(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
+        key = canonical_key(path, len(shape))[0]
+        return (own or {}).get(key, key)
+
+    def sizes(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
+        order = canonical_key(path, len(shape))[1]
+        return 'x'.join(str(shape[axis]) for axis in order)
+
+    return {
+        'missing': [name(p, s) for p, s in expected.items() if p not in got],
+        'unexpected': [name(p, s) for p, s in got.items() if p not in expected],
+        'misshapen': [
+            f'{name(p, s)}: {sizes(p, s)} instead of {sizes(p, expected[p])}'
+            for p, s in got.items()
+            if s != expected.get(p, s)
+        ],
+    }
+
+
+def _refuse(problems: Mapping[str, list[str]], arch: Arch) -> None:
+    """Raises UserError with all the differences, if there are any."""
+    if any(problems.values()):
+        listed = (f'{len(names)} {kind} ({_some(names)})' for kind, names in problems.items() if names)
+        raise UserError(f'compared with {_called(arch)}, the nearest architecture: {"; ".join(listed)}')
+
+
+def _called(arch: Arch) -> str:
+    return arch.name if arch.name in ARCHS else f'a custom architecture of widths {arch.channels}'
+
+
+def _some(names: list[str], shown: int = _SHOWN) -> str:
+    more = f' and {len(names) - shown} more' if len(names) > shown else ''
+    return ', '.join(names[:shown]) + more
+
+
+def _notes(tensors: Mapping[str, Any], canonical: Mapping[str, str]) -> tuple[str, ...]:
+    stored = {str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
+    other = sorted(stored - {'float32'})
+    return (f'stored as {", ".join(other)}; converted to float32',) if other else ()

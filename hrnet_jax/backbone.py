@@ -1,0 +1,152 @@
+"""The backbone: parallel branches that exchange information again and again.
+
+Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2019,
+section 3: `HRModule` is figure 3 and its fusion equation (1), `HRNet` is figure 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hrnet_jax.archs import Arch
+from hrnet_jax.errors import UserError
+from hrnet_jax.layers import (
+    Array,
+    BasicBlock,
+    Bottleneck,
+    Options,
+    Upsample,
+    conv_norm,
+    upsample,
+)
+
+STRIDE = 32  # of the coarsest branch
+
+
+class HRModule(nn.Module):
+    """Residual blocks on every branch, then fusion of all branches into `outputs` of them.
+
+    Attributes:
+        channels: of each branch, finest first.
+        blocks: BasicBlocks a branch.
+        outputs: how many branches are returned: all, or in the last module of a pose network one.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    outputs: int
+    opts: Options
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
+        branches = []
+        for i, x in enumerate(maps):
+            for b in range(self.blocks):
+                x = BasicBlock(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
+            branches.append(x)
+        return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
+
+    def _fuse(self, branches: list[Array], i: int, train: bool) -> Array:
+        """relu(sum over j of branch j brought to the size and channels of branch i)."""
+        total = None
+        for j, x in enumerate(branches):
+            name = f'fuse_layers_{i}_{j}'
+            if j > i:
+                names = (f'{name}_0', f'{name}_1')
+                x = conv_norm(x, self.channels[i], 1, names, self.opts, train)
+                height, width = branches[i].shape[1:3]
+                x = upsample(x, 2 ** (j - i), (height, width), self.opts)
+            for k in range(i - j):  # none when j >= i
+                last = k == i - j - 1
+                names = (f'{name}_{k}_0', f'{name}_{k}_1')
+                channels = self.channels[i if last else j]
+                x = conv_norm(x, channels, 3, names, self.opts, train, stride=2)
+                x = x if last else nn.relu(x)
+            total = x if total is None else total + x
+        return nn.relu(total)
+
+
+class HRNet(nn.Module):
+    """The HRNet backbone: (N, H, W, in_channels) -> four maps at strides 4, 8, 16 and 32.
+
+    H and W must be multiples of 32 unless `upsample` is one of the bilinear ways.
+
+    Attributes:
+        arch: the sizes, an entry of `hrnet_jax.archs.ARCHS` or your own `Arch`.
+        in_channels: of the images; checked.
+        outputs: maps returned: four, or one for pose networks.
+        remat: recompute each HRModule in the backward pass instead of keeping its activations.
+        dtype, param_dtype, bn_group_size, folded, upsample, align_corners: see `layers.Options`.
+    """
+
+    arch: Arch
+    in_channels: int = 3
+    outputs: int = 4
+    remat: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    bn_group_size: int | None = 32
+    folded: bool = False
+    upsample: Upsample = 'nearest'
+    align_corners: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> tuple[Array, ...]:
+        """Returns maps (N, H / s, W / s, arch.channels[i]) for s = 4, 8, 16, 32.
+
+        Raises:
+            UserError: for images of a shape that does not fit.
+        """
+        arch = self.arch
+        check_images(images.shape, self.in_channels, self.upsample == 'nearest')
+        opts = Options(
+            self.dtype,
+            self.param_dtype,
+            self.bn_group_size,
+            self.folded,
+            self.upsample,
+            self.align_corners,
+        )
+        # Argument 2 is `train`, counted with self.
+        module = nn.remat(HRModule, static_argnums=(2,)) if self.remat else HRModule
+
+        def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
+            return nn.relu(conv_norm(x, features, 3, names, opts, train, stride))
+
+        x = conv(images, arch.stem, ('conv1', 'bn1'))
+        x = conv(x, arch.stem, ('conv2', 'bn2'))
+        blocks, planes = arch.layer1
+        for b in range(blocks):
+            x = Bottleneck(planes, b == 0, opts, name=f'layer1_{b}')(x, train)
+
+        first = conv(x, arch.channels[0], ('transition1_0_0', 'transition1_0_1'), stride=1)
+        maps: tuple[Array, ...] = (first,)
+        for stage in (2, 3, 4):
+            # The new branch starts from the coarsest map there is.
+            source = x if stage == 2 else maps[-1]
+            name = f'transition{stage - 1}_{stage - 1}_0'
+            names = (f'{name}_0', f'{name}_1')
+            maps = (*maps, conv(source, arch.channels[stage - 1], names))
+            modules = arch.modules[stage - 2]
+            for m in range(modules):
+                outputs = self.outputs if (stage, m) == (4, modules - 1) else stage
+                maps = module(
+                    arch.channels[:stage], arch.blocks[stage - 2], outputs, opts, name=f'stage{stage}_{m}'
+                )(maps, train)
+        return maps
+
+
+def check_images(shape: tuple[int, ...], channels: int, multiples: bool) -> None:
+    """Raises UserError unless `shape` is (N, H, W, channels) of a size that the network takes."""
+    if len(shape) != 4 or shape[-1] != channels:
+        raise UserError(f'images must have shape (N, H, W, {channels}), not {tuple(shape)}')
+    for axis, size in (('height', shape[1]), ('width', shape[2])):
+        if multiples and (size % STRIDE or not size):
+            below = size // STRIDE * STRIDE
+            fit = f'{below} and {below + STRIDE}' if below else f'at least {STRIDE}'
+            raise UserError(
+                f'image {axis} {size} is not a multiple of {STRIDE}; the next sizes that fit: {fit}'
+            )

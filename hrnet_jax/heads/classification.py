@@ -1,0 +1,106 @@
+"""The classification head (Wang et al., TPAMI 2019, appendix; HRNet-W*-C in the official code)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hrnet_jax.archs import Arch
+from hrnet_jax.backbone import HRNet
+from hrnet_jax.layers import Array, Bottleneck, Options, Upsample, conv_norm
+
+
+def linear_init(fan_in: int):
+    """PyTorch's default for a linear layer, kernel and bias: uniform within 1 / sqrt(fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class ClassificationHead(nn.Module):
+    """Four maps -> widened, joined from fine to coarse, pooled, classified."""
+
+    arch: Arch
+    num_classes: int
+    opts: Options
+
+    @nn.compact
+    def __call__(self, maps: tuple[Array, ...], train: bool, logits: bool = True) -> Array:
+        """Returns (N, num_classes) logits, or the (N, arch.features) pooled features; float32."""
+        opts, head = self.opts, self.arch.head
+        y = None
+        for i, x in enumerate(maps):
+            x = Bottleneck(head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
+            if y is None:
+                y = x
+                continue
+            name = f'downsamp_modules_{i - 1}'
+            names = (f'{name}_0', f'{name}_1')
+            y = x + nn.relu(conv_norm(y, head[i], 3, names, opts, train, stride=2))
+        names = ('final_layer_0', 'final_layer_1')
+        y = nn.relu(conv_norm(y, self.arch.features, 1, names, opts, train))
+        dtype = jnp.promote_types(jnp.float32, opts.param_dtype)
+        pooled = jnp.mean(y.astype(dtype), (1, 2))
+        if not logits:
+            return pooled
+        init = linear_init(self.arch.features)
+        dense = nn.Dense(
+            self.num_classes,
+            dtype=dtype,
+            param_dtype=opts.param_dtype,
+            kernel_init=init,
+            bias_init=init,
+            name='classifier',
+        )
+        return dense(pooled)
+
+
+class Classifier(nn.Module):
+    """HRNet for image classification: `backbone`, then `head`.
+
+    Attributes: as of `hrnet_jax.HRNet`, and num_classes.
+    """
+
+    arch: Arch
+    num_classes: int = 1000
+    in_channels: int = 3
+    remat: bool = False
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    bn_group_size: int | None = 32
+    folded: bool = False
+    upsample: Upsample = 'nearest'
+    align_corners: bool = False
+
+    def setup(self) -> None:
+        self.backbone = HRNet(
+            self.arch,
+            self.in_channels,
+            remat=self.remat,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            bn_group_size=self.bn_group_size,
+            folded=self.folded,
+            upsample=self.upsample,
+            align_corners=self.align_corners,
+        )
+        opts = Options(self.dtype, self.param_dtype, self.bn_group_size, self.folded)
+        self.head = ClassificationHead(self.arch, self.num_classes, opts)
+
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""
+        return self.head(self.backbone(images, train), train)
+
+    def features(self, images: Array, train: bool = False) -> tuple[Array, ...]:
+        """-> four maps, strides 4, 8, 16, 32: (N, H / s, W / s, arch.channels[i])."""
+        return self.backbone(images, train)
+
+    def embed(self, images: Array, train: bool = False) -> Array:
+        """-> the pooled features (N, arch.features) before the classifier, float32."""
+        return self.head(self.backbone(images, train), train, logits=False)

@@ -1,0 +1,214 @@
+"""The layers HRNet is made of: convolution with BatchNorm, the two residual blocks, upsampling.
+
+Images and maps are (N, H, W, C). A layer's name is its official PyTorch name with `_` before a
+number where PyTorch has `.`, so that a checkpoint's keys map onto these trees mechanically.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from hrnet_jax.errors import UserError
+
+Array = jax.Array
+Upsample = Literal['nearest', 'bilinear', 'bilinear_two_step']
+
+EPSILON = 1e-5
+MOMENTUM = 0.9  # PyTorch's 0.1: Flax weighs the old value, PyTorch the new one.
+
+# He et al. 2015, fan-out, as the official classification code initialises every convolution.
+conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all layers of one network have in common.
+
+    Attributes:
+        dtype: computation of convolutions; statistics and logits are never below float32.
+        param_dtype: storage of parameters.
+        bn_group_size: images that share training statistics; None for the whole batch.
+        folded: BatchNorm is folded away; convolutions have a bias instead.
+        upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
+            detection); 'bilinear' straight to the size of the target (official segmentation);
+            'bilinear_two_step' by the factor and then to the size (mmsegmentation).
+        align_corners: PyTorch's flag of that name, for the bilinear ways.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    bn_group_size: int | None = 32
+    folded: bool = False
+    upsample: Upsample = 'nearest'
+    align_corners: bool = False
+
+
+class Conv(nn.Module):
+    """k x k convolution padded by (k - 1) / 2 on every side, as PyTorch pads.
+
+    'SAME' would pad (0, 1) where the stride is 2, and shift the result.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    opts: Options
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, pad, o = self.kernel, (self.kernel - 1) // 2, self.opts
+        kernel = self.param('kernel', conv_init, (k, k, x.shape[-1], self.features), o.param_dtype)
+        y = lax.conv_general_dilated(
+            x.astype(o.dtype),
+            kernel.astype(o.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        if o.folded:
+            zeros = nn.initializers.zeros_init()
+            bias = self.param('bias', zeros, (self.features,), o.param_dtype)
+            y = y + _channels(bias.astype(o.dtype))
+        return y
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm with PyTorch's constants and PyTorch's unbiased running variance.
+
+    In training the batch is cut into groups of `bn_group_size` consecutive images, each with
+    its own statistics (the published models had 32 images a GPU), whatever the number of
+    devices; the running statistics follow the mean over the groups.
+    """
+
+    opts: Options
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        o, size = self.opts, (x.shape[-1],)
+        stat_dtype = jnp.promote_types(jnp.float32, o.param_dtype)
+        scale = self.param('scale', nn.initializers.ones_init(), size, o.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros_init(), size, o.param_dtype)
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
+        var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
+        x = x.astype(stat_dtype)
+        if not train:
+            gain = scale.astype(stat_dtype) * lax.rsqrt(var.value + EPSILON)
+            y = (x - _channels(mean.value)) * _channels(gain)
+            return (y + _channels(bias.astype(stat_dtype))).astype(o.dtype)
+
+        groups = _groups(x.shape[0], o.bn_group_size)
+        grouped = x.reshape((groups, x.shape[0] // groups, *x.shape[1:]))
+        m = jnp.mean(grouped, (1, 2, 3))
+        v = jnp.maximum(jnp.mean(jnp.square(grouped), (1, 2, 3)) - jnp.square(m), 0)
+        if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
+            n = grouped.size // m.size
+            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * jnp.mean(m, 0)
+            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * jnp.mean(v, 0) * (n / max(n - 1, 1))
+        gain = scale.astype(stat_dtype)[None] * lax.rsqrt(v + EPSILON)
+        y = (grouped - m[:, None, None, None]) * gain[:, None, None, None]
+        y = y + bias.astype(stat_dtype)[None, None, None, None]
+        return y.reshape(x.shape).astype(o.dtype)
+
+
+def _channels(vector: Array) -> Array:
+    return vector.reshape((1, 1, 1, -1))  # explicit: rank promotion may be an error
+
+
+def _groups(batch: int, group_size: int | None) -> int:
+    if group_size is None or batch <= group_size:
+        return 1
+    if batch % group_size:
+        raise UserError(
+            f'a training batch of {batch} images does not divide into BatchNorm groups of '
+            f'{group_size}; choose a multiple, another bn_group_size, or None for the whole batch'
+        )
+    return batch // group_size
+
+
+def conv_norm(
+    x: Array, features: int, kernel: int, names: tuple[str, str], opts: Options, train: bool, stride: int = 1
+) -> Array:
+    """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
+    x = Conv(features, kernel, stride, opts, name=names[0])(x)
+    return x if opts.folded else BatchNorm(opts, name=names[1])(x, train)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the identity (He et al. 2016, figure 5 left)."""
+
+    features: int
+    opts: Options
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = nn.relu(conv_norm(x, self.features, 3, ('conv1', 'bn1'), self.opts, train))
+        y = conv_norm(y, self.features, 3, ('conv2', 'bn2'), self.opts, train)
+        return nn.relu(y + x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut, projected where `project` says so
+    (He et al. 2016, figure 5 right). Returns 4 * planes channels."""
+
+    planes: int
+    project: bool
+    opts: Options
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        conv = functools.partial(conv_norm, opts=self.opts, train=train)
+        y = nn.relu(conv(x, self.planes, 1, ('conv1', 'bn1')))
+        y = nn.relu(conv(y, self.planes, 3, ('conv2', 'bn2')))
+        y = conv(y, 4 * self.planes, 1, ('conv3', 'bn3'))
+        if self.project:
+            x = conv(x, 4 * self.planes, 1, ('downsample_0', 'downsample_1'))
+        return nn.relu(y + x)
+
+
+def upsample(x: Array, factor: int, size: tuple[int, int], opts: Options) -> Array:
+    """(N, h, w, C) -> (N, *size, C), by one of the three ways of `Options.upsample`.
+
+    `factor` is the ratio of the two strides; `size` that of the map to add to.
+    """
+    n, h, w, c = x.shape
+    if opts.upsample == 'nearest':
+        x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, factor, w, factor, c))
+        return x.reshape((n, h * factor, w * factor, c))
+    if opts.upsample == 'bilinear_two_step':
+        x = resize_bilinear(x, (h * factor, w * factor), opts.align_corners)
+    return resize_bilinear(x, size, opts.align_corners)
+
+
+def resize_bilinear(x: Array, size: tuple[int, int], align_corners: bool = False) -> Array:
+    """PyTorch's `interpolate(mode='bilinear')` (no antialiasing) of (N, h, w, C) to `size`."""
+    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    y = x.astype(dtype)
+    for axis, out in zip((1, 2), size, strict=True):
+        if x.shape[axis] != out:
+            taps = jnp.asarray(_bilinear_taps(x.shape[axis], out, align_corners), dtype)
+            y = jnp.moveaxis(jnp.tensordot(taps, y, (1, axis), precision='highest'), 0, axis)
+    return y.astype(x.dtype)
+
+
+@functools.lru_cache
+def _bilinear_taps(n: int, out: int, align_corners: bool) -> np.ndarray:
+    """(out, n) interpolation weights; each row has at most two that are not zero."""
+    i = np.arange(out)
+    if align_corners:
+        at = i * ((n - 1) / max(out - 1, 1))
+    else:
+        at = np.maximum((i + 0.5) * (n / out) - 0.5, 0)
+    low = np.minimum(at.astype(int), n - 1)
+    high, part = np.minimum(low + 1, n - 1), at - low
+    taps = np.zeros((out, n))
+    np.add.at(taps, (i, low), 1 - part)
+    np.add.at(taps, (i, high), part)
+    return taps

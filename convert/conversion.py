@@ -162,6 +162,12 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     )
 
 
+def official_names(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Official key -> name in `tensors`, without the counters."""
+    canonical = _canonical(tensors)[1]
+    return {LAYOUTS['official'].from_canonical(key): name for key, name in canonical.items()}
+
+
 def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, int]:
     """(architecture, classes, input channels) from canonical keys and PyTorch shapes.
 

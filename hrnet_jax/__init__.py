@@ -1,0 +1,22 @@
+"""HRNet in JAX: Flax modules, converted PyTorch weights, exact evaluation."""
+
+from hrnet_jax.archs import Arch, list_models
+from hrnet_jax.backbone import HRNet
+from hrnet_jax.checkpoint import load
+from hrnet_jax.errors import UserError
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.models import create_model, init
+from hrnet_jax.preprocess import Transform
+
+__version__ = '0.1.0'
+__all__ = [
+    'Arch',
+    'Classifier',
+    'HRNet',
+    'Transform',
+    'UserError',
+    'create_model',
+    'init',
+    'list_models',
+    'load',
+]

@@ -57,3 +57,14 @@ def progress(items: Iterable[T], **kwargs: Any) -> Iterable[T]:
     except ModuleNotFoundError:
         return items
     return tqdm(items, disable=None, leave=False, **kwargs)
+
+
+def write(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = f'{path}.tmp'
+    try:
+        with open(temporary, 'w') as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None

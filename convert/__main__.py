@@ -1,0 +1,176 @@
+"""python -m convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import hrnet_jax
+from convert import readers
+from convert.conversion import Converted, array, convert, official_names, to_torch
+from convert.layouts import LAYOUTS
+from hrnet_jax import checkpoint, cli
+from hrnet_jax.archs import list_models
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import create_model
+from hrnet_jax.preprocess import SUPPORT, Transform
+from hrnet_jax.published import PUBLISHED, Published, recognise
+
+TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
+FORMATS = ('.pth', '.safetensors')
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(prog='python -m convert', description=__doc__)
+    p.add_argument('source', metavar='SRC', help='.pth, .pth.tar, .safetensors, hf:OWNER/REPO, or a converted folder')
+    p.add_argument('--out', required=True, help='folder that receives NAME/; with --to, the file to write')
+    p.add_argument('--arch', choices=list_models(), help='refuse the file unless it is this architecture')
+    p.add_argument('--name', help='name of the checkpoint; a published one adds its figures and transform')
+    p.add_argument('--verify', action='store_true', help='compare with PyTorch on random images, stage by stage')
+    p.add_argument('--to', choices=list(LAYOUTS), help='write a PyTorch file in this layout')
+    p.add_argument('--resize', type=int, help='evaluation: length of the shorter edge')
+    p.add_argument('--crop', type=int, help='evaluation: edge of the central square')
+    p.add_argument('--interpolation', choices=list(SUPPORT), help='evaluation: filter of the resizing')
+    p.add_argument('--class-names', metavar='FILE', help='text file with one class name a line')
+    p.add_argument('--force', action='store_true', help='replace what exists')
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    if args.to:
+        write_torch(args.source, args.to, Path(args.out), args.force)
+    else:
+        from_file(args)
+
+
+def from_file(args: Any) -> None:
+    """SRC -> OUT/NAME/."""
+    if (Path(args.source) / checkpoint.JSON).is_file():
+        raise UserError(f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it')
+    known = recognise(args.name, args.source)
+    names = _class_names(args.class_names)
+    source = readers.read(args.source)
+    done = convert(source.tensors, args.arch)
+    known = _checked(done, known, names, args.name)
+    folder = args.name or (known.name if known else done.arch.name)
+    if Path(folder).name != folder or folder.startswith('.'):
+        raise UserError(f'--name {folder} is not a plain name')
+
+    model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
+    chosen = {k: getattr(args, k) for k in ('resize', 'crop', 'interpolation')}
+    transform = dataclasses.replace(
+        known.transform if known else Transform(), **{k: v for k, v in chosen.items() if v}
+    )
+    meta = {
+        **checkpoint.describe(model),
+        'hrnet_jax': hrnet_jax.__version__,
+        'transform': transform.to_json(),
+        'published': known.to_json() if known else None,
+        'class_names': names,
+        'source': {
+            'file': source.path.name,
+            'origin': source.origin if source.origin.startswith('hf:') else source.path.name,
+            'sha256': source.sha256,
+            'container': source.container,
+            'layout': done.layout,
+            'head_bias': done.head_bias,
+        },
+    }
+    out = Path(args.out) / folder
+    if args.verify:
+        verify(model, done, source.tensors)
+    checkpoint.save(out, done.variables, meta, args.force)
+    for note in (*source.notes, *done.notes):
+        print(f'note: {note}')
+    figures = ''
+    if known:
+        top1, top5 = known.results[known.transform]['imagenet2012']
+        figures = f', published as {top1} % top-1 and {top5} % top-5'
+    elif done.num_classes == 1000:
+        near = [name for name, entry in PUBLISHED.items() if entry.arch == done.arch.name]
+        if near:
+            print(f'note: not a published file by its name; if it is one, say --name {"|".join(near)}')
+    print(f'{out}: {done.arch.name}, {done.num_classes} classes, {done.layout} layout{figures}')
+
+
+def verify(model: Any, done: Converted, tensors: Any) -> None:
+    """Prints the worst relative difference of each stage.
+
+    Raises:
+        UserError: if one is above rounding, or PyTorch is not installed.
+    """
+    try:
+        from convert import reference
+    except ModuleNotFoundError:
+        raise UserError("--verify needs PyTorch: pip install 'hrnet_jax[torch]'") from None
+    state = {key: array(tensors[name]) for key, name in official_names(tensors).items()}
+    worst = reference.verify(model, done.variables, state)
+    print('worst difference from PyTorch, relative to the largest value:')
+    for stage, difference in worst.items():
+        print(f'  {stage:8} {difference:.1e}')
+    if max(worst.values()) > TOLERANCE:
+        raise UserError(f'the converted model differs from PyTorch by more than {TOLERANCE}')
+
+
+def write_torch(source: str, layout: str, out: Path, force: bool = False) -> None:
+    """A converted folder -> a .pth or .safetensors file."""
+    if out.suffix not in FORMATS:
+        raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
+    folder = checkpoint.find(source)
+    meta = checkpoint.read_json(folder)
+    model, variables = checkpoint.load(folder)
+    state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
+    with checkpoint.replacing(out, force) as temporary:
+        if out.suffix == '.safetensors':
+            from safetensors.numpy import save_file
+
+            save_file(state, temporary, {'format': 'pt'})
+        else:
+            try:
+                import torch
+            except ModuleNotFoundError:
+                raise UserError(
+                    "writing .pth needs PyTorch: pip install 'hrnet_jax[torch]', or write .safetensors"
+                ) from None
+            torch.save({k: torch.from_numpy(v.copy()) for k, v in state.items()}, temporary)
+    print(f'{out}: {len(state)} tensors, {layout} layout, {os.path.getsize(out) / 1e6:.1f} MB')
+
+
+def _head_bias(meta: dict[str, Any], layout: str) -> bool | None:
+    """False for a model whose own implementation has none, so that it loads there strictly."""
+    published = PUBLISHED.get((meta.get('published') or {}).get('name', ''))
+    source = meta.get('source', {})
+    bare = source.get('head_bias') is False and LAYOUTS[source.get('layout', 'official')].head_bias
+    return False if bare or (published and not published.head_bias) else None
+
+
+def _checked(
+    done: Converted, known: Published | None, names: list[str] | None, name: str | None
+) -> Published | None:
+    """`known` if it fits what the file holds."""
+    if names and len(names) != done.num_classes:
+        raise UserError(f'--class-names has {len(names)} names; the file has {done.num_classes} classes')
+    if known is None or (known.arch, 1000) == (done.arch.name, done.num_classes):
+        return known
+    if name:
+        raise UserError(
+            f'--name {name} is a published {known.arch} with 1000 classes; the file holds '
+            f'{done.arch.name} with {done.num_classes}'
+        )
+    return None  # a file of another content under a published name
+
+
+def _class_names(file: str | None) -> list[str] | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'cannot read --class-names {file}: {error}') from None
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,46 @@
+"""Joining many hosts into one JAX run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import jax
+
+from hrnet_jax.errors import UserError
+
+# Set by the launchers whose clusters `jax.distributed.initialize()` finds its way around in.
+_SIZES = ('SLURM_NTASKS', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_HOSTS = 'TPU_WORKER_HOSTNAMES'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('many hosts', 'found by themselves on TPU pods, Slurm and Open MPI')
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
+    group.add_argument('--num-processes', type=int, help='how many processes there are')
+    group.add_argument('--process-id', type=int, help='which of them this is, from 0')
+
+
+def start(args: argparse.Namespace) -> None:
+    """Calls `jax.distributed.initialize` when asked to or when the environment is a cluster's.
+
+    Raises:
+        UserError: if the flags are incomplete or the other processes cannot be reached.
+    """
+    flags = (args.coordinator, args.num_processes, args.process_id)
+    asked = [flag is not None for flag in flags]
+    if any(asked) and not all(asked):
+        raise UserError('--coordinator, --num-processes and --process-id belong together')
+    sizes = [int(os.environ.get(name, 1)) for name in _SIZES]
+    cluster = max(sizes) > 1 or ',' in os.environ.get(_HOSTS, '')
+    if not all(asked) and not cluster:
+        return
+    try:
+        jax.distributed.initialize(*(flags if all(asked) else ()))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'cannot join the other processes: {str(error).splitlines()[0]}') from error
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0

@@ -1,0 +1,63 @@
+"""Pictures of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hrnet_jax.inference import Prediction
+
+_COLUMNS = 4  # pictures side by side, once there are more than three
+_BLUE, _GREY = '#2f6db3', '#8a929b'
+
+
+def draw(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    predictions: Sequence[Sequence[Prediction]],
+    path: str | Path,
+) -> None:
+    """Writes a picture of each image above the bars of its predictions.
+
+    Args:
+        images: uint8 (H, W, 3), shown whole.
+        titles: one line above each.
+        predictions: of each image, most probable first.
+        path: the picture's file; its ending says the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = len(images) if len(images) < _COLUMNS else _COLUMNS
+    rows = -(-len(images) // columns)
+    bars = 0.3 * max(len(p) for p in predictions) + 0.3
+    figure = Figure(figsize=(3.2 * columns, rows * (3.2 + bars)), layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        2 * rows, columns, squeeze=False, gridspec_kw={'height_ratios': [3, bars] * rows}
+    )
+    for axes in grid.flat:
+        axes.axis('off')
+    for i, (image, title, found) in enumerate(zip(images, titles, predictions, strict=True)):
+        top = grid[2 * (i // columns)][i % columns]
+        top.imshow(image, interpolation='nearest' if max(image.shape) < 100 else 'antialiased')
+        top.set_title(_short(title, 34), fontsize=9)
+        _bars(grid[2 * (i // columns) + 1][i % columns], found)
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axes, found: Sequence[Prediction]) -> None:
+    """Horizontal bars from 0 to 1, the name written over each."""
+    at = np.arange(len(found))
+    probabilities = [p.probability for p in found]
+    axes.barh(at, probabilities, 0.82, color=[_BLUE] + [_GREY] * (len(found) - 1), alpha=0.35)
+    for y, p in zip(at, found, strict=True):
+        axes.text(0.015, y, _short(p.name, 28), va='center', fontsize=9)
+        axes.text(0.985, y, f'{100 * p.probability:.1f} %', va='center', ha='right', fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + '…'

@@ -1,0 +1,146 @@
+"""Exact evaluation: integer counts over every image, on any number of devices and hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.models import Variables
+from hrnet_jax.preprocess import Transform, normalize
+
+TOP = 5
+Counts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Integer counts over a set, summed over all hosts.
+
+    Attributes:
+        num_examples: images counted; for several labels an image, those that have one.
+        top1_correct, top5_correct: how many had a label of theirs among the first 1 and 5.
+        seen: images that went through the network, counted or not.
+    """
+
+    num_examples: int
+    top1_correct: int
+    top5_correct: int
+    seen: int
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.top1_correct / max(self.num_examples, 1)
+
+    @property
+    def top5(self) -> float:
+        """Percent."""
+        return 100 * self.top5_correct / max(self.num_examples, 1)
+
+
+def data_mesh() -> Mesh:
+    """All devices of all hosts along one axis, 'data'."""
+    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def local_batch(batch_size: int) -> int:
+    """This host's share of `batch_size` images, rounded up to fill its devices evenly."""
+    devices = jax.local_device_count()
+    share = -(-batch_size // jax.process_count())
+    return -(-share // devices) * devices
+
+
+def count_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Counts:
+    """Counts of one batch.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,) or (N, L) class indices; -1 for none. An image without a label is not counted.
+        mask: (N,) False for padding.
+
+    Returns:
+        int32 scalars `num_examples`, `top1_correct`, `top5_correct` and `seen`.
+    """
+    labels = labels.reshape((labels.shape[0], -1))
+    top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))[1]
+    hit = jnp.any(top[:, :, None] == labels[:, None, :], -1)
+    counted = mask & jnp.any(labels >= 0, -1)
+    return {
+        'num_examples': jnp.sum(counted, dtype=jnp.int32),
+        'top1_correct': jnp.sum(hit[:, 0] & counted, dtype=jnp.int32),
+        'top5_correct': jnp.sum(jnp.any(hit, -1) & counted, dtype=jnp.int32),
+        'seen': jnp.sum(mask, dtype=jnp.int32),
+    }
+
+
+def make_eval_step(
+    model: Classifier, transform: Transform, mesh: Mesh, classes: np.ndarray | None = None
+) -> Callable[[Variables, Counts, Counts], Counts]:
+    """The compiled step (variables, totals, batch) -> totals.
+
+    Args:
+        transform: its mean and standard deviation; the images come resized and cropped.
+        mesh: with an axis 'data', over which batches are split; variables are on every device.
+        classes: the class indices that compete; None for all.
+
+    A batch is {'image': uint8 (N, H, W, 3), 'label': int32 (N,) or (N, L), 'mask': bool (N,)}.
+    """
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
+    allowed = np.ones(model.num_classes, bool)
+    if classes is not None:
+        allowed = np.isin(np.arange(model.num_classes), classes)
+
+    def step(variables: Variables, totals: Counts, batch: Counts) -> Counts:
+        images = normalize(batch['image'], transform, model.dtype)
+        logits = model.apply(variables, images)
+        logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)  # type: ignore[arg-type]
+        counts = count_correct(logits, batch['label'], batch['mask'])
+        return jax.tree.map(jnp.add, totals, counts)
+
+    return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=1)
+
+
+def evaluate(
+    model: Classifier,
+    variables: Variables,
+    batches: Iterable[dict[str, np.ndarray]],
+    transform: Transform,
+    *,
+    classes: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Counts over all batches of all hosts.
+
+    Args:
+        batches: this host's part: NumPy batches as of `make_eval_step`, equally many on every host.
+        classes: see `make_eval_step`.
+        mesh: see `make_eval_step`; by default all devices.
+
+    Raises:
+        AssertionError: if fewer images were counted than the masks say.
+    """
+    mesh = mesh or data_mesh()
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
+    step = make_eval_step(model, transform, mesh, classes)
+    variables = jax.device_put(variables, whole)
+    names = [field.name for field in dataclasses.fields(Result)]
+    totals = jax.device_put(dict.fromkeys(names, np.int32(0)), whole)
+    fed = 0
+    for batch in batches:
+        fed += int(batch['mask'].sum())
+        arrays = {
+            k: jax.make_array_from_process_local_data(split, batch[k]) for k in ('image', 'label', 'mask')
+        }
+        totals = step(variables, totals, arrays)
+    result = Result(**{name: int(value) for name, value in totals.items()})
+    if jax.process_count() == 1:
+        assert result.seen == fed, f'counted {result.seen} of {fed} images'
+    return result

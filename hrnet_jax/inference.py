@@ -1,0 +1,84 @@
+"""Predictions for images in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+
+from hrnet_jax.errors import UserError
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.models import Variables
+from hrnet_jax.preprocess import Transform, normalize, resize_crop
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One class for one image: its index, its name, and the softmax probability (0 to 1)."""
+
+    index: int
+    name: str
+    probability: float
+
+
+def predict(
+    model: Classifier,
+    variables: Variables,
+    images: Sequence[Any],
+    *,
+    topk: int = 5,
+    transform: Transform | None = None,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 32,
+) -> list[list[Prediction]]:
+    """The `topk` most probable classes of each image, most probable first.
+
+    Args:
+        images: uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or PIL images, of any
+            sizes; a uint8 array (N, H, W, 3) will do. Not normalised: `transform` does that.
+        topk: at most the number of classes.
+        transform: as the checkpoint was evaluated; by default 256, 224, bilinear.
+        class_names: by default ImageNet's for 1000 classes, numbers for others.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: for a `topk` or `class_names` that do not fit the model.
+    """
+    transform = transform or Transform()
+    names = list(class_names or default_class_names(model.num_classes))
+    if len(names) != model.num_classes:
+        raise UserError(f'{len(names)} class names for a model of {model.num_classes} classes')
+    if not 1 <= topk <= model.num_classes:
+        raise UserError(f'topk {topk} is not between 1 and the {model.num_classes} classes')
+    size = min(batch_size, len(images))
+    found: list[list[Prediction]] = []
+    for start in range(0, len(images), max(size, 1)):
+        pixels = np.stack([resize_crop(image, transform) for image in images[start : start + size]])
+        count = len(pixels)
+        pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))
+        values, indices = map(np.asarray, _top(model, topk, transform, variables, pixels))
+        for row, best in zip(values[:count], indices[:count], strict=True):
+            found.append([Prediction(int(i), names[i], float(p)) for p, i in zip(row, best, strict=True)])
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _top(
+    model: Classifier, topk: int, transform: Transform, variables: Variables, pixels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    logits = model.apply(variables, normalize(pixels, transform, model.dtype))
+    values, indices = jax.lax.top_k(jax.nn.softmax(logits), topk)  # type: ignore[arg-type]
+    return values, indices
+
+
+def default_class_names(num_classes: int) -> list[str]:
+    """ImageNet's class names (WordNet 3.0) for 1000 classes, '0', '1', ... for other numbers."""
+    if num_classes != 1000:
+        return [str(i) for i in range(num_classes)]
+    lines = resources.files('hrnet_jax').joinpath('imagenet_classes.txt').read_text().splitlines()
+    return [line.split(' ', 1)[1] for line in lines]

@@ -1,0 +1,63 @@
+"""python predict.py IMAGE... --arch A --ckpt DIR: what is in the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from hrnet_jax import checkpoint, cli
+from hrnet_jax.archs import list_models
+from hrnet_jax.errors import UserError
+from hrnet_jax.inference import predict
+from hrnet_jax.preprocess import Transform, open_image
+
+
+def main() -> None:
+    p = cli.Parser(description=__doc__)
+    p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
+    p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
+    p.add_argument('--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it')
+    p.add_argument('--topk', type=int, default=5, help='classes an image')
+    p.add_argument('--json', metavar='FILE', help='write the predictions there')
+    p.add_argument('--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)')
+    args = p.parse_args()
+
+    for file in (args.json, args.out):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise UserError(f'the folder of {file} does not exist')
+    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg', '.jpg'):
+        raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
+    folder = checkpoint.find(args.ckpt, args.arch)
+    meta = checkpoint.read_json(folder)
+    if not 1 <= args.topk <= meta['num_classes']:
+        raise UserError(f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes')
+    images = [open_image(path) for path in args.images]
+    model, variables = checkpoint.load(folder, args.arch)
+    found = predict(
+        model,
+        variables,
+        images,
+        topk=args.topk,
+        transform=Transform.from_json(meta['transform']),
+        class_names=meta.get('class_names'),
+    )
+    for path, best in zip(args.images, found, strict=True):
+        print(path)
+        for prediction in best:
+            print(f'  {100 * prediction.probability:6.2f} %  {prediction.name}')
+    if args.json:
+        rows = [
+            {'image': path, 'predictions': [dataclasses.asdict(one) for one in best]}
+            for path, best in zip(args.images, found, strict=True)
+        ]
+        cli.write(args.json, json.dumps(rows, indent=1) + '\n')
+    if args.out:
+        from hrnet_jax.drawing import draw
+
+        draw(images, [Path(path).name for path in args.images], found, args.out)
+        print(f'drawn: {args.out}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,8 +1,7 @@
-"""The file formats of checkpoints, recognised by content: what they hold, and whether it is whole."""
+"""The file formats of checkpoints, recognised by content; whether a file is whole."""
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import io
@@ -19,6 +18,13 @@ from hrnet_jax.errors import UserError
 
 Reader = Callable[[Path], tuple[Any, list[str]]]  # -> the object in the file, remarks
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_SAFETENSORS = {
+    **{'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32', 'F64': 'float64', 'BOOL': 'bool'},
+    **{f'I{bits}': f'int{bits}' for bits in (8, 16, 32, 64)},
+    **{f'U{bits}': f'uint{bits}' for bits in (8, 16, 32, 64)},
+}
+# After the last `-` of a name: a long number, a step, a date from 1990 to 2099.
+_NO_HASH = r'\d{9,}|00\d{6}|(199\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])'
 
 
 def recognise(path: Path) -> Reader:
@@ -27,12 +33,18 @@ def recognise(path: Path) -> Reader:
     Raises:
         UserError: saying what it is, if no checkpoint.
     """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        kind = 'a directory: give the file in it' if stat.S_ISDIR(mode) else 'no regular file'
-        raise UserError(f'is {kind}')
-    with path.open('rb') as file:
-        head = file.read(1024)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = 'a directory: give the file in it' if stat.S_ISDIR(mode) else 'no regular file'
+            raise UserError(f'is {kind}')
+        with path.open('rb') as file:
+            head = file.read(4096)
+    except FileNotFoundError:
+        hint = 'a repository of the Hugging Face hub is written hf:OWNER/REPO'
+        raise UserError(f'does not exist ({hint})') from None
+    except OSError as error:
+        raise UserError(f'cannot be read: {error.strerror}') from error
     for pattern, reader in _FORMATS:
         if re.match(pattern, head, re.DOTALL):
             if isinstance(reader, str):
@@ -44,17 +56,18 @@ def recognise(path: Path) -> Reader:
 def checked_digest(path: Path) -> str:
     """The sha256 of a file, compared with the beginning of it that publishers put in the name.
 
-    That is a `-` and 8 to 64 hexadecimal digits before the extensions. Digits alone are taken for
-    it only if they are 8 that do not start with 00 (the number of a step) and are no date from
-    1990 to 2099, so 19126642 is.
+    That is a `-` and 8 to 64 hexadecimal digits before the extensions. Of decimal digits alone,
+    only 8 count, and not if they start with 00 (as steps do) or make a date from 1990 to 2099:
+    20220120 is none, 19126642 is a hash.
+
+    Raises:
+        UserError: if they differ.
     """
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     match = re.fullmatch(r'.*-([0-9a-f]{8,64})(\.\w+)*', path.name)
     promised = match[1] if match else ''
-    if re.fullmatch(r'\d+', promised) and (len(promised) != 8 or _is_counter(promised)):
-        return digest
-    if not digest.startswith(promised):
+    if not digest.startswith(promised) and not re.fullmatch(_NO_HASH, promised):
         raise UserError(
             f'is damaged or renamed: its name promises a sha256 of {promised}..., its content has '
             f'{digest[: len(promised)]}...; get it again'
@@ -62,26 +75,17 @@ def checked_digest(path: Path) -> str:
     return digest
 
 
-def _is_counter(digits: str) -> bool:
-    try:
-        return (
-            digits.startswith('00')
-            or 1990 <= datetime.datetime.strptime(digits, '%Y%m%d').year < 2100
-        )
-    except ValueError:
-        return False
-
-
 def read_zip(path: Path) -> tuple[Any, list[str]]:
     """The object in a file of PyTorch 1.6 and later, and remarks."""
     archive = zipfile.ZipFile(path)
-    found = [name for name in archive.namelist() if re.fullmatch('[^/]*/data.pkl', name)]
-    prefix = found[0].removesuffix('data.pkl') if len(found) == 1 else None
-    if prefix is None:
+    names = archive.namelist()
+    found = [name for name in names if re.fullmatch(r'[^/]+/data\.pkl', name)]
+    if len(found) != 1:
         raise UserError(
-            'is a zip archive, but not of torch.save: unpack it and give what is inside'
+            'is a zip archive, but not of torch.save: unpack it and give the file inside'
         )
-    if f'{prefix}constants.pkl' in archive.namelist():
+    prefix = found[0].removesuffix('data.pkl')
+    if f'{prefix}constants.pkl' in names:
         raise UserError(
             'is a TorchScript archive: torch.save the state_dict() of what torch.jit.load returns'
         )
@@ -92,10 +96,7 @@ def read_zip(path: Path) -> tuple[Any, list[str]]:
         remarks = ['the file was written without checksums, so damage cannot be seen']
         for record in records:
             record.CRC = None  # type: ignore[assignment]  # zipfile compares none then
-    if (
-        f'{prefix}byteorder' in archive.namelist()
-        and archive.read(f'{prefix}byteorder') != b'little'
-    ):
+    if f'{prefix}byteorder' in names and archive.read(f'{prefix}byteorder') != b'little':
         raise UserError('is from a big-endian machine: load it with torch here and save it again')
     # One kept: neighbours often share a storage.
     fetch = functools.lru_cache(1)(lambda key: archive.read(f'{prefix}data/{key}'))
@@ -113,11 +114,10 @@ def read_legacy(path: Path) -> tuple[Any, list[str]]:
             file.seek(places[key][0])
             return file.read(places[key][1])
 
+    end = path.stat().st_size
     with path.open('rb') as file:
         if Unpickler(file, fetch).load() != _LEGACY_MAGIC:
-            raise UserError(
-                'is a plain pickle, not of torch.save: save a state dict with torch.save'
-            )
+            raise UserError('is a plain pickle: save the state dict with torch.save instead')
         for _ in ('protocol version', 'sizes of C types'):
             Unpickler(file, fetch).load()
         unpickler = Unpickler(file, fetch)
@@ -126,7 +126,7 @@ def read_legacy(path: Path) -> tuple[Any, list[str]]:
             (count,) = struct.unpack('<q', file.read(8))
             size = count * unpickler.dtypes[key].itemsize
             places[key] = file.tell(), size
-            if count < 0 or file.tell() + size > path.stat().st_size:
+            if count < 0 or file.tell() + size > end:
                 raise EOFError('a storage is cut off')
             file.seek(size, io.SEEK_CUR)
     return tree, unpickler.notes()
@@ -142,32 +142,26 @@ def read_safetensors(path: Path) -> tuple[Any, list[str]]:
     tree: dict[str, Any] = {}
     for name in file.keys():  # noqa: SIM118
         part = file.get_slice(name)
-        bits = re.sub(r'^(BF|F|I|U)(\d+)$', _long_name, part.get_dtype()).lower()
-        # Another type is left as its name, which is no tensor.
-        tree[name] = part.get_dtype()
-        if bits in DTYPES:
+        tree[name] = kind = part.get_dtype()
+        if kind in _SAFETENSORS:  # else the name of the type stays, which is no tensor
             load = functools.partial(file.get_tensor, name)
-            tree[name] = LazyTensor(tuple(part.get_shape()), DTYPES[bits], load)
+            tree[name] = LazyTensor(tuple(part.get_shape()), DTYPES[_SAFETENSORS[kind]], load)
     return tree, []
-
-
-def _long_name(match: re.Match) -> str:
-    return {'BF': 'bfloat', 'F': 'float', 'I': 'int', 'U': 'uint'}[match[1]] + match[2]
 
 
 _FORMATS: tuple[tuple[bytes, Reader | str], ...] = (
     (rb'\Z', 'is empty: get it again'),
-    (rb'PK(\3\4|\5\6)', read_zip),
+    (rb'PK(\x03\x04|\x05\x06)', read_zip),
     (rb'.{5}\0\0\0\{', read_safetensors),  # 8 bytes with the length of a JSON header
-    (rb'\x80[\1-\5]', read_legacy),
+    (rb'\x80[\x01-\x05]', read_legacy),
     (
-        rb'\s*<(?i:!doctype|html|\?xml|head|body)',
+        rb'\s*<(?i:!doctype|!--|html|\?xml|head|body)',
         'is a web page: the download went wrong, get it again',
     ),
     (rb'version https://git-lfs', 'is a git LFS pointer, not the weights: run git lfs pull'),
     (rb'\s*(\{\s*["}]|\[)', 'is JSON, not weights: give the .pth or .safetensors file'),
     (
-        rb'(\./)?(sys_info|storages|tensors|pickle)\0.*ustar',
+        rb'(?=.{257}ustar)(.{512})*(sys_info|pickle|tensors|storages)\0',
         'is of PyTorch before 0.1.10: load it with an old PyTorch and save it again',
     ),
     (rb'.{257}ustar', 'is a tar archive: unpack it and give the file inside'),

@@ -1,0 +1,185 @@
+"""Tensors of a checkpoint file: PyTorch's two formats, safetensors, and the Hugging Face hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.formats import checked_digest, recognise
+from convert.pickles import Inert, LazyTensor
+from hrnet_jax.errors import UserError
+
+_DEPTH = 3  # of mappings in mappings
+_SHOWN = 6  # names in a message
+# In order of preference. mmengine swaps its two: there `state_dict` is the average of the weights.
+_WRAPPERS = (
+    *('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_dict', 'net', 'module'),
+    *('best_state_dict', 'ema_state_dict'),
+)
+# What training scripts keep beside the weights.
+_EXTRAS = re.compile(
+    r'(amp_|grad_)?scaler|amp|arch|args|best_(acc\w*|mIoU)|callbacks|cfg|config|epoch|(global_)?step|'
+    r'hparams|hyper_parameters|iter\w*|loops|(lr_|param_)?schedulers?|message_hub|meta|metric|'
+    r'optimizers?(_states?)?|perf|version'
+)
+# Counters of averaged models, and the image statistics of OpenMMLab.
+_DROPPED = ('n_averaged', 'steps', 'data_preprocessor.mean', 'data_preprocessor.std')
+_HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_HUB_ERRORS = {
+    'LocalEntryNotFoundError': 'the hub cannot be reached and the file is not in the cache',
+    'EntryNotFoundError': f'the repository has neither {" nor ".join(_HUB_FILES)}',
+    'GatedRepoError': 'its owner must let you in: ask on its page, then run `hf auth login`',
+    'RepositoryNotFoundError': 'no such repository; if it is private, run `hf auth login` first',
+    'RevisionNotFoundError': 'the repository has no such revision',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What was read.
+
+    Attributes:
+        path: the local file.
+        origin: what the user typed.
+        sha256: of the file.
+        tensors: in the file's order (safetensors: sorted), names as in the file.
+        container: keys that lead to them, such as 'state_dict'; '' where they lie at the top.
+        notes: one-line remarks for the user.
+    """
+
+    path: Path
+    origin: str
+    sha256: str
+    tensors: Mapping[str, LazyTensor]
+    container: str
+    notes: tuple[str, ...]
+
+
+def read(source: str | os.PathLike) -> Source:
+    """Opens a checkpoint, whatever its extension; `hf:OWNER/REPO[@REVISION]` is downloaded.
+
+    Raises:
+        UserError: if it is no checkpoint, damaged, or holds no tensors.
+    """
+    origin = os.fsdecode(source)
+    try:
+        path = _download(origin) if origin.startswith('hf:') else Path(origin)
+        reader = recognise(path)
+        sha256 = checked_digest(path)
+        try:
+            tree, remarks = reader(path)
+        except UserError:
+            raise
+        except Exception as error:  # whatever damaged bytes may do to the parsers
+            kind = type(error).__name__
+            raise UserError(f'is damaged or cut short ({kind}): get it again') from error
+    except UserError as error:
+        raise UserError(f'{origin} {error}') from error.__cause__
+    found, container, notes = resolve(tree, origin)
+    tensors = {name: dataclasses.replace(tensor, name=name) for name, tensor in found.items()}
+    return Source(path, origin, sha256, tensors, container, (*remarks, *notes))
+
+
+def resolve(
+    tree: Any, origin: str = 'the state dict'
+) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
+    """The state dict in a loaded object: its tensors of any kind, where they lay, remarks.
+
+    Raises:
+        UserError: if there are none.
+    """
+    path: list[str] = []
+    notes = []
+    while len(path) < _DEPTH and isinstance(tree, Mapping):
+        found = [key for key in _WRAPPERS if next(_tensors(tree.get(key)), None)]
+        if not found:
+            break
+        path.append(found[0])
+        tree = tree[found[0]]
+        if len(found) > 1:
+            notes.append(f'took the weights under {path[-1]!r}, not those under {_some(found[1:])}')
+    tensors = dict(_tensors(tree))
+    if not tensors:
+        raise UserError(
+            f'{origin} holds no tensors with names, only {_described(tree)}; '
+            'save the state_dict() of the model with torch.save'
+        )
+    others = [k for k, v in tree.items() if not _is_tensor(v) and not isinstance(v, Mapping)]
+    if others := [_shown(key) for key in others if not _is_extra(key)]:
+        notes.append(f'ignored what is no tensor: {_some(others)}')
+    flat = {name.replace('.', '_') for name in tensors}
+    averages = [name for name in tensors if name.startswith('ema_') and name[4:] in flat]
+    if averages:  # mmcv 1.x, which swaps them too
+        notes.append(f'ignored {len(averages)} copies named ema_*')
+    for name in (*averages, *_DROPPED):
+        tensors.pop(name, None)
+    return tensors, '.'.join(path), tuple(notes)
+
+
+def _tensors(tree: Any, prefix: str = '', depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    """Names and tensors; a mapping inside gives its key to the names."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if isinstance(key, str) and _is_tensor(value):
+            yield prefix + key, value
+        elif isinstance(key, str) and depth > 1 and not _is_extra(key):
+            yield from _tensors(value, f'{prefix}{key}.', depth - 1)
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, 'shape') and hasattr(value, 'dtype') and not isinstance(value, np.generic)
+
+
+def _is_extra(key: Any) -> bool:
+    return isinstance(key, str) and bool(_EXTRAS.fullmatch(key))
+
+
+def _described(tree: Any) -> str:
+    if isinstance(tree, Mapping) and tree:
+        return _some([f'{_shown(key)} ({_kind(value)})' for key, value in tree.items()])
+    return f'a {_kind(tree)}'
+
+
+def _kind(value: Any) -> str:
+    return f'pickled {value.name}' if isinstance(value, Inert) else type(value).__name__
+
+
+def _shown(key: Any) -> str:
+    return f'{key!r:.60}' if isinstance(key, str) else type(key).__name__
+
+
+def _some(names: list[str]) -> str:
+    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    return ', '.join(names[:_SHOWN]) + more
+
+
+def _download(origin: str) -> Path:
+    """The local copy of a repository's weights."""
+    match = re.fullmatch(r'hf:(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?', origin)
+    if not match:
+        raise UserError('is no repository: write hf:OWNER/REPO or hf:OWNER/REPO@REVISION')
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError:
+        raise UserError('needs a package that is missing: pip install huggingface_hub') from None
+    failure, kinds = None, []
+    for name in _HUB_FILES:
+        # Where nobody answered to the first name, half a minute of tries is enough.
+        offline = 'LocalEntryNotFoundError' in kinds
+        try:
+            return Path(
+                hf_hub_download(match[1], name, revision=match[2], local_files_only=offline)
+            )
+        except Exception as error:
+            failure = error
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            if 'EntryNotFoundError' not in kinds:  # the other file may be there, or in the cache
+                break
+    known = [_HUB_ERRORS[kind] for kind in kinds if kind in _HUB_ERRORS]
+    reason = known[0] if known else ' '.join(f'{kinds[0]}: {failure}'.split())
+    raise UserError(f'cannot be downloaded: {reason}') from failure

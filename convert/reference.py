@@ -157,7 +157,7 @@ def verify(
     reference = HRNet(model.arch, model.num_classes, model.in_channels, 'final_layer.0.bias' in state)
     # Counters do not enter the result, and not every file has them.
     counters = {k: v for k, v in reference.state_dict().items() if k.endswith('num_batches_tracked')}
-    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)).float() for k, v in state.items()}
+    tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
     reference.load_state_dict(counters | tensors)
     images = np.random.default_rng(0).standard_normal((2, *size, model.in_channels), np.float32)
     with torch.no_grad():

@@ -8,6 +8,8 @@ the others are `train` (1,198). Source: E. Alpaydin and C. Kaynak, UCI Machine L
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from hrnet_jax import cli
@@ -40,7 +42,9 @@ def prepare(data_dir: str) -> None:
         VERSION = tfds.core.Version('1.0.0')
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return self.dataset_info_from_configs(
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=__doc__,
                 features=tfds.features.FeaturesDict(
                     {
                         'image': tfds.features.Image(shape=(8, 8, 1)),
@@ -52,13 +56,15 @@ def prepare(data_dir: str) -> None:
             )
 
         def _split_generators(self, dl_manager):
-            return {name: self._examples(name, *arrays) for name, arrays in scans().items()}
+            return {name: self._generate_examples(name, *arrays) for name, arrays in scans().items()}
 
-        def _examples(self, name: str, images: np.ndarray, labels: np.ndarray):
+        def _generate_examples(self, name: str, images: np.ndarray, labels: np.ndarray):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 file_name = f'{name}_{i:04d}.png'
                 yield i, {'image': image, 'label': int(label), 'file_name': file_name}
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     Digits(data_dir=data_dir, file_format='tfrecord').download_and_prepare()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ _BLUE, _GREY = '#2f6db3', '#8a929b'
 
 
 def draw(
-    images: Sequence[np.ndarray],
+    images: Sequence[Any],
     titles: Sequence[str],
     predictions: Sequence[Sequence[Prediction]],
     path: str | Path,
@@ -22,7 +23,7 @@ def draw(
     """Writes a picture of each image above the bars of its predictions.
 
     Args:
-        images: uint8 (H, W, 3), shown whole.
+        images: PIL images or uint8 arrays (H, W, 3), shown whole.
         titles: one line above each.
         predictions: of each image, most probable first.
         path: the picture's file; its ending says the format.
@@ -41,6 +42,7 @@ def draw(
     for axes in grid.flat:
         axes.axis('off')
     for i, (image, title, found) in enumerate(zip(images, titles, predictions, strict=True)):
+        image = np.asarray(image)
         top = grid[2 * (i // columns)][i % columns]
         top.imshow(image, interpolation='nearest' if max(image.shape) < 100 else 'antialiased')
         top.set_title(_short(title, 34), fontsize=9)

@@ -1,0 +1,144 @@
+"""python eval.py --arch A --ckpt DIR: top-1 and top-5 of a converted checkpoint, beside the published."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hrnet_jax import checkpoint, cli, data, distributed
+from hrnet_jax.archs import list_models
+from hrnet_jax.errors import UserError
+from hrnet_jax.evaluation import Result, evaluate, local_batch
+from hrnet_jax.preprocess import SUPPORT, Transform
+from hrnet_jax.published import expected
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(description=__doc__)
+    p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
+    p.add_argument('--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it')
+    p.add_argument(
+        '--dataset',
+        default='imagenet2012',
+        help=f'{", ".join(data.DATASETS)}, any prepared tfds data set, or folder:PATH of class folders',
+    )
+    p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
+    p.add_argument('--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds')
+    p.add_argument('--batch-size', type=int, default=128, help='images a step, over all devices and hosts')
+    p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation')
+    p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    p.add_argument('--json', metavar='FILE', help='write the result there')
+    p.add_argument('--resize', type=int, help='shorter edge in pixels, instead of the checkpoint\'s')
+    p.add_argument('--crop', type=int, help='edge of the central square, instead of the checkpoint\'s')
+    p.add_argument('--interpolation', choices=list(SUPPORT), help='instead of the checkpoint\'s')
+    distributed.add_arguments(p)
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    for name in ('batch_size', 'limit', 'resize', 'crop'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f'the folder of --json {args.json} does not exist')
+    folder = checkpoint.find(args.ckpt, args.arch)
+    meta = checkpoint.read_json(folder)
+    transform = transform_of(args, meta)
+    if args.dtype == 'float32':
+        # Accelerators round the factors of float32 products unless told not to; PyTorch does not.
+        jax.config.update('jax_default_matmul_precision', 'highest')
+
+    # The data set is opened before the model is loaded: its mistakes are the cheapest to find.
+    source = data.open_dataset(args.dataset, args.split, args.data_dir)
+    if (source.num_classes or meta['num_classes']) != meta['num_classes']:
+        raise UserError(
+            f'{args.dataset} has {source.num_classes} classes, the checkpoint {meta["num_classes"]}'
+        )
+    distributed.start(args)
+    main_process = distributed.is_main()
+    for note in source.notes if main_process else ():
+        print(f'note: {note}')
+    model, variables = checkpoint.load(folder, args.arch, dtype=jnp.dtype(args.dtype))
+    classes = data.present_classes(source) if source.dataset.restricted else None
+
+    batch = local_batch(args.batch_size)
+    total = min(args.limit or source.num_examples, source.num_examples)
+    batches = data.batches(
+        source, transform, batch, jax.process_index(), jax.process_count(), args.limit
+    )
+    share = -(-total // jax.process_count())
+    steps = -(-share // batch)
+    result = evaluate(
+        model,
+        variables,
+        cli.progress(batches, total=steps, desc=args.dataset) if main_process else batches,
+        transform,
+        classes=classes,
+    )
+    if result.seen != total:
+        raise RuntimeError(f'counted {result.seen} of {total} images')
+    if main_process:
+        report(args, meta, source, transform, result, total)
+
+
+def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
+    """The checkpoint's transform with what the flags override."""
+    flags = {k: getattr(args, k) for k in ('resize', 'crop', 'interpolation')}
+    transform = Transform.from_json(meta['transform'])
+    transform = dataclasses.replace(transform, **{k: v for k, v in flags.items() if v is not None})
+    if transform.crop % 32:
+        raise UserError(f'--crop {transform.crop} is not a multiple of 32, as the network needs')
+    return transform
+
+
+def report(
+    args: argparse.Namespace,
+    meta: dict[str, Any],
+    source: data.EvalSource,
+    transform: Transform,
+    result: Result,
+    total: int,
+) -> None:
+    """Prints the table and writes the JSON."""
+    name, partial = source.dataset.name, source.is_partial or total < source.num_examples
+    published = None if partial else expected(meta['published'], transform, name)
+    rows = (('top-1', result.top1), ('top-5', result.top5))
+    print(f'{meta["arch"]["name"]} on {name}, split {source.split or "-"}, {transform.crop} x {transform.crop}')
+    if partial:
+        print(f'PARTIAL: {total:,} images; not comparable with published figures')
+    print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
+    correct = (result.top1_correct, result.top5_correct)
+    for i, (label, percent) in enumerate(rows):
+        theirs = f'{published[i]:11.3f}{percent - published[i]:+12.3f}' if published else f'{"-":>11}{"-":>12}'
+        print(f'{label:10}{percent:10.3f}{correct[i]:10,}{theirs}')
+    print(f'{"examples":10}{result.num_examples:10,}')
+    if args.json:
+        content = {
+            'arch': meta['arch']['name'],
+            'dataset': name,
+            'split': source.split,
+            'num_examples': result.num_examples,
+            'top1': result.top1,
+            'top5': result.top5,
+            'top1_correct': result.top1_correct,
+            'top5_correct': result.top5_correct,
+            'partial': partial,
+            'published': list(published) if published else None,
+            'transform': transform.to_json(),
+            'dtype': args.dtype,
+            'checkpoint': (meta['published'] or {}).get('name'),
+            'source_sha256': meta['source']['sha256'],
+        }
+        cli.write(args.json, json.dumps(content, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -93,7 +93,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         o, size = self.opts, (x.shape[-1],)
-        stat_dtype = jnp.promote_types(jnp.float32, o.param_dtype)
+        stat_dtype = at_least_float32(o.param_dtype)
         scale = self.param('scale', nn.initializers.ones_init(), size, o.param_dtype)
         bias = self.param('bias', nn.initializers.zeros_init(), size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
@@ -116,6 +116,10 @@ class BatchNorm(nn.Module):
         y = (grouped - m[:, None, None, None]) * gain[:, None, None, None]
         y = y + bias.astype(stat_dtype)[None, None, None, None]
         return y.reshape(x.shape).astype(o.dtype)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
 
 
 def _channels(vector: Array) -> Array:
@@ -189,7 +193,7 @@ def upsample(x: Array, factor: int, size: tuple[int, int], opts: Options) -> Arr
 
 def resize_bilinear(x: Array, size: tuple[int, int], align_corners: bool = False) -> Array:
     """PyTorch's `interpolate(mode='bilinear')` (no antialiasing) of (N, h, w, C) to `size`."""
-    dtype = jnp.promote_types(jnp.float32, x.dtype)
+    dtype = at_least_float32(x.dtype)
     y = x.astype(dtype)
     for axis, out in zip((1, 2), size, strict=True):
         if x.shape[axis] != out:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch
 from hrnet_jax.backbone import HRNet
-from hrnet_jax.layers import Array, Bottleneck, Options, Upsample, conv_norm
+from hrnet_jax.layers import Array, Bottleneck, Options, Upsample, at_least_float32, conv_norm
 
 
 def linear_init(fan_in: int):
@@ -45,7 +45,7 @@ class ClassificationHead(nn.Module):
             y = x + nn.relu(conv_norm(y, head[i], 3, names, opts, train, stride=2))
         names = ('final_layer_0', 'final_layer_1')
         y = nn.relu(conv_norm(y, self.arch.features, 1, names, opts, train))
-        dtype = jnp.promote_types(jnp.float32, opts.param_dtype)
+        dtype = at_least_float32(opts.param_dtype)
         pooled = jnp.mean(y.astype(dtype), (1, 2))
         if not logits:
             return pooled

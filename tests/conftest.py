@@ -1,0 +1,48 @@
+"""Two CPU devices, strict promotion of types and ranks, no network, no surprise from the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command's `main` as from the shell: (arguments) -> (exit code, stdout, stderr)."""
+    from hrnet_jax import cli
+
+    def call(main, *arguments):
+        monkeypatch.setattr(sys, 'argv', ['command', *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.run(main)
+        streams = capsys.readouterr()
+        return exit.value.code, streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture
+def refused(command):
+    """Runs a command that must fail as a user's mistake does; returns its one line."""
+
+    def call(main, *arguments):
+        code, _, err = command(main, *arguments)
+        assert code == 2, err
+        assert err.count('\n') == 1, err
+        assert 'Traceback' not in err
+        return err
+
+    return call

@@ -1,0 +1,256 @@
+"""The network: sizes, costs, shapes, options, initialisation, training statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from rules import close, image, weight
+
+import hrnet_jax
+from convert.reference import reference_of
+from hrnet_jax.layers import BatchNorm, Options, resize_bilinear, upsample
+from hrnet_jax.models import create_model, init, variable_shapes
+from hrnet_jax.summary import multiply_adds, parameters
+
+# Published: parameters with 1000 classes, no head biases; multiply-adds of the convolutions at 224.
+COSTS = {
+    'w18': (21_295_164, 4_281_489_072),
+    'w30': (37_708_380, 8_103_733_680),
+    'w32': (41_228_840, 8_919_085_056),
+    'w40': (57_553_320, 12_689_949_440),
+    'w44': (67_061_144, 14_881_056_960),
+    'w48': (77_466_024, 17_275_948_032),
+    'w64': (128_056_104, 28_893_347_840),
+    'w18_small_v1': (13_187_464 - 3_840, 1_599_460_352),
+    'w18_small_v2': (15_597_464 - 3_840, 2_593_664_864),
+}
+LINEAR = 2048 * 1000
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    model = create_model('tiny', 10)
+    return model, init(model, jax.random.key(0))
+
+
+@pytest.mark.parametrize('arch', COSTS)
+def test_costs_as_published(arch):
+    model = create_model(arch)
+    assert (parameters(model), multiply_adds(model) - LINEAR) == COSTS[arch]
+
+
+def test_the_table():
+    assert set(hrnet_jax.list_models()) == {*COSTS, 'tiny'}
+    assert parameters(create_model('tiny')) < 300_000
+    with pytest.raises(hrnet_jax.UserError, match='w17.*w18_small_v1'):
+        create_model('w17')
+
+
+def test_shapes_and_methods_agree(tiny):
+    model, variables = tiny
+    x = jnp.asarray(image(1, 3, 64, 96))
+    maps = model.apply(variables, x, method='features')
+    assert [m.shape for m in maps] == [(3, 16, 24, 6), (3, 8, 12, 12), (3, 4, 6, 24), (3, 2, 3, 48)]
+    pooled = model.apply(variables, x, method='embed')
+    assert pooled.shape == (3, 64)
+    dense = variables['params']['head']['classifier']
+    logits = np.asarray(pooled) @ np.asarray(dense['kernel']) + np.asarray(dense['bias'])
+    np.testing.assert_allclose(model.apply(variables, x), logits, rtol=1e-5, atol=1e-6)
+    backbone = hrnet_jax.HRNet(model.arch)
+    alone = backbone.apply({k: v['backbone'] for k, v in variables.items()}, x)
+    np.testing.assert_array_equal(alone[3], maps[3])
+
+
+@pytest.mark.parametrize(
+    ('shape', 'message'),
+    [
+        ((1, 225, 224, 3), 'height 225.*: 224 and 256'),
+        ((1, 224, 100, 3), 'width 100.*: 96 and 128'),
+        ((1, 8, 32, 3), 'height 8.*at least 32'),
+        ((1, 32, 32, 4), r'\(N, H, W, 3\)'),
+        ((32, 32, 3), r'\(N, H, W, 3\)'),
+    ],
+)
+def test_images_that_do_not_fit(tiny, shape, message):
+    with pytest.raises(hrnet_jax.UserError, match=message):
+        jax.eval_shape(tiny[0].apply, tiny[1], jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_custom_sizes():
+    sizes = {'channels': (4, 6, 10, 12), 'head': (8, 16, 20, 24), 'features': 40}
+    model = create_model('tiny', 7, in_channels=5, **sizes)
+    variables = init(model, jax.random.key(1))
+    x = jnp.ones((2, 32, 64, 5))
+    assert [m.shape[-1] for m in model.apply(variables, x, method='features')] == [4, 6, 10, 12]
+    assert model.apply(variables, x, method='embed').shape == (2, 40)
+    assert model.apply(variables, x).shape == (2, 7)
+    with pytest.raises(hrnet_jax.UserError, match='multiples of 4'):
+        create_model('tiny', head=(8, 16, 20, 25))
+    with pytest.raises(hrnet_jax.UserError, match='at least 1'):
+        create_model('tiny', 0)
+
+
+def test_bfloat16(tiny):
+    model, variables = tiny
+    half = create_model('tiny', 10, dtype=jnp.bfloat16)
+    x = jnp.asarray(image(2, 2, 64, 64))
+    maps = jax.eval_shape(lambda: half.apply(variables, x, method='features'))
+    assert {m.dtype for m in maps} == {jnp.dtype('bfloat16')}
+    logits = jax.jit(half.apply)(variables, x)
+    assert logits.dtype == jnp.float32
+    assert 1e-5 < close(logits, jax.jit(model.apply)(variables, x)) < 0.05
+    stored = variable_shapes(create_model('tiny', 10, param_dtype=jnp.bfloat16))
+    assert {leaf.dtype for leaf in jax.tree.leaves(stored['params'])} == {jnp.dtype('bfloat16')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(stored['batch_stats'])} == {jnp.dtype('float32')}
+
+
+def test_rematerialisation_changes_memory_not_gradients(tiny):
+    model, variables = tiny
+    x = jnp.asarray(image(3, 2, 32, 32))
+
+    def loss(params, model):
+        out = model.apply(variables | {'params': params}, x, train=True, mutable=['batch_stats'])
+        return jnp.mean(jnp.square(out[0]))
+
+    remat = create_model('tiny', 10, remat=True)
+    grads = [jax.jit(jax.grad(loss), static_argnums=1)(variables['params'], m) for m in (model, remat)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *grads)
+    text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(variables['params'], remat))
+    assert text.count('remat') >= 3
+
+
+def test_initial_distributions():
+    """The official ones, and the same ones that Flax's own `init` draws."""
+    model = create_model('tiny')
+    fast = init(model, jax.random.key(0))
+    slow = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    assert jax.tree.structure(fast) == jax.tree.structure(slow)
+    for variables in (fast, slow):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+            names, value = [k.key for k in path], np.asarray(leaf)
+            if names[-2] == 'classifier':
+                bound = 64**-0.5
+                assert 0.97 * bound < np.abs(value).max() <= bound
+                assert abs(value.std() - bound / 3**0.5) < 0.05 * bound
+            elif names[-1] == 'kernel' and value.size > 2000:
+                height, width, _, out = value.shape
+                expected = (2 / (height * width * out)) ** 0.5
+                assert abs(value.std() / expected - 1) < 4 / (2 * value.size) ** 0.5
+            elif names[-1] != 'kernel':
+                assert (value == (names[-1] in ('scale', 'var'))).all()
+
+
+def test_initialisation_is_a_function_of_the_key():
+    model = create_model('tiny', 10)
+    variables = [init(model, jax.random.key(n)) for n in (0, 0, 1)]
+    kernels = [np.asarray(v['params']['backbone']['conv1']['kernel']) for v in variables]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+    traced = jax.jit(lambda key: init(model, key))(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, traced, variables[0])
+    with pytest.raises(hrnet_jax.UserError, match='200'):
+        init(model, jax.random.key(0), image_size=200)
+
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('size', [(6, 10), (7, 13), (12, 20), (3, 5), (1, 1)])
+def test_bilinear_as_pytorch(size, align_corners):
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4), np.float32)
+    ours = resize_bilinear(jnp.asarray(x), size, align_corners)
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)), size, mode='bilinear', align_corners=align_corners
+    )
+    np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=2e-6)
+
+
+def test_three_ways_of_upsampling():
+    x = np.random.default_rng(1).standard_normal((1, 3, 4, 2), np.float32)
+    nchw = torch.from_numpy(x.transpose(0, 3, 1, 2))
+    resize = torch.nn.functional.interpolate
+    theirs = {
+        'nearest': resize(nchw, scale_factor=4, mode='nearest'),
+        'bilinear': resize(nchw, (11, 15), mode='bilinear'),
+        'bilinear_two_step': resize(
+            resize(nchw, scale_factor=4, mode='bilinear'), (11, 15), mode='bilinear'
+        ),
+    }
+    for way, expected in theirs.items():
+        ours = upsample(jnp.asarray(x), 4, (11, 15), Options(upsample=way))
+        np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize('way', ['bilinear', 'bilinear_two_step'])
+def test_dense_backbones_take_any_size_and_one_output(tiny, way):
+    model, variables = tiny
+    own = {k: v['backbone'] for k, v in variables.items()}
+    x = jnp.asarray(image(4, 1, 96, 160))[:, :75, :131]
+    maps = hrnet_jax.HRNet(model.arch, upsample=way).apply(own, x)
+    assert [m.shape[1:3] for m in maps] == [(19, 33), (10, 17), (5, 9), (3, 5)]
+    (one,) = hrnet_jax.HRNet(model.arch, upsample=way, outputs=1).apply(own, x)
+    np.testing.assert_allclose(one, maps[0], atol=1e-5)
+    fewer = jax.eval_shape(hrnet_jax.HRNet(model.arch, outputs=1).init, jax.random.key(0), x[:, :64, :64])
+    fused = fewer['params']['stage4_0']
+    assert not [name for name in fused if name.startswith(('fuse_layers_1', 'fuse_layers_3'))]
+
+
+@pytest.mark.parametrize(('batch', 'group_size'), [(8, None), (8, 32), (8, 4), (6, 3)])
+def test_training_statistics_as_pytorch(batch, group_size):
+    """Each group is normalised as PyTorch does; running statistics follow the mean over groups."""
+    x = 3 + 2 * np.random.default_rng(2).standard_normal((batch, 4, 5, 6), np.float32)
+    layer = BatchNorm(Options(bn_group_size=group_size))
+    variables = {
+        'params': {'scale': weight('a.weight', (6,)), 'bias': weight('a.bias', (6,))},
+        'batch_stats': {'mean': weight('a.running_mean', (6,)), 'var': weight('a.running_var', (6,))},
+    }
+    ours, new = layer.apply(variables, jnp.asarray(x), True, mutable=['batch_stats'])
+    size = min(group_size or batch, batch)
+    outputs, means, variances = [], [], []
+    for start in range(0, batch, size):
+        norm = torch.nn.BatchNorm2d(6)
+        names = ('weight', 'bias', 'running_mean', 'running_var')
+        norm.load_state_dict({n: torch.from_numpy(weight(f'a.{n}', (6,))) for n in names}, strict=False)
+        y = norm(torch.from_numpy(x[start : start + size].transpose(0, 3, 1, 2)))
+        outputs.append(y.detach().numpy().transpose(0, 2, 3, 1))
+        means.append(norm.running_mean.numpy())
+        variances.append(norm.running_var.numpy())
+    np.testing.assert_allclose(ours, np.concatenate(outputs), atol=2e-5)
+    np.testing.assert_allclose(new['batch_stats']['mean'], np.mean(means, 0), rtol=1e-5)
+    np.testing.assert_allclose(new['batch_stats']['var'], np.mean(variances, 0), rtol=1e-5)
+
+
+def test_groups_must_divide_the_batch():
+    layer = BatchNorm(Options(bn_group_size=4))
+    with pytest.raises(hrnet_jax.UserError, match='6 images.*groups of 4'):
+        layer.init(jax.random.key(0), jnp.ones((6, 2, 2, 3)), True)
+
+
+def test_one_training_pass_as_pytorch(tiny):
+    """Loss and the gradient of every parameter."""
+    model, variables = tiny
+    reference = reference_of(variables, model.arch, 10).train()
+    x, labels = image(5, 6, 64, 64), np.arange(6)
+
+    def loss(params):
+        out = model.apply(variables | {'params': params}, x, train=True, mutable=['batch_stats'])
+        return -jnp.mean(jax.nn.log_softmax(out[0])[np.arange(6), labels])
+
+    ours, grads = jax.jit(jax.value_and_grad(loss))(variables['params'])
+    theirs = torch.nn.functional.cross_entropy(
+        reference(torch.from_numpy(x.transpose(0, 3, 1, 2))), torch.from_numpy(labels)
+    )
+    theirs.backward()
+    assert abs(float(ours) / theirs.item() - 1) < 1e-5
+    from convert import to_torch
+
+    wanted = {name: p.grad.numpy() for name, p in reference.named_parameters()}
+    got = to_torch({'params': grads, 'batch_stats': variables['batch_stats']}, 'tiny', 'official')
+    biases = [f'downsamp_modules.{i}.0.bias' for i in range(3)] + ['final_layer.0.bias']
+    for name, grad in wanted.items():
+        if name not in biases:  # BatchNorm takes them away: their gradient is rounding
+            assert close(got[name], grad) < 2e-3, name
+    norm = np.sqrt(sum(np.square(g).sum() for n, g in wanted.items() if n not in biases))
+    apart = np.sqrt(sum(np.square(got[n] - g).sum() for n, g in wanted.items() if n not in biases))
+    assert apart / norm < 1e-4

@@ -1,4 +1,4 @@
-"""python eval.py --arch A --ckpt DIR: top-1 and top-5 of a converted checkpoint, beside the published."""
+"""python eval.py --arch A --ckpt DIR: the accuracy of a converted checkpoint."""
 
 from __future__ import annotations
 
@@ -22,21 +22,31 @@ from hrnet_jax.published import expected
 def parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
-    p.add_argument('--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it')
+    p.add_argument(
+        '--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it'
+    )
     p.add_argument(
         '--dataset',
         default='imagenet2012',
-        help=f'{", ".join(data.DATASETS)}, any prepared tfds data set, or folder:PATH of class folders',
+        help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders',
     )
     p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
-    p.add_argument('--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds')
-    p.add_argument('--batch-size', type=int, default=128, help='images a step, over all devices and hosts')
-    p.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation')
+    p.add_argument(
+        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+    )
+    p.add_argument(
+        '--batch-size', type=int, default=128, help='images a step, over all devices and hosts'
+    )
+    p.add_argument(
+        '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
+    )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
     p.add_argument('--json', metavar='FILE', help='write the result there')
-    p.add_argument('--resize', type=int, help='shorter edge in pixels, instead of the checkpoint\'s')
-    p.add_argument('--crop', type=int, help='edge of the central square, instead of the checkpoint\'s')
-    p.add_argument('--interpolation', choices=list(SUPPORT), help='instead of the checkpoint\'s')
+    p.add_argument('--resize', type=int, help="shorter edge in pixels, instead of the checkpoint's")
+    p.add_argument(
+        '--crop', type=int, help="edge of the central square, instead of the checkpoint's"
+    )
+    p.add_argument('--interpolation', choices=list(SUPPORT), help="instead of the checkpoint's")
     distributed.add_arguments(p)
     return p
 
@@ -111,13 +121,20 @@ def report(
     name, partial = source.dataset.name, source.is_partial or total < source.num_examples
     published = None if partial else expected(meta['published'], transform, name)
     rows = (('top-1', result.top1), ('top-5', result.top5))
-    print(f'{meta["arch"]["name"]} on {name}, split {source.split or "-"}, {transform.crop} x {transform.crop}')
+    print(
+        f'{meta["arch"]["name"]} on {name}, split {source.split or "-"}, '
+        f'{transform.crop} x {transform.crop} pixels'
+    )
     if partial:
         print(f'PARTIAL: {total:,} images; not comparable with published figures')
     print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
     correct = (result.top1_correct, result.top5_correct)
     for i, (label, percent) in enumerate(rows):
-        theirs = f'{published[i]:11.3f}{percent - published[i]:+12.3f}' if published else f'{"-":>11}{"-":>12}'
+        theirs = (
+            f'{published[i]:11.3f}{percent - published[i]:+12.3f}'
+            if published
+            else f'{"-":>11}{"-":>12}'
+        )
         print(f'{label:10}{percent:10.3f}{correct[i]:10,}{theirs}')
     print(f'{"examples":10}{result.num_examples:10,}')
     if args.json:

@@ -17,10 +17,14 @@ def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
     p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
-    p.add_argument('--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it')
+    p.add_argument(
+        '--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it'
+    )
     p.add_argument('--topk', type=int, default=5, help='classes an image')
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
-    p.add_argument('--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)')
+    p.add_argument(
+        '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
+    )
     args = p.parse_args()
 
     for file in (args.json, args.out):
@@ -31,7 +35,9 @@ def main() -> None:
     folder = checkpoint.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
     if not 1 <= args.topk <= meta['num_classes']:
-        raise UserError(f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes')
+        raise UserError(
+            f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
+        )
     images = [open_image(path) for path in args.images]
     model, variables = checkpoint.load(folder, args.arch)
     found = predict(

@@ -24,15 +24,31 @@ FORMATS = ('.pth', '.safetensors')
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog='python -m convert', description=__doc__)
-    p.add_argument('source', metavar='SRC', help='.pth, .pth.tar, .safetensors, hf:OWNER/REPO, or a converted folder')
-    p.add_argument('--out', required=True, help='folder that receives NAME/; with --to, the file to write')
-    p.add_argument('--arch', choices=list_models(), help='refuse the file unless it is this architecture')
-    p.add_argument('--name', help='name of the checkpoint; a published one adds its figures and transform')
-    p.add_argument('--verify', action='store_true', help='compare with PyTorch on random images, stage by stage')
+    p.add_argument(
+        'source',
+        metavar='SRC',
+        help='.pth, .pth.tar, .safetensors, hf:OWNER/REPO, or a converted folder',
+    )
+    p.add_argument(
+        '--out', required=True, help='folder that receives NAME/; with --to, the file to write'
+    )
+    p.add_argument(
+        '--arch', choices=list_models(), help='refuse the file unless it is this architecture'
+    )
+    p.add_argument(
+        '--name', help='name of the checkpoint; a published one adds its figures and transform'
+    )
+    p.add_argument(
+        '--verify',
+        action='store_true',
+        help='compare with PyTorch on random images, stage by stage',
+    )
     p.add_argument('--to', choices=list(LAYOUTS), help='write a PyTorch file in this layout')
     p.add_argument('--resize', type=int, help='evaluation: length of the shorter edge')
     p.add_argument('--crop', type=int, help='evaluation: edge of the central square')
-    p.add_argument('--interpolation', choices=list(SUPPORT), help='evaluation: filter of the resizing')
+    p.add_argument(
+        '--interpolation', choices=list(SUPPORT), help='evaluation: filter of the resizing'
+    )
     p.add_argument('--class-names', metavar='FILE', help='text file with one class name a line')
     p.add_argument('--force', action='store_true', help='replace what exists')
     return p
@@ -49,11 +65,16 @@ def main() -> None:
 def from_file(args: Any) -> None:
     """SRC -> OUT/NAME/."""
     if (Path(args.source) / checkpoint.JSON).is_file():
-        raise UserError(f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it')
+        raise UserError(
+            f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
+        )
     known = recognise(args.name, args.source)
     names = _class_names(args.class_names)
     source = readers.read(args.source)
-    done = convert(source.tensors, args.arch)
+    try:
+        done = convert(source.tensors, args.arch)
+    except UserError as error:
+        raise UserError(f'{args.source}: {error}') from error
     known = _checked(done, known, names, args.name)
     folder = args.name or (known.name if known else done.arch.name)
     if Path(folder).name != folder or folder.startswith('.'):
@@ -92,7 +113,9 @@ def from_file(args: Any) -> None:
     elif done.num_classes == 1000:
         near = [name for name, entry in PUBLISHED.items() if entry.arch == done.arch.name]
         if near:
-            print(f'note: not a published file by its name; if it is one, say --name {"|".join(near)}')
+            print(
+                f'note: not a published file by its name; if it is one, say --name {"|".join(near)}'
+            )
     print(f'{out}: {done.arch.name}, {done.num_classes} classes, {done.layout} layout{figures}')
 
 
@@ -117,9 +140,9 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
 
 def write_torch(source: str, layout: str, out: Path, force: bool = False) -> None:
     """A converted folder -> a .pth or .safetensors file."""
+    folder = checkpoint.find(source)
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
-    folder = checkpoint.find(source)
     meta = checkpoint.read_json(folder)
     model, variables = checkpoint.load(folder)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
@@ -133,7 +156,7 @@ def write_torch(source: str, layout: str, out: Path, force: bool = False) -> Non
                 import torch
             except ModuleNotFoundError:
                 raise UserError(
-                    "writing .pth needs PyTorch: pip install 'hrnet_jax[torch]', or write .safetensors"
+                    "writing .pth needs PyTorch (pip install 'hrnet_jax[torch]'); .safetensors not"
                 ) from None
             torch.save({k: torch.from_numpy(v.copy()) for k, v in state.items()}, temporary)
     print(f'{out}: {len(state)} tensors, {layout} layout, {os.path.getsize(out) / 1e6:.1f} MB')
@@ -152,7 +175,9 @@ def _checked(
 ) -> Published | None:
     """`known` if it fits what the file holds."""
     if names and len(names) != done.num_classes:
-        raise UserError(f'--class-names has {len(names)} names; the file has {done.num_classes} classes')
+        raise UserError(
+            f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
+        )
     if known is None or (known.arch, 1000) == (done.arch.name, done.num_classes):
         return known
     if name:

@@ -116,7 +116,9 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     shapes = {key: tuple(tensors[name].shape) for key, name in canonical.items()}
     found, num_classes, in_channels = recognise_arch(shapes)
     if arch is not None and found.name != arch:
-        raise UserError(f'the file holds {_called(found)}, not {arch}; leave --arch out, or give that')
+        raise UserError(
+            f'the file holds {_called(found)}, not {arch}; leave --arch out, or give that'
+        )
     expected = _flat_shapes(found, num_classes, in_channels)
 
     biases = {key: key.removesuffix('0.bias') + '1.running_mean' for key in shapes}
@@ -158,7 +160,13 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     if not_finite:
         raise UserError(f'the weights hold NaN or infinity: {_some(not_finite)}')
     return Converted(
-        found, num_classes, in_channels, variables, layout.name, bool(biases), _notes(tensors, canonical)
+        found,
+        num_classes,
+        in_channels,
+        variables,
+        layout.name,
+        bool(biases),
+        _notes(tensors, canonical),
     )
 
 
@@ -186,12 +194,12 @@ def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, in
     stages = (2, 3, 4)
     found = Arch(
         'custom',
-        tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),  # type: ignore[arg-type]
+        tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),
         (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
-        tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),  # type: ignore[arg-type]
-        tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),  # type: ignore[arg-type]
+        tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),
+        tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),
         out('backbone.conv1.weight'),
-        tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),  # type: ignore[arg-type]
+        tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),
         out('head.final_layer.0.weight'),
     )
     sizes = out('head.classifier.weight') or 1000, out('backbone.conv1.weight', 1) or 3
@@ -236,8 +244,8 @@ def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list
         raise UserError(f'no HRNet weights found; the tensors are {_some(list(tensors), 3)}')
     if layout is None:
         raise UserError(
-            'the file holds an HRNet without a classification head, such as a pose, segmentation or '
-            f'detection model; its last tensors are {_some(list(tensors)[-3:])}'
+            'the file holds an HRNet without a classification head, such as a pose, segmentation '
+            f'or detection model; its last tensors are {_some(list(tensors)[-3:])}'
         )
     canonical, unknown = {}, []
     for name in tensors:
@@ -290,8 +298,12 @@ def _differences(
 def _refuse(problems: Mapping[str, list[str]], arch: Arch) -> None:
     """Raises UserError with all the differences, if there are any."""
     if any(problems.values()):
-        listed = (f'{len(names)} {kind} ({_some(names)})' for kind, names in problems.items() if names)
-        raise UserError(f'compared with {_called(arch)}, the nearest architecture: {"; ".join(listed)}')
+        listed = (
+            f'{len(names)} {kind} ({_some(names)})' for kind, names in problems.items() if names
+        )
+        raise UserError(
+            f'compared with {_called(arch)}, the nearest architecture: {"; ".join(listed)}'
+        )
 
 
 def _called(arch: Arch) -> str:

@@ -20,13 +20,15 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 
 
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> list[nn.Module]:
+def conv_norm(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False
+) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=bias)
     return [conv, nn.BatchNorm2d(outputs)]
 
 
 class Block(nn.Module):
-    """A residual block: (inputs, outputs, kernel) of each convolution, names as the official ones."""
+    """A residual block of convolutions (inputs, outputs, kernel), named as the official ones."""
 
     def __init__(self, convs: list[tuple[int, int, int]], project: bool = False):
         super().__init__()
@@ -90,13 +92,20 @@ class HRModule(nn.Module):
 class HRNet(nn.Module):
     """The classifier. `stages` returns every map on the way, by the name of its stage."""
 
-    def __init__(self, arch: Arch, num_classes: int = 1000, in_channels: int = 3, head_bias: bool = True):
+    stage2: Any  # made by add_module, which a type checker does not follow
+
+    def __init__(
+        self, arch: Arch, num_classes: int = 1000, in_channels: int = 3, head_bias: bool = True
+    ):
         super().__init__()
         c, (blocks, planes) = arch.channels, arch.layer1
         self.conv1, self.bn1 = conv_norm(in_channels, arch.stem, 3, 2)
         self.conv2, self.bn2 = conv_norm(arch.stem, arch.stem, 3, 2)
         self.layer1 = nn.Sequential(
-            *(bottleneck(arch.stem if b == 0 else 4 * planes, planes, b == 0) for b in range(blocks))
+            *(
+                bottleneck(arch.stem if b == 0 else 4 * planes, planes, b == 0)
+                for b in range(blocks)
+            )
         )
 
         def down(inputs: int, outputs: int) -> nn.Sequential:
@@ -117,7 +126,9 @@ class HRNet(nn.Module):
         self.downsamp_modules = nn.ModuleList(
             nn.Sequential(*conv_norm(h[i], h[i + 1], 3, 2, head_bias), nn.ReLU()) for i in range(3)
         )
-        self.final_layer = nn.Sequential(*conv_norm(h[3], arch.features, 1, 1, head_bias), nn.ReLU())
+        self.final_layer = nn.Sequential(
+            *conv_norm(h[3], arch.features, 1, 1, head_bias), nn.ReLU()
+        )
         self.classifier = nn.Linear(arch.features, num_classes)
 
     def stages(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
@@ -133,8 +144,8 @@ class HRNet(nn.Module):
             maps = getattr(self, f'stage{stage}')([*maps, transition[-1](maps[-1])])
             seen[f'stage{stage}'] = maps
         y = self.incre_modules[0](maps[0])
-        for widen, down, x in zip(self.incre_modules[1:], self.downsamp_modules, maps[1:], strict=True):  # type: ignore
-            y = widen(x) + down(y)
+        for i, down in enumerate(self.downsamp_modules, 1):
+            y = self.incre_modules[i](maps[i]) + down(y)
         pooled = self.final_layer(y).mean((2, 3))
         return seen | {'pooled': [pooled], 'logits': [self.classifier(pooled)]}
 
@@ -143,7 +154,10 @@ class HRNet(nn.Module):
 
 
 def verify(
-    model: Classifier, variables: Variables, state: dict[str, Any], size: tuple[int, int] = (224, 224)
+    model: Classifier,
+    variables: Variables,
+    state: dict[str, Any],
+    size: tuple[int, int] = (224, 224),
 ) -> dict[str, float]:
     """Runs the converted model beside the reference with the file's own tensors.
 
@@ -154,9 +168,13 @@ def verify(
     Returns:
         stage -> the largest max|a - b| / max|b| over its maps.
     """
-    reference = HRNet(model.arch, model.num_classes, model.in_channels, 'final_layer.0.bias' in state)
+    reference = HRNet(
+        model.arch, model.num_classes, model.in_channels, 'final_layer.0.bias' in state
+    )
     # Counters do not enter the result, and not every file has them.
-    counters = {k: v for k, v in reference.state_dict().items() if k.endswith('num_batches_tracked')}
+    counters = {
+        k: v for k, v in reference.state_dict().items() if k.endswith('num_batches_tracked')
+    }
     tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
     reference.load_state_dict(counters | tensors)
     images = np.random.default_rng(0).standard_normal((2, *size, model.in_channels), np.float32)
@@ -178,9 +196,11 @@ def stages_of(model: Classifier) -> Callable[[Variables, Any], dict[str, list[ja
 
     def run(variables: Variables, images: Any) -> dict[str, list[jax.Array]]:
         def wanted(module: Any, method: str) -> bool:
-            return module.name in last and module.path[:-1] == ('backbone',) and method == '__call__'
+            return (
+                module.name in last and module.path[:-1] == ('backbone',) and method == '__call__'
+            )
 
-        logits, extra = model.apply(variables, images, capture_intermediates=wanted)  # type: ignore[misc]
+        logits, extra = model.apply(variables, images, capture_intermediates=wanted)
         kept = extra['intermediates']['backbone']
         seen = {last[name]: jax.tree.leaves(value['__call__']) for name, value in kept.items()}
         seen['stem'] = [jax.nn.relu(seen['stem'][0])]

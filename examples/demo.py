@@ -1,7 +1,7 @@
 """The main job on real data, without a download: python examples/demo.py --out demo
 
-Prepares scikit-learn's digit scans as a tfds data set, converts the PyTorch checkpoint that lies here,
-evaluates it, compares the count with PyTorch's, and draws predictions.
+Prepares scikit-learn's digit scans as a tfds data set, converts the PyTorch checkpoint beside
+this script, evaluates it, compares the count with PyTorch's, and draws predictions.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def prepare(data_dir: str) -> None:
             )
 
         def _split_generators(self, dl_manager):
-            return {name: self._generate_examples(name, *arrays) for name, arrays in scans().items()}
+            return {
+                name: self._generate_examples(name, *arrays) for name, arrays in scans().items()
+            }
 
         def _generate_examples(self, name: str, images: np.ndarray, labels: np.ndarray):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -1,6 +1,7 @@
 """The table of architectures: data only.
 
-Sources: Wang et al., TPAMI 2019, section 3 and table 1; the yaml files of HRNet-Image-Classification.
+Sources: Wang et al., TPAMI 2019, section 3 and table 1; the configurations of
+HRNet-Image-Classification.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Arch:
     Attributes:
         name: the name users type.
         channels: channels of the four branches, at strides 4, 8, 16 and 32.
-        layer1: number of Bottleneck blocks of stage 1 and their inner width (they return 4 times that).
+        layer1: number of Bottleneck blocks of stage 1, and their inner width; they return 4 times
+            that.
         modules: number of HRModules of stages 2, 3 and 4.
         blocks: number of BasicBlocks a branch, in stages 2, 3 and 4.
         stem: channels of the two stride-2 convolutions at the start.
@@ -26,12 +28,12 @@ class Arch:
     """
 
     name: str
-    channels: tuple[int, int, int, int]
+    channels: tuple[int, ...]
     layer1: tuple[int, int] = (4, 64)
-    modules: tuple[int, int, int] = (1, 4, 3)
-    blocks: tuple[int, int, int] = (4, 4, 4)
+    modules: tuple[int, ...] = (1, 4, 3)
+    blocks: tuple[int, ...] = (4, 4, 4)
     stem: int = 64
-    head: tuple[int, int, int, int] = (128, 256, 512, 1024)
+    head: tuple[int, ...] = (128, 256, 512, 1024)
     features: int = 2048
 
 

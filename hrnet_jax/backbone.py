@@ -6,6 +6,8 @@ section 3: `HRModule` is figure 3 and its fusion equation (1), `HRNet` is figure
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -51,7 +53,7 @@ class HRModule(nn.Module):
 
     def _fuse(self, branches: list[Array], i: int, train: bool) -> Array:
         """relu(sum over j of branch j brought to the size and channels of branch i)."""
-        total = None
+        terms = []
         for j, x in enumerate(branches):
             name = f'fuse_layers_{i}_{j}'
             if j > i:
@@ -65,8 +67,8 @@ class HRModule(nn.Module):
                 channels = self.channels[i if last else j]
                 x = conv_norm(x, channels, 3, names, self.opts, train, stride=2)
                 x = x if last else nn.relu(x)
-            total = x if total is None else total + x
-        return nn.relu(total)
+            terms.append(x)
+        return nn.relu(functools.reduce(operator.add, terms))
 
 
 class HRNet(nn.Module):
@@ -134,7 +136,11 @@ class HRNet(nn.Module):
             for m in range(modules):
                 outputs = self.outputs if (stage, m) == (4, modules - 1) else stage
                 maps = module(
-                    arch.channels[:stage], arch.blocks[stage - 2], outputs, opts, name=f'stage{stage}_{m}'
+                    arch.channels[:stage],
+                    arch.blocks[stage - 2],
+                    outputs,
+                    opts,
+                    name=f'stage{stage}_{m}',
                 )(maps, train)
         return maps
 

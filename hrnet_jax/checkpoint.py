@@ -1,7 +1,7 @@
 """The checkpoint format: Orbax arrays and, beside them, a JSON file that describes them.
 
     NAME/checkpoint.json    architecture, classes, evaluation transform, source, digests
-    NAME/arrays/            an Orbax StandardCheckpointer tree {'params': ..., 'batch_stats': ...}
+    NAME/arrays/            an Orbax tree {'params': ..., 'batch_stats': ...}
 
 The JSON is checked first, so that a wrong checkpoint is refused before an array is read. Orbax
 does not notice a flipped bit in its files; the digest of each array does.
@@ -33,7 +33,9 @@ ARRAYS = 'arrays'
 VERSION = 1
 
 
-def save(path: str | os.PathLike, variables: Variables, meta: dict[str, Any], force: bool = False) -> None:
+def save(
+    path: str | os.PathLike, variables: Variables, meta: dict[str, Any], force: bool = False
+) -> None:
     """Writes a checkpoint folder, whole or not at all.
 
     Args:
@@ -51,9 +53,13 @@ def save(path: str | os.PathLike, variables: Variables, meta: dict[str, Any], fo
     arrays = {name: _entry(np.asarray(leaf)) for name, leaf in _named(variables)}
     with replacing(path, force) as temporary:
         temporary.mkdir()
-        # Not StandardCheckpointer: it is asynchronous, and copies everything first.
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(temporary / ARRAYS, args=ocp.args.StandardSave(variables))
+        # Synchronous, because StandardCheckpointer copies everything first; and in files of 32 MB,
+        # because a file is held in memory until it is full.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                temporary / ARRAYS,
+                args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
+            )
         text = json.dumps({'version': VERSION, **meta, 'arrays': arrays}, indent=1)
         (temporary / JSON).write_text(text + '\n')
 
@@ -77,7 +83,8 @@ def find(path: str | os.PathLike, arch: str | None = None) -> Path:
     if (path / JSON).is_file():
         return path
     if not path.is_dir():
-        raise UserError(f'{path} does not exist; convert a checkpoint with python -m convert')
+        what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
+        raise UserError(f'{path} {what}; python -m convert writes one')
     if arch and (path / arch / JSON).is_file():
         return path / arch
     held = sorted(p.parent for p in path.glob(f'*/{JSON}'))
@@ -113,7 +120,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return meta
 
 
-def load(path: str | os.PathLike, arch: str | None = None, **options: Any) -> tuple[Classifier, Variables]:
+def load(
+    path: str | os.PathLike, arch: str | None = None, **options: Any
+) -> tuple[Classifier, Variables]:
     """The model and the variables of a converted checkpoint.
 
     Args:
@@ -147,12 +156,16 @@ def load(path: str | os.PathLike, arch: str | None = None, **options: Any) -> tu
 def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
     """The model that a checkpoint's JSON describes."""
     try:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()}
-        arch = Arch(**fields)
-    except TypeError:
-        raise UserError('the checkpoint describes an architecture this program does not know') from None
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()}
+        arch = Arch(**values)
+    except (AttributeError, TypeError):
+        raise UserError(
+            'the checkpoint describes an architecture this program does not know'
+        ) from None
     if arch.name in ARCHS and arch != ARCHS[arch.name]:
-        raise UserError(f'the checkpoint describes another {arch.name} than this program; convert again')
+        raise UserError(
+            f'the checkpoint describes another {arch.name} than this program; convert again'
+        )
     return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
 
 
@@ -176,7 +189,8 @@ def replacing(path: Path, force: bool = False) -> Iterator[Path]:
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def _restore(folder: Path, shapes: Variables) -> Variables:
@@ -188,7 +202,9 @@ def _restore(folder: Path, shapes: Variables) -> Variables:
             return checkpointer.restore((folder / ARRAYS).absolute(), target)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
         first = str(error).strip().splitlines()[:1]
-        raise UserError(f'{folder / ARRAYS} is damaged ({"".join(first)[:200]}); convert again') from error
+        raise UserError(
+            f'{folder / ARRAYS} is damaged ({"".join(first)[:200]}); convert again'
+        ) from error
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
@@ -196,7 +212,9 @@ def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> No
     got = {name: entry['shape'] for name, entry in arrays.items()}
     if got != expected:
         wrong = sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
-        raise UserError(f'{folder} does not fit its architecture at {", ".join(wrong[:5])}; convert again')
+        raise UserError(
+            f'{folder} does not fit its architecture at {", ".join(wrong[:5])}; convert again'
+        )
 
 
 def _named(tree: Variables) -> list[tuple[str, Any]]:
@@ -207,4 +225,3 @@ def _named(tree: Variables) -> list[tuple[str, Any]]:
 def _entry(leaf: np.ndarray) -> dict[str, Any]:
     digest = hashlib.sha256(np.ascontiguousarray(leaf).data).hexdigest()[:16]
     return {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': digest}
-

@@ -137,7 +137,8 @@ def evaluate(
     for batch in batches:
         fed += int(batch['mask'].sum())
         arrays = {
-            k: jax.make_array_from_process_local_data(split, batch[k]) for k in ('image', 'label', 'mask')
+            k: jax.make_array_from_process_local_data(split, batch[k])
+            for k in ('image', 'label', 'mask')
         }
         totals = step(variables, totals, arrays)
     result = Result(**{name: int(value) for name, value in totals.items()})

@@ -63,7 +63,9 @@ def predict(
         pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))
         values, indices = map(np.asarray, _top(model, topk, transform, variables, pixels))
         for row, best in zip(values[:count], indices[:count], strict=True):
-            found.append([Prediction(int(i), names[i], float(p)) for p, i in zip(row, best, strict=True)])
+            found.append(
+                [Prediction(int(i), names[i], float(p)) for p, i in zip(row, best, strict=True)]
+            )
     return found
 
 

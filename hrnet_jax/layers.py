@@ -138,7 +138,13 @@ def _groups(batch: int, group_size: int | None) -> int:
 
 
 def conv_norm(
-    x: Array, features: int, kernel: int, names: tuple[str, str], opts: Options, train: bool, stride: int = 1
+    x: Array,
+    features: int,
+    kernel: int,
+    names: tuple[str, str],
+    opts: Options,
+    train: bool,
+    stride: int = 1,
 ) -> Array:
     """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
     x = Conv(features, kernel, stride, opts, name=names[0])(x)

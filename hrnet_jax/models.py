@@ -42,14 +42,19 @@ def create_model(
         UserError: for an unknown architecture or sizes that make no network.
     """
     table = get_arch(arch)
-    custom = {'channels': channels, 'head': head, 'features': features}
-    custom = {k: tuple(v) if k != 'features' else v for k, v in custom.items() if v is not None}
-    arch = dataclasses.replace(table, **custom)
+    arch = dataclasses.replace(
+        table,
+        channels=tuple(channels or table.channels),
+        head=tuple(head or table.head),
+        features=features or table.features,
+    )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
     sizes = [num_classes, in_channels, arch.features, *arch.channels, *arch.head]
     if len(arch.channels) != 4 or len(arch.head) != 4 or any(n % 4 for n in arch.head):
-        raise UserError('an HRNet has four branch widths and four head widths, the latter multiples of 4')
+        raise UserError(
+            'an HRNet has four branch widths and four head widths, the latter multiples of 4'
+        )
     if min(sizes) < 1:
         raise UserError('classes, input channels and widths must be at least 1')
     return Classifier(arch, num_classes, in_channels, **options)

@@ -34,15 +34,14 @@ class ClassificationHead(nn.Module):
     def __call__(self, maps: tuple[Array, ...], train: bool, logits: bool = True) -> Array:
         """Returns (N, num_classes) logits, or the (N, arch.features) pooled features; float32."""
         opts, head = self.opts, self.arch.head
-        y = None
-        for i, x in enumerate(maps):
-            x = Bottleneck(head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
-            if y is None:
-                y = x
-                continue
-            name = f'downsamp_modules_{i - 1}'
-            names = (f'{name}_0', f'{name}_1')
-            y = x + nn.relu(conv_norm(y, head[i], 3, names, opts, train, stride=2))
+        widened = [
+            Bottleneck(head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
+            for i, x in enumerate(maps)
+        ]
+        y = widened[0]
+        for i, x in enumerate(widened[1:]):
+            names = (f'downsamp_modules_{i}_0', f'downsamp_modules_{i}_1')
+            y = x + nn.relu(conv_norm(y, head[i + 1], 3, names, opts, train, stride=2))
         names = ('final_layer_0', 'final_layer_1')
         y = nn.relu(conv_norm(y, self.arch.features, 1, names, opts, train))
         dtype = at_least_float32(opts.param_dtype)

@@ -1,0 +1,134 @@
+"""Converted checkpoints on disk: damage is noticed, the right one is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hrnet_jax
+from hrnet_jax import checkpoint
+from hrnet_jax.models import create_model, init
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    model = create_model('tiny', 10)
+    variables = init(model, jax.random.key(3))
+    folder = tmp_path_factory.mktemp('written') / 'mine'
+    checkpoint.save(folder, variables, checkpoint.describe(model))
+    return folder, variables
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written[0], tmp_path / 'mine')
+
+
+def test_found_by_folder_name_and_architecture(written):
+    folder, variables = written
+    for path, arch in (
+        (folder, None),
+        (folder, 'tiny'),
+        (folder.parent, None),
+        (folder.parent, 'tiny'),
+    ):
+        model, loaded = hrnet_jax.load(path, arch=arch)
+        assert (model.arch.name, model.num_classes) == ('tiny', 10)
+        jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    for path, arch, message in (
+        (folder, 'w18', 'checkpoint of tiny, not w18'),
+        (folder.parent, 'w18', 'no checkpoint of w18; it holds mine'),
+        (folder / 'nowhere', None, 'does not exist'),
+        (folder / 'arrays', None, 'holds no converted checkpoint'),
+    ):
+        with pytest.raises(hrnet_jax.UserError, match=message):
+            hrnet_jax.load(path, arch=arch)
+
+
+def test_options_reach_the_model(written):
+    model, variables = hrnet_jax.load(written[0], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    assert model.dtype == jnp.bfloat16
+    assert variables['params']['backbone']['conv1']['kernel'].dtype == jnp.bfloat16
+    assert variables['batch_stats']['backbone']['bn1']['mean'].dtype == jnp.float32
+
+
+def test_every_flipped_bit_is_noticed(copy):
+    """In the arrays' files: a clear error, or the right values, never silently wrong ones."""
+    expected = hrnet_jax.load(copy)[1]
+    files = sorted(
+        p for p in (copy / 'arrays').rglob('*') if p.is_file() and p.stat().st_size > 20_000
+    )
+    assert files
+    random, noticed = np.random.default_rng(0), 0
+    for file in files:
+        whole = file.read_bytes()
+        for at in random.integers(0, len(whole), 6):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+            try:
+                loaded = hrnet_jax.load(copy)[1]
+            except hrnet_jax.UserError:
+                noticed += 1
+            else:
+                jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        file.write_bytes(whole)
+    assert noticed
+
+
+def test_digests_name_the_array(copy):
+    meta = json.loads((copy / 'checkpoint.json').read_text())
+    name = 'params/backbone/conv2/kernel'
+    meta['arrays'][name]['digest'] = '0' * 16
+    (copy / 'checkpoint.json').write_text(json.dumps(meta))
+    with pytest.raises(hrnet_jax.UserError, match=f'damaged: {name} do not match'):
+        hrnet_jax.load(copy)
+
+
+def test_missing_and_cut_files(copy):
+    largest = max(
+        (copy / 'arrays').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(hrnet_jax.UserError, match='damaged'):
+        hrnet_jax.load(copy)
+    shutil.rmtree(copy / 'arrays')
+    with pytest.raises(hrnet_jax.UserError, match='damaged'):
+        hrnet_jax.load(copy)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'version': 99}, 'format 99'),
+        ({'num_classes': 11}, 'does not fit its architecture at params/head/classifier'),
+        ({'arch': {'name': 'tiny', 'depth': 3}}, 'does not know'),
+        ({'arch': None}, 'does not know'),
+    ],
+)
+def test_json_that_does_not_fit(copy, change, message):
+    file = copy / 'checkpoint.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(hrnet_jax.UserError, match=message):
+        hrnet_jax.load(copy)
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(hrnet_jax.UserError, match='damaged'):
+        hrnet_jax.load(copy)
+
+
+def test_import_needs_neither_torch_nor_tensorflow():
+    import subprocess
+    import sys
+
+    code = (
+        'import sys; names = ["torch", "tensorflow", "tensorflow_datasets", "PIL", "matplotlib"]; '
+        'sys.modules.update(dict.fromkeys(names)); '
+        'import hrnet_jax, hrnet_jax.data, hrnet_jax.evaluation, hrnet_jax.inference; '
+        'print(hrnet_jax.list_models()[0])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == 'tiny\n'

@@ -5,6 +5,7 @@ from hrnet_jax.backbone import HRNet
 from hrnet_jax.checkpoint import load
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
 
@@ -13,10 +14,12 @@ __all__ = [
     'Arch',
     'Classifier',
     'HRNet',
+    'Prediction',
     'Transform',
     'UserError',
     'create_model',
     'init',
     'list_models',
     'load',
+    'predict',
 ]

@@ -156,7 +156,9 @@ def load(
 def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
     """The model that a checkpoint's JSON describes."""
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()
+        }
         arch = Arch(**values)
     except (AttributeError, TypeError):
         raise UserError(

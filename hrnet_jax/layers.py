@@ -190,7 +190,9 @@ def upsample(x: Array, factor: int, size: tuple[int, int], opts: Options) -> Arr
     """
     n, h, w, c = x.shape
     if opts.upsample == 'nearest':
-        x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, factor, w, factor, c))
+        # One axis at a time: the shape that explicit sharding can follow.
+        x = jnp.broadcast_to(x[:, :, None], (n, h, factor, w, c)).reshape((n, h * factor, w, c))
+        x = jnp.broadcast_to(x[:, :, :, None], (n, h * factor, w, factor, c))
         return x.reshape((n, h * factor, w * factor, c))
     if opts.upsample == 'bilinear_two_step':
         x = resize_bilinear(x, (h * factor, w * factor), opts.align_corners)

@@ -1,7 +1,7 @@
 """The published checkpoints: which file it is, how it was evaluated, what it reached.
 
-The figures are in `published.csv`. Sources: the model page of mmpretrain 1.2.0 (HRNet); timm 1.0.31, its results tables and pretrained
-configurations. The figures are theirs; top-1 and top-5 in percent.
+The figures are in `published.csv`, top-1 and top-5 in percent. Sources: the model page of
+mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31.
 """
 
 from __future__ import annotations

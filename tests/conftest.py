@@ -1,4 +1,4 @@
-"""Two CPU devices, strict promotion of types and ranks, no network, no surprise from the machine."""
+"""Two CPU devices; promotion of types and of ranks is an error."""
 
 from __future__ import annotations
 

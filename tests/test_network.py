@@ -116,7 +116,9 @@ def test_rematerialisation_changes_memory_not_gradients(tiny):
         return jnp.mean(jnp.square(out[0]))
 
     remat = create_model('tiny', 10, remat=True)
-    grads = [jax.jit(jax.grad(loss), static_argnums=1)(variables['params'], m) for m in (model, remat)]
+    grads = [
+        jax.jit(jax.grad(loss), static_argnums=1)(variables['params'], m) for m in (model, remat)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *grads)
     text = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(variables['params'], remat))
     assert text.count('remat') >= 3
@@ -161,7 +163,10 @@ def test_bilinear_as_pytorch(size, align_corners):
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 4), np.float32)
     ours = resize_bilinear(jnp.asarray(x), size, align_corners)
     theirs = torch.nn.functional.interpolate(
-        torch.from_numpy(x.transpose(0, 3, 1, 2)), size, mode='bilinear', align_corners=align_corners
+        torch.from_numpy(x.transpose(0, 3, 1, 2)),
+        size,
+        mode='bilinear',
+        align_corners=align_corners,
     )
     np.testing.assert_allclose(ours, theirs.numpy().transpose(0, 2, 3, 1), atol=2e-6)
 
@@ -191,7 +196,9 @@ def test_dense_backbones_take_any_size_and_one_output(tiny, way):
     assert [m.shape[1:3] for m in maps] == [(19, 33), (10, 17), (5, 9), (3, 5)]
     (one,) = hrnet_jax.HRNet(model.arch, upsample=way, outputs=1).apply(own, x)
     np.testing.assert_allclose(one, maps[0], atol=1e-5)
-    fewer = jax.eval_shape(hrnet_jax.HRNet(model.arch, outputs=1).init, jax.random.key(0), x[:, :64, :64])
+    fewer = jax.eval_shape(
+        hrnet_jax.HRNet(model.arch, outputs=1).init, jax.random.key(0), x[:, :64, :64]
+    )
     fused = fewer['params']['stage4_0']
     assert not [name for name in fused if name.startswith(('fuse_layers_1', 'fuse_layers_3'))]
 
@@ -203,7 +210,10 @@ def test_training_statistics_as_pytorch(batch, group_size):
     layer = BatchNorm(Options(bn_group_size=group_size))
     variables = {
         'params': {'scale': weight('a.weight', (6,)), 'bias': weight('a.bias', (6,))},
-        'batch_stats': {'mean': weight('a.running_mean', (6,)), 'var': weight('a.running_var', (6,))},
+        'batch_stats': {
+            'mean': weight('a.running_mean', (6,)),
+            'var': weight('a.running_var', (6,)),
+        },
     }
     ours, new = layer.apply(variables, jnp.asarray(x), True, mutable=['batch_stats'])
     size = min(group_size or batch, batch)
@@ -211,7 +221,9 @@ def test_training_statistics_as_pytorch(batch, group_size):
     for start in range(0, batch, size):
         norm = torch.nn.BatchNorm2d(6)
         names = ('weight', 'bias', 'running_mean', 'running_var')
-        norm.load_state_dict({n: torch.from_numpy(weight(f'a.{n}', (6,))) for n in names}, strict=False)
+        norm.load_state_dict(
+            {n: torch.from_numpy(weight(f'a.{n}', (6,))) for n in names}, strict=False
+        )
         y = norm(torch.from_numpy(x[start : start + size].transpose(0, 3, 1, 2)))
         outputs.append(y.detach().numpy().transpose(0, 2, 3, 1))
         means.append(norm.running_mean.numpy())

@@ -67,7 +67,7 @@ def setting(tmp_path_factory):
     labels = np.array(official_labels())
     with torch.no_grad():
         pooled = reference.stages(pixels)['pooled'][0].numpy().astype(np.float64)
-    # A classifier that knows two images in three, has half of the others second, and misses the rest.
+    # A classifier that knows two images in three, has half of the others second, misses the rest.
     every = np.arange(COUNT)
     targets = np.eye(1000)[np.where(every % 3 == 2, (labels + 7) % 1000, labels)]
     targets[every % 6 == 2, labels[every % 6 == 2]] = 0.6

@@ -1,0 +1,316 @@
+"""From image files to the pixels that the published accuracies were measured on.
+
+The reference is torchvision on PIL: Resize, CenterCrop, ToTensor, Normalize. `resize_crop` calls
+PIL; `resize_crop_tf` is the same arithmetic in TensorFlow operations, equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    import jax.typing
+    import tensorflow as tf
+    from PIL import Image
+
+# Half the width of each filter, in pixels of the smaller image.
+SUPPORT = {'bilinear': 1.0, 'bicubic': 2.0}
+# PIL filters in fixed point: weights have 22 fractional bits.
+_ONE = 1 << 22
+# Output pixels that share a window of input pixels, which makes a filter pass one batched matrix
+# product. Measured: 4 is the fastest of 2 to 16.
+_BLOCK = 4
+# Values of an image above which the windows are filtered one by one, to bound memory.
+_LARGE = 1 << 23
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Shorter edge to `resize`, the central `crop` square, then (x / 255 - mean) / std.
+
+    Attributes:
+        resize: length of the shorter edge after resizing, in pixels.
+        crop: edge of the central square; a smaller image is padded with black.
+        interpolation: the PIL filter, 'bilinear' or 'bicubic', both antialiased.
+        mean, std: of the three channels R, G, B, in units of the full range.
+
+    Raises:
+        UserError: if a value makes no sense.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = 'bilinear'
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        for name in ('resize', 'crop'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f'transform: {name} must be a whole number above 0, not {value!r}')
+        if self.interpolation not in SUPPORT:
+            raise UserError(
+                f'transform: interpolation must be one of {", ".join(SUPPORT)}, '
+                f'not {self.interpolation!r}'
+            )
+        for name in ('mean', 'std'):
+            try:
+                value = tuple(float(x) for x in getattr(self, name))
+            except (TypeError, ValueError):
+                value = ()
+            if len(value) != 3 or not all(map(math.isfinite, value)):
+                raise UserError(f'transform: {name} must be 3 numbers, not {getattr(self, name)!r}')
+            object.__setattr__(self, name, value)
+        if min(self.std) <= 0:
+            raise UserError(f'transform: std must be above 0, not {self.std}')
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Transform:
+        """The inverse of `to_json`; a missing field has its default.
+
+        Raises:
+            UserError: if a field is unknown or has no sensible value.
+        """
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
+        return cls(**fields)
+
+
+def open_image(path: str) -> Image.Image:
+    """The picture in a file as a person sees it: RGB, turned as its EXIF tag says.
+
+    Alpha is dropped, 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        UserError: if the file cannot be read as an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # PIL's decoders raise almost anything on a damaged file.
+        raise UserError(f'cannot read {path} as an image: {error}') from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`convert('RGB')`, which clips 16-bit grey, with its full range kept instead."""
+    from PIL import Image
+
+    if image.mode == 'F':
+        raise UserError('floating-point images have no known range; convert it to 8 bits')
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == 'P':  # PIL warns when a palette's transparency is dropped in one step.
+        image = image.convert('RGBA')
+    return image.convert('RGB')
+
+
+def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.ndarray:
+    """Resize and CenterCrop of torchvision, through PIL.
+
+    Two resizes of one axis each, the width first, as every Pillow before 13 does in one call; 13
+    begins with the height where it is more than twice the width, which changes some values by 1.
+
+    Args:
+        image: a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); alpha is dropped.
+
+    Returns:
+        uint8 (crop, crop, 3).
+
+    Raises:
+        UserError: if an array has another type or shape.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+            raise UserError(f'expected a uint8 image (H, W, 3), not {array.dtype} {array.shape}')
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        if array.ndim == 3 and array.shape[2] not in (3, 4):
+            raise UserError(f'expected 1, 3 or 4 channels last, not shape {array.shape}')
+        image = Image.fromarray(array)
+    image = _rgb(image)
+    crop, (width, height) = transform.crop, image.size
+    short = min(width, height)
+    method = Image.Resampling[transform.interpolation.upper()]
+
+    width = transform.resize * width // short
+    left = max(round((width - crop) / 2), 0)
+    image = image.resize((width, height), method).crop((left, 0, min(left + crop, width), height))
+    height = transform.resize * height // short
+    top = max(round((height - crop) / 2), 0)
+    image = image.resize((image.width, height), method)
+    image = image.crop((0, top, image.width, min(top + crop, height)))
+
+    pad = [(n // 2, n - n // 2) for n in (crop - image.height, crop - image.width)]
+    return np.pad(np.asarray(image), (*pad, (0, 0)))
+
+
+def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
+    """Decodes, resizes and crops, for use in tf.data; the EXIF tag is ignored, as torchvision does.
+
+    TensorFlow decodes PNG, and JPEG with the accurate inverse DCT, which agrees with PIL in every
+    bit (its default does not). PIL decodes the rest: CMYK, which differs, GIF, BMP, WebP, ...
+
+    Args:
+        encoded: string scalar, the bytes of an image file.
+
+    Returns:
+        uint8 (crop, crop, 3).
+    """
+    import tensorflow as tf
+
+    def by_pil(data):
+        from PIL import Image
+
+        return np.asarray(_rgb(Image.open(io.BytesIO(data))))
+
+    magic = tf.strings.substr(encoded, 0, 3)
+    exact = tf.cond(
+        magic == b'\xff\xd8\xff',
+        lambda: tf.io.extract_jpeg_shape(encoded)[2] != 4,
+        lambda: magic == b'\x89PN',
+    )
+    pixels = tf.cond(
+        exact,
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method='INTEGER_ACCURATE'),
+        lambda: tf.numpy_function(by_pil, [encoded], tf.uint8),
+    )
+    return resize_crop_tf(tf.ensure_shape(pixels, (None, None, 3)), transform)
+
+
+def resize_crop_tf(pixels: tf.Tensor, transform: Transform) -> tf.Tensor:
+    """`resize_crop` in TensorFlow operations: uint8 (H, W, 3) -> uint8 (crop, crop, 3).
+
+    Like PIL, first along the rows, then down the columns, with 8-bit values in between. Sums are
+    exact in float64: 8 bits of a pixel times 22 of a weight.
+    """
+    import tensorflow as tf
+
+    size, crop = tf.shape(pixels)[:2], transform.crop
+    resized = transform.resize * size // tf.reduce_min(size)
+    index, weight = _windows(size, resized, transform)
+    # The crop needs no other pixels than these.
+    first = index[:, 0, 0]
+    height, width = tf.unstack(tf.reduce_max(index, (1, 2)) + 1 - first)
+    pixels = tf.slice(pixels, (*tf.unstack(first), 0), (height, width, 3))
+    index -= first[:, None, None]
+    # The axis to filter comes first, the others are one row; 2-D transposes are the fastest.
+    pixels = tf.transpose(tf.reshape(pixels, (height, width * 3)))
+    pixels = _filter(tf.reshape(pixels, (width, 3 * height)), index[1], weight[1], transform)
+    pixels = tf.transpose(tf.reshape(pixels, (crop * 3, height)))
+    pixels = _filter(pixels, index[0], weight[0], transform)
+    pixels = tf.reshape(pixels, (crop, crop, 3))
+    if transform.resize < crop:
+        inside = tf.minimum(resized, crop)
+        before = (crop - inside) // 2
+        padding = tf.stack((before, crop - inside - before), axis=1)
+        pixels = tf.pad(pixels[: inside[0], : inside[1]], tf.pad(padding, ((0, 1), (0, 0))))
+        pixels = tf.ensure_shape(pixels, (crop, crop, 3))
+    return pixels
+
+
+def _windows(
+    size: tf.Tensor, resized: tf.Tensor, transform: Transform
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What each pixel of the crop is made of, both axes at once.
+
+    Source: `precompute_coeffs` and `normalize_coeffs_8bpc` in Pillow's Resample.c, in their order
+    of operations, because a weight that rounds the other way would show.
+
+    Args:
+        size: int32 (2,), height and width of the image.
+        resized: int32 (2,), the same after the resize.
+
+    Returns:
+        int32 (2, N, W): the input pixels of N blocks of output pixels, in windows of W;
+        float64 (2, N, _BLOCK, W): their weights, multiples of 2^-22, 0 outside the filter.
+    """
+    import tensorflow as tf
+
+    def axes(values):
+        return tf.reshape(values, (2, 1, 1, 1))
+
+    # torchvision's offset, int(round((resized - crop) / 2)), a half to the even side.
+    half, odd = (resized - transform.crop) // 2, (resized - transform.crop) % 2
+    offset = tf.maximum(half + odd * (half % 2), 0)
+    blocks = -(-transform.crop // _BLOCK)
+    position = axes(offset) + np.arange(blocks * _BLOCK, dtype=np.int32).reshape(blocks, _BLOCK, 1)
+
+    scale = tf.cast(axes(size), tf.float64) / tf.cast(axes(resized), tf.float64)
+    stretch = tf.maximum(scale, 1.0)
+    support = SUPPORT[transform.interpolation] * stretch
+    center = (tf.cast(position, tf.float64) + 0.5) * scale
+    low = tf.maximum(tf.cast(center - support + 0.5, tf.int32), 0)
+    high = tf.minimum(tf.cast(center + support + 0.5, tf.int32), axes(size))
+    start = low[:, :, :1]
+    index = start + tf.range(tf.reduce_max(high[:, :, -1:] - start))
+
+    x = tf.abs((tf.cast(index, tf.float64) - center + 0.5) * (1.0 / stretch))
+    if transform.interpolation == 'bilinear':
+        weight = tf.nn.relu(1.0 - x)
+    else:  # Keys' cubic with a = -0.5.
+        near = (1.5 * x - 2.5) * x * x + 1.0
+        far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+        weight = tf.where(x < 1.0, near, tf.where(x < 2.0, far, tf.zeros_like(x)))
+    weight = tf.where((index >= low) & (index < high), weight, tf.zeros_like(weight))
+    # A running sum adds from left to right, as C does.
+    weight = tf.math.divide_no_nan(weight, tf.cumsum(weight, axis=-1)[..., -1:])
+    weight = tf.floor(tf.abs(weight) * _ONE + 0.5) * tf.sign(weight) / _ONE
+    return tf.minimum(index[:, :, 0], tf.reshape(size, (2, 1, 1)) - 1), weight
+
+
+def _filter(
+    pixels: tf.Tensor, index: tf.Tensor, weight: tf.Tensor, transform: Transform
+) -> tf.Tensor:
+    """Filters the first axis: uint8 (H, K) -> uint8 (crop, K), given one axis of `_windows`."""
+    import tensorflow as tf
+
+    def blocks(window):
+        index, weight = window
+        sums = tf.matmul(weight, tf.cast(tf.gather(pixels, index), tf.float64)) + 0.5
+        if transform.interpolation != 'bilinear':  # Negative weights leave the range of uint8.
+            sums = tf.clip_by_value(sums, 0, 255)
+        return tf.cast(sums, tf.uint8)
+
+    rows = tf.cond(
+        tf.size(pixels) > _LARGE,
+        lambda: tf.map_fn(blocks, (index, weight), fn_output_signature=tf.uint8),
+        lambda: blocks((index, weight)),
+    )
+    return tf.reshape(rows, (-1, tf.shape(pixels)[1]))[: transform.crop]
+
+
+def normalize(
+    images: jax.typing.ArrayLike, transform: Transform, dtype: jax.typing.DTypeLike = np.float32
+) -> jax.Array:
+    """(x / 255 - mean) / std in float32, as ToTensor and Normalize, then cast to `dtype`.
+
+    Within 1e-6 of torchvision: XLA divides by a constant by multiplying with its rounded inverse.
+
+    Args:
+        images: uint8 (..., 3).
+    """
+    import jax.numpy as jnp
+
+    images = jnp.asarray(images).astype(jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean, std = (jnp.float32(x).reshape(shape) for x in (transform.mean, transform.std))
+    return ((images / 255 - mean) / std).astype(dtype)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 import hrnet_jax
 from hrnet_jax import cli
-from hrnet_jax.models import variable_shapes
 
 
 def main() -> None:
@@ -31,11 +30,6 @@ def main() -> None:
         return seconds
 
     jax.block_until_ready(jax.random.normal(key, (8,)))  # the backend's own start-up
-    timed(
-        'shapes, first part of ours',
-        lambda: [leaf.size for leaf in jax.tree.leaves(variable_shapes(model))],
-    )
-    variable_shapes.cache_clear()
     ours = timed('hrnet_jax.init', lambda: hrnet_jax.init(model, key))
     theirs = timed(
         'jax.jit(model.init)', lambda: jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))

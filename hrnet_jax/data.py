@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
 from hrnet_jax.preprocess import Transform, evaluation_image
 
@@ -109,7 +110,8 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
     Args:
         name: of `DATASETS` or another prepared tfds data set with image and label, as builder,
             builder/config or builder/config:version; or 'folder:PATH', or a path with a / or . or ~
-            first, to a folder of class folders, whose sorted names are the classes 0, 1, ...
+            first, to a folder of class folders: WordNet ids, or names that in sorted order are the
+            classes 0, 1, ...
         split: a tfds split such as 'validation[:10%]', or a folder in PATH; None is the usual one.
         data_dir: where tfds keeps its data; None is its own default.
 
@@ -284,9 +286,12 @@ def _open_folder(path: str, split: str | None) -> EvalSource:
     if not os.path.isdir(root):
         raise UserError(f'{root} is not a folder; it should hold a folder of images for each class')
     classes = sorted(x.name for x in os.scandir(root) if x.is_dir() and x.name[0] != '.')
+    # Folders named by WordNet ids are ImageNet's classes, however many of the 1000 there are.
+    known = list(imagenet.classes())
+    names = known if set(classes) <= set(known) else classes
     files = [
-        (os.path.join(root, name, file), label)
-        for label, name in enumerate(classes)
+        (os.path.join(root, name, file), names.index(name))
+        for name in classes
         for file in sorted(os.listdir(os.path.join(root, name)))
         if file.lower().endswith(_EXTENSIONS)
     ]
@@ -304,8 +309,13 @@ def _open_folder(path: str, split: str | None) -> EvalSource:
         return tf.data.Dataset.from_tensor_slices(slices).map(read, tf.data.AUTOTUNE)
 
     row = Dataset(path, split or '', len(files))
+    notes = (
+        (f'{len(classes)} of the {len(names)} classes of ImageNet; all compete',)
+        if len(classes) < len(names)
+        else ()
+    )
     return EvalSource(
-        row, row.split, len(files), len(classes), tuple(classes), False, (), {}, records
+        row, row.split, len(files), len(names), tuple(names), False, notes, {}, records
     )
 
 

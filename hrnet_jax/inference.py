@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import jax
 import numpy as np
 
+from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
@@ -82,5 +82,4 @@ def default_class_names(num_classes: int) -> list[str]:
     """ImageNet's class names (WordNet 3.0) for 1000 classes, '0', '1', ... for other numbers."""
     if num_classes != 1000:
         return [str(i) for i in range(num_classes)]
-    lines = resources.files('hrnet_jax').joinpath('imagenet_classes.txt').read_text().splitlines()
-    return [line.split(' ', 1)[1] for line in lines]
+    return list(imagenet.classes().values())

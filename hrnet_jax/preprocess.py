@@ -177,11 +177,6 @@ def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
     """
     import tensorflow as tf
 
-    def by_pil(data):
-        from PIL import Image
-
-        return np.asarray(_rgb(Image.open(io.BytesIO(data))))
-
     magic = tf.strings.substr(encoded, 0, 3)
     exact = tf.cond(
         magic == b'\xff\xd8\xff',
@@ -191,9 +186,16 @@ def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
     pixels = tf.cond(
         exact,
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method='INTEGER_ACCURATE'),
-        lambda: tf.numpy_function(by_pil, [encoded], tf.uint8),
+        lambda: tf.numpy_function(_decode_by_pil, [encoded], tf.uint8),
     )
     return resize_crop_tf(tf.ensure_shape(pixels, (None, None, 3)), transform)
+
+
+def _decode_by_pil(encoded: bytes) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(_rgb(image))
 
 
 def resize_crop_tf(pixels: tf.Tensor, transform: Transform) -> tf.Tensor:

@@ -20,7 +20,7 @@ from PIL import Image
 
 import eval as eval_command
 from convert.reference import reference_of
-from hrnet_jax import checkpoint
+from hrnet_jax import checkpoint, imagenet
 from hrnet_jax.evaluation import count_correct, data_mesh, evaluate
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
@@ -264,6 +264,14 @@ def test_a_folder_of_class_folders(command, refused, setting, tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / name(i + 1)).write_bytes(jpeg(i + 1))
     assert 'classes' in refused(eval_command.main, '--ckpt', ckpt, '--dataset', f'folder:{root}')
+    ids = tmp_path / 'ids'
+    for i in range(12):
+        place = ids / list(imagenet.classes())[labels[i]]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name(i + 1)).write_bytes(jpeg(i + 1))
+    by_id, out = run(command, setting, tmp_path, '--dataset', ids)
+    assert '12 of the 1000 classes' in out
+    assert by_id['top1_correct'] == int((ranking[:12, 0] == labels[:12]).sum())
     for c in range(1000):
         (root / f'{c:04d}').mkdir(exist_ok=True)
     result, _ = run(command, setting, tmp_path, '--dataset', f'folder:{root}')

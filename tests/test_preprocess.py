@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from hrnet_jax import preprocess
 from hrnet_jax.errors import UserError
 from hrnet_jax.preprocess import Transform, normalize, open_image, resize_crop
-
-tf = pytest.importorskip('tensorflow')
 
 BEFORE_13 = int(PIL.__version__.split('.')[0]) < 13
 # resize, crop: what published accuracies use, equal ones, odd ones, and crops that need padding.

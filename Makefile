@@ -11,7 +11,7 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # constraints.txt has the exact versions that the tests passed with.
 $(VENV)/.ready: pyproject.toml constraints.txt

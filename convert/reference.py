@@ -200,11 +200,16 @@ def stages_of(model: Classifier) -> Callable[[Variables, Any], dict[str, list[ja
                 module.name in last and module.path[:-1] == ('backbone',) and method == '__call__'
             )
 
-        logits, extra = model.apply(variables, images, capture_intermediates=wanted)
+        maps, extra = model.apply(
+            variables, images, method='features', capture_intermediates=wanted
+        )
         kept = extra['intermediates']['backbone']
         seen = {last[name]: jax.tree.leaves(value['__call__']) for name, value in kept.items()}
         seen['stem'] = [jax.nn.relu(seen['stem'][0])]
-        pooled = model.apply(variables, images, method='embed')
+        pooled, logits = (
+            model.apply(variables, maps, method=lambda m, x, all=all: m.head(x, False, logits=all))
+            for all in (False, True)
+        )
         return seen | {'pooled': [pooled], 'logits': [logits]}
 
     return run

@@ -289,8 +289,9 @@ def _open_folder(path: str, split: str | None) -> EvalSource:
     # Folders named by WordNet ids are ImageNet's classes, however many of the 1000 there are.
     known = list(imagenet.classes())
     names = known if set(classes) <= set(known) else classes
+    number = {name: i for i, name in enumerate(names)}
     files = [
-        (os.path.join(root, name, file), names.index(name))
+        (os.path.join(root, name, file), number[name])
         for name in classes
         for file in sorted(os.listdir(os.path.join(root, name)))
         if file.lower().endswith(_EXTENSIONS)

@@ -4,6 +4,7 @@ from hrnet_jax.archs import Arch, list_models
 from hrnet_jax.backbone import HRNet
 from hrnet_jax.checkpoint import load
 from hrnet_jax.errors import UserError
+from hrnet_jax.folding import Folded, fold
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
@@ -13,11 +14,13 @@ __version__ = '0.1.0'
 __all__ = [
     'Arch',
     'Classifier',
+    'Folded',
     'HRNet',
     'Prediction',
     'Transform',
     'UserError',
     'create_model',
+    'fold',
     'init',
     'list_models',
     'load',

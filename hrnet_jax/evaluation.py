@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
@@ -126,6 +127,7 @@ def evaluate(
 
     Raises:
         AssertionError: if fewer images were counted than the masks say.
+        UserError: on every host, if the batches of one raise it.
     """
     mesh = mesh or data_mesh()
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
@@ -134,7 +136,7 @@ def evaluate(
     names = [field.name for field in dataclasses.fields(Result)]
     totals = jax.device_put(dict.fromkeys(names, np.int32(0)), whole)
     fed = 0
-    for batch in batches:
+    for batch in _agreed(batches):
         fed += int(batch['mask'].sum())
         arrays = {
             k: jax.make_array_from_process_local_data(split, batch[k])
@@ -145,3 +147,26 @@ def evaluate(
     if jax.process_count() == 1:
         assert result.seen == fed, f'counted {result.seen} of {fed} images'
     return result
+
+
+def _agreed(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """The batches; all hosts stop when those of one fail, where the others would wait for it."""
+    if jax.process_count() == 1:
+        yield from batches
+        return
+    from jax.experimental.multihost_utils import process_allgather
+
+    iterator, failure = iter(batches), None
+    while True:
+        batch = None
+        try:
+            batch = next(iterator, None)
+        except UserError as error:
+            failure = error
+        failed = process_allgather(np.array([failure is not None])).ravel()
+        if failed.any():
+            hosts = ', '.join(map(str, np.flatnonzero(failed)))
+            raise failure or UserError(f'stopped: process {hosts} failed, and says why')
+        if batch is None:
+            return
+        yield batch

@@ -141,7 +141,8 @@ def test_bfloat16_is_close(command, setting, tmp_path):
     assert result['dtype'] == 'bfloat16'
 
 
-def test_two_processes_give_the_same_integers(setting, tmp_path):
+def two_processes(ckpt, data_dir, result, *more):
+    """eval.py in two processes of two devices each: exit codes and outputs."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -149,17 +150,8 @@ def test_two_processes_give_the_same_integers(setting, tmp_path):
         'import sys, jax; jax.config.update("jax_num_cpu_devices", 2); sys.argv[0] = "eval.py"; '
         'import eval; from hrnet_jax import cli; cli.run(eval.main)'
     )
-    options = [
-        '--arch',
-        'tiny',
-        '--ckpt',
-        setting[1],
-        '--data-dir',
-        setting[0],
-        '--batch-size',
-        '16',
-    ]
-    options += ['--json', tmp_path / 'r.json', '--coordinator', address, '--num-processes', '2']
+    options = ['--arch', 'tiny', '--ckpt', ckpt, '--data-dir', data_dir, '--batch-size', '16']
+    options += ['--json', result, '--coordinator', address, '--num-processes', '2', *more]
     processes = [
         subprocess.Popen(
             [sys.executable, '-c', code, *map(str, options), '--process-id', str(i)],
@@ -175,12 +167,31 @@ def test_two_processes_give_the_same_integers(setting, tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [process.returncode for process in processes], outputs
+
+
+def test_two_processes_give_the_same_integers(setting, tmp_path):
+    codes, outputs = two_processes(setting[1], setting[0], tmp_path / 'r.json')
+    assert codes == [0, 0], outputs
     result = json.loads((tmp_path / 'r.json').read_text())
     assert result['num_examples'] == COUNT
     assert (result['top1_correct'], result['top5_correct']) == counts(setting)
     assert 'top-1' in outputs[0][0]
     assert 'top-1' not in outputs[1][0]
+
+
+def test_both_processes_stop_when_one_fails(setting, tmp_path):
+    """A broken image in the second half of the set, which the second process reads."""
+    root = tmp_path / 'broken'
+    for i in range(12):
+        place = root / list(imagenet.classes())[i]
+        place.mkdir(parents=True)
+        (place / 'a.jpg').write_bytes(jpeg(i + 1) if i != 10 else b'no image')
+    codes, outputs = two_processes(setting[1], '.', tmp_path / 'r.json', '--dataset', root)
+    assert codes == [2, 2]
+    assert 'a.jpg' in outputs[1][1]
+    assert 'process 1 failed' in outputs[0][1]
+    assert not (tmp_path / 'r.json').exists()
 
 
 def test_a_mislabelled_copy_stops(refused, setting, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,3 +272,32 @@ def test_one_training_pass_as_pytorch(tiny):
     norm = np.sqrt(sum(np.square(g).sum() for n, g in wanted.items() if n not in biases))
     apart = np.sqrt(sum(np.square(got[n] - g).sum() for n, g in wanted.items() if n not in biases))
     assert apart / norm < 1e-4
+
+
+def test_folding_batch_norm(tiny):
+    """The same maps and logits without a single BatchNorm left."""
+    model, variables = tiny
+    flat, tree = jax.tree_util.tree_flatten_with_path(variables)
+    made = [
+        weight('/'.join(k.key for k in path) + _torch_leaf(path), leaf.shape) for path, leaf in flat
+    ]
+    variables = jax.tree_util.tree_unflatten(tree, made)
+    x = jnp.asarray(image(6, 2, 64, 96))
+    fast = hrnet_jax.fold(model, variables)
+    assert fast.variables.keys() == {'params'}
+    shapes = jax.eval_shape(fast.model.init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, fast.variables)
+    for method in ('features', '__call__'):
+        slow, quick = (
+            jax.tree.leaves(jax.jit(functools.partial(m.apply, method=method))(v, x))
+            for m, v in ((model, variables), (fast.model, fast.variables))
+        )
+        assert max(map(close, quick, slow)) < 1e-5
+    text = str(jax.make_jaxpr(fast.model.apply)(fast.variables, x))
+    assert 'rsqrt' not in text
+
+
+def _torch_leaf(path) -> str:
+    """What `weight` tells kinds of values apart by."""
+    names = {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+    return '.' + names.get(path[-1].key, 'weight')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax import checkpoint, cli, data, distributed
+from hrnet_jax import checkpoint, cli, data, distributed, files
 from hrnet_jax.archs import list_models
+from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.evaluation import Result, evaluate, local_batch
 from hrnet_jax.preprocess import SUPPORT, Transform
@@ -53,34 +53,33 @@ def parser() -> cli.Parser:
 
 def main() -> None:
     args = parser().parse_args()
-    for name in ('batch_size', 'limit', 'resize', 'crop'):
+    for name in ('batch_size', 'limit'):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UserError(f'the folder of --json {args.json} does not exist')
-    folder = checkpoint.find(args.ckpt, args.arch)
-    meta = checkpoint.read_json(folder)
-    transform = transform_of(args, meta)
-    if args.dtype == 'float32':
-        # Accelerators round the factors of float32 products unless told not to; PyTorch does not.
-        jax.config.update('jax_default_matmul_precision', 'highest')
-
-    # The data set is opened before the model is loaded: its mistakes are the cheapest to find.
-    source = data.open_dataset(args.dataset, args.split, args.data_dir)
-    if (source.num_classes or meta['num_classes']) != meta['num_classes']:
-        raise UserError(
-            f'{args.dataset} has {source.num_classes} classes, the checkpoint {meta["num_classes"]}'
-        )
+    if args.json:
+        files.refuse_unwritable(Path(args.json))
     distributed.start(args)
+    with distributed.together():
+        folder = checkpoint.find(args.ckpt, args.arch)
+        meta = checkpoint.read_json(folder)
+        transform = transform_of(args, meta)
+        # Opened before the model is loaded: its mistakes are the cheapest to find.
+        source = data.open_dataset(args.dataset, args.split, args.data_dir)
+        if (source.num_classes or meta['num_classes']) != meta['num_classes']:
+            raise UserError(
+                f'{args.dataset} has {source.num_classes} classes, '
+                f'the checkpoint {meta["num_classes"]}'
+            )
+        model, variables = checkpoint.load(folder, args.arch, dtype=jnp.dtype(args.dtype))
+        classes = data.competing_classes(source, args.data_dir)
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
-    model, variables = checkpoint.load(folder, args.arch, dtype=jnp.dtype(args.dtype))
-    classes = data.present_classes(source) if source.dataset.restricted else None
 
-    batch = local_batch(args.batch_size)
     total = min(args.limit or source.num_examples, source.num_examples)
+    batch = local_batch(min(args.batch_size, total))
+    distributed.require_same(examples=total, batch_size=args.batch_size)
     batches = data.batches(
         source, transform, batch, jax.process_index(), jax.process_count(), args.limit
     )
@@ -101,12 +100,9 @@ def main() -> None:
 
 def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
     """The checkpoint's transform with what the flags override."""
-    flags = {k: getattr(args, k) for k in ('resize', 'crop', 'interpolation')}
-    transform = Transform.from_json(meta['transform'])
-    transform = dataclasses.replace(transform, **{k: v for k, v in flags.items() if v is not None})
-    if transform.crop % 32:
-        raise UserError(f'--crop {transform.crop} is not a multiple of 32, as the network needs')
-    return transform
+    return Transform.from_json(meta['transform']).override(
+        args.resize, args.crop, args.interpolation, STRIDE
+    )
 
 
 def report(
@@ -121,12 +117,14 @@ def report(
     name, partial = source.dataset.name, source.is_partial or total < source.num_examples
     published = None if partial else expected(meta['published'], transform, name)
     rows = (('top-1', result.top1), ('top-5', result.top5))
+    known = (meta['published'] or {}).get('name')
     print(
-        f'{meta["arch"]["name"]} on {name}, split {source.split or "-"}, '
-        f'{transform.crop} x {transform.crop} pixels'
+        f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
+        f'split {source.split or "-"}, resized to {transform.resize}, cropped to {transform.crop}'
     )
     if partial:
-        print(f'PARTIAL: {total:,} images; not comparable with published figures')
+        whole = max(source.dataset.num_examples or 0, source.num_examples)
+        print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
     print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
     correct = (result.top1_correct, result.top5_correct)
     for i, (label, percent) in enumerate(rows):
@@ -154,7 +152,7 @@ def report(
             'checkpoint': (meta['published'] or {}).get('name'),
             'source_sha256': meta['source']['sha256'],
         }
-        cli.write(args.json, json.dumps(content, indent=1) + '\n')
+        files.write(args.json, json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import checkpoint, cli, files
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import predict
@@ -28,10 +28,12 @@ def main() -> None:
     args = p.parse_args()
 
     for file in (args.json, args.out):
-        if file and not Path(file).absolute().parent.is_dir():
-            raise UserError(f'the folder of {file} does not exist')
-    if args.out and Path(args.out).suffix not in ('.png', '.pdf', '.svg', '.jpg'):
+        if file:
+            files.refuse_unwritable(Path(file))
+    if args.out and Path(args.out).suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
+    if args.out:
+        from hrnet_jax.drawing import draw
     folder = checkpoint.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
     if not 1 <= args.topk <= meta['num_classes']:
@@ -57,11 +59,11 @@ def main() -> None:
             {'image': path, 'predictions': [dataclasses.asdict(one) for one in best]}
             for path, best in zip(args.images, found, strict=True)
         ]
-        cli.write(args.json, json.dumps(rows, indent=1) + '\n')
+        files.write(args.json, json.dumps(rows, indent=1) + '\n')
     if args.out:
-        from hrnet_jax.drawing import draw
-
-        draw(images, [Path(path).name for path in args.images], found, args.out)
+        with files.replacing(Path(args.out), force=True) as temporary:
+            titles = [Path(path).name for path in args.images]
+            draw(images, titles, found, temporary, Path(args.out).suffix[1:])
         print(f'drawn: {args.out}')
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from convert import readers
 from convert.conversion import Converted, array, convert, official_names, to_torch
 from convert.layouts import LAYOUTS
 from hrnet_jax import checkpoint, cli
-from hrnet_jax.archs import list_models
+from hrnet_jax.archs import ARCHS, list_models
+from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
+from hrnet_jax.files import refuse_existing, replacing
 from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import SUPPORT, Transform
 from hrnet_jax.published import PUBLISHED, Published, recognise
@@ -57,7 +58,10 @@ def parser() -> cli.Parser:
 def main() -> None:
     args = parser().parse_args()
     if args.to:
-        write_torch(args.source, args.to, Path(args.out), args.force)
+        own = ('name', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
+        if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
+            raise UserError(f'{", ".join(other)} cannot be combined with --to')
+        write_torch(args.source, args.to, Path(args.out), args.arch, args.force)
     else:
         from_file(args)
 
@@ -70,6 +74,12 @@ def from_file(args: Any) -> None:
         )
     known = recognise(args.name, args.source)
     names = _class_names(args.class_names)
+    edges = (args.resize, args.crop, args.interpolation, STRIDE)
+    Transform().override(*edges)  # mistakes show before the work
+    if args.name:
+        if Path(args.name).name != args.name or args.name.startswith('.'):
+            raise UserError(f'--name {args.name} is not a plain name')
+        refuse_existing(Path(args.out) / args.name, args.force, checkpoint.JSON)
     source = readers.read(args.source)
     try:
         done = convert(source.tensors, args.arch)
@@ -77,14 +87,13 @@ def from_file(args: Any) -> None:
         raise UserError(f'{args.source}: {error}') from error
     known = _checked(done, known, names, args.name)
     folder = args.name or (known.name if known else done.arch.name)
-    if Path(folder).name != folder or folder.startswith('.'):
-        raise UserError(f'--name {folder} is not a plain name')
+    if folder in ARCHS and folder != done.arch.name:
+        raise UserError(f'--name {folder} is an architecture; the file holds {done.arch.name}')
+    out = Path(args.out) / folder
+    refuse_existing(out, args.force, checkpoint.JSON)
 
     model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
-    chosen = {k: getattr(args, k) for k in ('resize', 'crop', 'interpolation')}
-    transform = dataclasses.replace(
-        known.transform if known else Transform(), **{k: v for k, v in chosen.items() if v}
-    )
+    transform = (known.transform if known else Transform()).override(*edges)
     meta = {
         **checkpoint.describe(model),
         'hrnet_jax': hrnet_jax.__version__,
@@ -100,7 +109,6 @@ def from_file(args: Any) -> None:
             'head_bias': done.head_bias,
         },
     }
-    out = Path(args.out) / folder
     if args.verify:
         verify(model, done, source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
@@ -134,19 +142,21 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():
         print(f'  {stage:8} {difference:.1e}')
-    if max(worst.values()) > TOLERANCE:
+    if not all(difference <= TOLERANCE for difference in worst.values()):  # NaN is not
         raise UserError(f'the converted model differs from PyTorch by more than {TOLERANCE}')
 
 
-def write_torch(source: str, layout: str, out: Path, force: bool = False) -> None:
+def write_torch(
+    source: str, layout: str, out: Path, arch: str | None = None, force: bool = False
+) -> None:
     """A converted folder -> a .pth or .safetensors file."""
-    folder = checkpoint.find(source)
+    folder = checkpoint.find(source, arch)
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
     meta = checkpoint.read_json(folder)
-    model, variables = checkpoint.load(folder)
+    model, variables = checkpoint.load(folder, arch)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
-    with checkpoint.replacing(out, force) as temporary:
+    with replacing(out, force) as temporary:
         if out.suffix == '.safetensors':
             from safetensors.numpy import save_file
 
@@ -174,7 +184,7 @@ def _checked(
     done: Converted, known: Published | None, names: list[str] | None, name: str | None
 ) -> Published | None:
     """`known` if it fits what the file holds."""
-    if names and len(names) != done.num_classes:
+    if names is not None and len(names) != done.num_classes:
         raise UserError(
             f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from hrnet_jax.models import create_model, variable_shapes
 
 Variables = dict[str, Any]
 _SHOWN = 20  # names of a kind in an error message
+_FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +133,22 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
                 unexpected.append(canonical[key])
             continue
         rule = flax_path(key, len(shape))
-        if rule is None:
+        # `layer1_0` for `layer1.0` would reach the same path: a name must be its own inverse.
+        if rule is None or canonical_key(rule[0], len(shape))[0] != key:
             unexpected.append(canonical[key])
         else:
             paths[key] = rule
             got[rule[0]] = tuple(shape[axis] for axis in rule[1])
-    problems = _differences(got, expected, canonical)
+    problems = _differences(got, expected, canonical, layout.from_canonical)
     problems['unexpected'] += unexpected
     _refuse(problems, found)
 
+    kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
+    if wrong := [f'{name} ({kind})' for name, kind in kinds.items() if kind not in _FLOATS]:
+        raise UserError(f'weights must be floating-point numbers, unlike {_some(wrong)}')
+
     variables: Variables = {}
-    not_finite = []
+    not_finite, negative = [], []
     folded = {mean: bias for bias, mean in biases.items()}
     for key, (path, order) in progress(paths.items(), desc='converting', total=len(paths)):
         value = array(tensors[canonical[key]])
@@ -153,12 +160,17 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
             value = np.ascontiguousarray(np.transpose(value, order), np.float32)
         if not np.isfinite(value).all():
             not_finite.append(canonical[key])
+        if path[-1] == 'var' and (value < 0).any():
+            negative.append(canonical[key])
         node = variables
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = value
     if not_finite:
         raise UserError(f'the weights hold NaN or infinity: {_some(not_finite)}')
+    if negative:
+        raise UserError(f'a variance cannot be negative: {_some(negative)}')
+    other = sorted(set(kinds.values()) - {'float32'})
     return Converted(
         found,
         num_classes,
@@ -166,7 +178,7 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
         variables,
         layout.name,
         bool(biases),
-        _notes(tensors, canonical),
+        (f'stored as {", ".join(other)}; converted to float32',) if other else (),
     )
 
 
@@ -192,40 +204,36 @@ def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, in
         return shape[axis] if len(shape) > axis else 0
 
     stages = (2, 3, 4)
-    found = Arch(
-        'custom',
-        tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),
-        (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
-        tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),
-        tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),
-        out('backbone.conv1.weight'),
-        tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),
-        out('head.final_layer.0.weight'),
-    )
+    found: dict[str, Any] = {
+        'channels': tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),
+        'layer1': (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
+        'modules': tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),
+        'blocks': tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),
+        'stem': out('backbone.conv1.weight'),
+        'head': tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),
+        'features': out('head.final_layer.0.weight'),
+    }
     sizes = out('head.classifier.weight') or 1000, out('backbone.conv1.weight', 1) or 3
 
     def likeness(arch: Arch) -> int:
-        fields = (f.name for f in dataclasses.fields(Arch) if f.name != 'name')
-        return sum(getattr(arch, name) == getattr(found, name) for name in fields)
+        return sum(getattr(arch, name) == value for name, value in found.items())
 
     best = max(ARCHS.values(), key=likeness)
-    if dataclasses.replace(found, name=best.name) == best:
+    if likeness(best) == len(found):
         return best, *sizes
-    same_structure = (found.layer1[0], found.modules, found.blocks) == (
-        best.layer1[0],
-        best.modules,
-        best.blocks,
-    )
-    widths = (*found.channels, *found.head, found.layer1[1], found.stem, found.features)
-    if same_structure and all(widths) and not any(n % 4 for n in found.head):
-        got = {}
-        for key, shape in shapes.items():
-            rule = flax_path(key, len(shape))
-            if rule:
-                got[rule[0]] = tuple(shape[axis] for axis in rule[1])
-        expected = _flat_shapes(found, *sizes)
-        if all(got.get(path) == shape for path, shape in expected.items()):
-            return found, *sizes
+    structure = (best.layer1[0], best.modules, best.blocks)
+    if structure == (found['layer1'][0], found['modules'], found['blocks']):
+        with contextlib.suppress(UserError):  # of widths that make no network
+            custom = Arch('custom', **found)
+            rules = {key: flax_path(key, len(shape)) for key, shape in shapes.items()}
+            got = {
+                rule[0]: tuple(shapes[key][axis] for axis in rule[1])
+                for key, rule in rules.items()
+                if rule
+            }
+            expected = _flat_shapes(custom, *sizes)
+            if all(got.get(path) == shape for path, shape in expected.items()):
+                return custom, *sizes
     return best, *sizes
 
 
@@ -272,13 +280,16 @@ def _flat_shapes(arch: Arch, classes: int, channels: int) -> dict[tuple[str, ...
 
 
 def _differences(
-    got: Mapping, expected: Mapping, own: Mapping[str, str] | None = None
+    got: Mapping,
+    expected: Mapping,
+    own: Mapping[str, str] | None = None,
+    spell: Callable[[str], str] = LAYOUTS['official'].from_canonical,
 ) -> dict[str, list[str]]:
-    """What separates the two trees, by kind, in PyTorch's terms; `own` has the file's names."""
+    """What separates the two trees, by kind; `own` has the file's names, `spell` makes others."""
 
     def name(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
         key = canonical_key(path, len(shape))[0]
-        return (own or {}).get(key, key)
+        return (own or {}).get(key) or spell(key)
 
     def sizes(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
         order = canonical_key(path, len(shape))[1]
@@ -313,9 +324,3 @@ def _called(arch: Arch) -> str:
 def _some(names: list[str], shown: int = _SHOWN) -> str:
     more = f' and {len(names) - shown} more' if len(names) > shown else ''
     return ', '.join(names[:shown]) + more
-
-
-def _notes(tensors: Mapping[str, Any], canonical: Mapping[str, str]) -> tuple[str, ...]:
-    stored = {str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
-    other = sorted(stored - {'float32'})
-    return (f'stored as {", ".join(other)}; converted to float32',) if other else ()

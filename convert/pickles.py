@@ -98,7 +98,7 @@ class _Tuple(tuple):
 
 def _dict(*args: Any) -> dict:
     """For OrderedDict and defaultdict; the first argument of the latter is a class."""
-    return dict(args[0]) if args and isinstance(args[0], list | dict) else {}
+    return dict(args[0]) if args and isinstance(args[0], list) else {}
 
 
 def _tensor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from hrnet_jax.errors import UserError
 
 _DEPTH = 3  # of mappings in mappings
 _SHOWN = 6  # names in a message
+_SHARED = 4  # times that the bytes of a file may be shared by its tensors
 # In order of preference. mmengine swaps its two: there `state_dict` is the average of the weights.
 _WRAPPERS = (
     *('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_dict', 'net', 'module'),
@@ -67,7 +69,12 @@ def read(source: str | os.PathLike) -> Source:
     Raises:
         UserError: if it is no checkpoint, damaged, or holds no tensors.
     """
-    origin = os.fsdecode(source)
+    try:
+        origin = os.fsdecode(source)
+    except TypeError:
+        raise UserError(f'a path or a state dict is needed, not {type(source).__name__}') from None
+    if not origin:
+        raise UserError('the name of the checkpoint is empty')
     try:
         path = _download(origin) if origin.startswith('hf:') else Path(origin)
         reader = recognise(path)
@@ -83,6 +90,9 @@ def read(source: str | os.PathLike) -> Source:
         raise UserError(f'{origin} {error}') from error.__cause__
     found, container, notes = resolve(tree, origin)
     tensors = {name: dataclasses.replace(tensor, name=name) for name, tensor in found.items()}
+    total = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
+    if total > _SHARED * path.stat().st_size:  # views of few numbers that claim to be many
+        raise UserError(f'{origin} is damaged: its tensors claim {total / 1e9:,.1f} GB')
     return Source(path, origin, sha256, tensors, container, (*remarks, *notes))
 
 
@@ -101,9 +111,10 @@ def resolve(
         if not found:
             break
         path.append(found[0])
-        tree = tree[found[0]]
-        if len(found) > 1:
-            notes.append(f'took the weights under {path[-1]!r}, not those under {_some(found[1:])}')
+        siblings, tree = tree, tree[found[0]]
+        left = [k for k in siblings if k != path[-1] and next(_tensors(siblings[k]), None)]
+        if left := [key for key in left if isinstance(key, str) and not _is_extra(key)]:
+            notes.append(f'took the weights under {path[-1]!r}, not those under {_some(left)}')
     tensors = dict(_tensors(tree))
     if not tensors:
         raise UserError(
@@ -146,6 +157,8 @@ def _described(tree: Any) -> str:
 
 
 def _kind(value: Any) -> str:
+    if _is_tensor(value):
+        return 'tensor without a name'
     return f'pickled {value.name}' if isinstance(value, Inert) else type(value).__name__
 
 

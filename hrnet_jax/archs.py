@@ -36,6 +36,22 @@ class Arch:
     head: tuple[int, ...] = (128, 256, 512, 1024)
     features: int = 2048
 
+    def __post_init__(self) -> None:
+        def positive(values: object) -> bool:
+            return isinstance(values, tuple) and all(isinstance(n, int) and n > 0 for n in values)
+
+        lengths = {'channels': 4, 'layer1': 2, 'modules': 3, 'blocks': 3, 'head': 4}
+        for field, length in lengths.items():
+            values = getattr(self, field)
+            if not positive(values) or len(values) != length:
+                raise UserError(
+                    f'{self.name}: {field} {values} should be {length} positive numbers'
+                )
+        if any(n % 4 for n in self.head):
+            raise UserError(f'{self.name}: head widths {self.head} should be multiples of 4')
+        if not positive((self.stem, self.features)):
+            raise UserError(f'{self.name}: widths should be positive numbers')
+
 
 def _doubling(width: int) -> tuple[int, int, int, int]:
     return (width, 2 * width, 4 * width, 8 * width)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch
 from hrnet_jax.errors import UserError
@@ -19,8 +17,8 @@ from hrnet_jax.layers import (
     Array,
     BasicBlock,
     Bottleneck,
+    Configured,
     Options,
-    Upsample,
     conv_norm,
     upsample,
 )
@@ -71,7 +69,7 @@ class HRModule(nn.Module):
         return nn.relu(functools.reduce(operator.add, terms))
 
 
-class HRNet(nn.Module):
+class HRNet(Configured):
     """The HRNet backbone: (N, H, W, in_channels) -> four maps at strides 4, 8, 16 and 32.
 
     H and W must be multiples of 32 unless `upsample` is one of the bilinear ways.
@@ -84,16 +82,10 @@ class HRNet(nn.Module):
         dtype, param_dtype, bn_group_size, folded, upsample, align_corners: see `layers.Options`.
     """
 
-    arch: Arch
+    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
     in_channels: int = 3
     outputs: int = 4
     remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    bn_group_size: int | None = 32
-    folded: bool = False
-    upsample: Upsample = 'nearest'
-    align_corners: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> tuple[Array, ...]:
@@ -102,16 +94,8 @@ class HRNet(nn.Module):
         Raises:
             UserError: for images of a shape that does not fit.
         """
-        arch = self.arch
+        arch, opts = self.arch, self.opts
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
-        opts = Options(
-            self.dtype,
-            self.param_dtype,
-            self.bn_group_size,
-            self.folded,
-            self.upsample,
-            self.align_corners,
-        )
         # Argument 2 is `train`, counted with self.
         module = nn.remat(HRModule, static_argnums=(2,)) if self.remat else HRModule
 

@@ -9,14 +9,10 @@ does not notice a flipped bit in its files; the digest of each array does.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ import numpy as np
 
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.errors import UserError
+from hrnet_jax.files import replacing
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, create_model, variable_shapes
 
@@ -51,17 +48,21 @@ def save(
 
     path = Path(path).absolute()
     arrays = {name: _entry(np.asarray(leaf)) for name, leaf in _named(variables)}
-    with replacing(path, force) as temporary:
+    with replacing(path, force, JSON) as temporary:
         temporary.mkdir()
-        # Synchronous, because StandardCheckpointer copies everything first; and in files of 32 MB,
-        # because a file is held in memory until it is full.
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            checkpointer.save(
-                temporary / ARRAYS,
-                args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
-            )
-        text = json.dumps({'version': VERSION, **meta, 'arrays': arrays}, indent=1)
-        (temporary / JSON).write_text(text + '\n')
+        try:
+            # Synchronous, because StandardCheckpointer copies everything first; and in files of
+            # 32 MB, because a file is held in memory until it is full.
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                checkpointer.save(
+                    temporary / ARRAYS,
+                    args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
+                )
+        except Exception as error:  # TensorStore has its own kinds for a full disk and others
+            raise UserError(f'cannot write {path}: {_first_line(error)}') from error
+        content = {'version': VERSION, **meta, 'arrays': arrays}
+        content['digest'] = _digest(content)
+        (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
 
 
 def describe(model: Classifier) -> dict[str, Any]:
@@ -87,8 +88,9 @@ def find(path: str | os.PathLike, arch: str | None = None) -> Path:
         raise UserError(f'{path} {what}; python -m convert writes one')
     if arch and (path / arch / JSON).is_file():
         return path / arch
-    held = sorted(p.parent for p in path.glob(f'*/{JSON}'))
-    fit = [p for p in held if arch is None or read_json(p)['arch']['name'] == arch]
+    # A name with a dot first is one that was being written when its process was killed.
+    held = sorted(p.parent for p in path.glob(f'[!.]*/{JSON}'))
+    fit = [p for p in held if arch in (None, _arch_name(p))]
     if len(fit) == 1:
         return fit[0]
     if not held:
@@ -109,15 +111,27 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     file = Path(path) / JSON
     try:
         meta = json.loads(file.read_text())
-        version = meta['version']
-        missing = {'arch', 'num_classes', 'in_channels', 'arrays'} - meta.keys()
+        version, digest = meta['version'], meta.pop('digest', None)
     except OSError as error:
         raise UserError(f'cannot read {file}: {error.strerror}') from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f'{file} is damaged or not of this program; convert again') from None
-    if version != VERSION or missing:
+    if version != VERSION:
         raise UserError(f'{file} has format {version}, this program reads {VERSION}; convert again')
+    if digest != _digest(meta):
+        raise UserError(f'{file} is damaged or was edited: its digest differs; convert again')
     return meta
+
+
+def _arch_name(folder: Path) -> str | None:
+    try:
+        return read_json(folder)['arch']['name']
+    except UserError:  # a damaged neighbour must not hide the others
+        return None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(
@@ -139,7 +153,8 @@ def load(
     folder = find(path, arch)
     meta = read_json(folder)
     model = model_of(meta, **options)
-    if arch is not None and arch not in (model.arch.name, folder.name):
+    named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
+    if arch is not None and arch != model.arch.name and not named:
         raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
     shapes = variable_shapes(model)
     _check_shapes(folder, meta['arrays'], shapes)
@@ -171,30 +186,6 @@ def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
     return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
 
 
-@contextlib.contextmanager
-def replacing(path: Path, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without error."""
-    if path.exists() and not force:
-        raise UserError(f'{path} exists; remove it or give --force')
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
-    old = temporary.with_suffix('.old')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
-    finally:
-        for left in (temporary, old):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    left.unlink()
-
-
 def _restore(folder: Path, shapes: Variables) -> Variables:
     import orbax.checkpoint as ocp
 
@@ -203,10 +194,13 @@ def _restore(folder: Path, shapes: Variables) -> Variables:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore((folder / ARRAYS).absolute(), target)
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
-        first = str(error).strip().splitlines()[:1]
         raise UserError(
-            f'{folder / ARRAYS} is damaged ({"".join(first)[:200]}); convert again'
+            f'{folder / ARRAYS} is damaged ({_first_line(error)}); convert again'
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
@@ -225,5 +219,7 @@ def _named(tree: Variables) -> list[tuple[str, Any]]:
 
 
 def _entry(leaf: np.ndarray) -> dict[str, Any]:
-    digest = hashlib.sha256(np.ascontiguousarray(leaf).data).hexdigest()[:16]
+    # Not every type, bfloat16 for one, gives its buffer away; bytes do.
+    data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+    digest = hashlib.sha256(data).hexdigest()[:16]
     return {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': digest}

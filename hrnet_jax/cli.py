@@ -13,6 +13,15 @@ from typing import Any, NoReturn, TypeVar
 from hrnet_jax.errors import UserError
 
 T = TypeVar('T')
+# Package -> the extra of pyproject.toml that brings it.
+EXTRAS = {
+    'PIL': 'data',
+    'matplotlib': 'predict',
+    'safetensors': 'convert',
+    'torch': 'torch',
+    'tensorflow': 'data',
+    'tensorflow_datasets': 'data',
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +45,13 @@ def run(main: Callable[[], None]) -> NoReturn:
         message = ' '.join(str(error).split())
         print(f'error: {message}', file=sys.stderr)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or '').split('.')[0]
+        if package not in EXTRAS:
+            raise
+        message = f"this needs {package}: pip install 'hrnet_jax[{EXTRAS[package]}]'"
+        print(f'error: {message}', file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0)
@@ -48,6 +64,14 @@ def quiet() -> None:
     for name in ('absl', 'orbax', 'jax', 'tensorflow', 'etils'):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings('ignore', module='orbax')
+    shown = sys.unraisablehook
+
+    def hook(event: Any) -> None:
+        # TensorStore reports to Orbax's event loop after an error has closed it.
+        if 'Event loop is closed' not in str(event.exc_value):
+            shown(event)
+
+    sys.unraisablehook = hook
 
 
 def progress(items: Iterable[T], **kwargs: Any) -> Iterable[T]:
@@ -57,14 +81,3 @@ def progress(items: Iterable[T], **kwargs: Any) -> Iterable[T]:
     except ModuleNotFoundError:
         return items
     return tqdm(items, disable=None, leave=False, **kwargs)
-
-
-def write(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = f'{path}.tmp'
-    try:
-        with open(temporary, 'w') as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from hrnet_jax.errors import UserError
 
 # Set by the launchers whose clusters `jax.distributed.initialize()` finds its way around in.
-_SIZES = ('SLURM_NTASKS', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_SIZES = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
 
 
@@ -37,6 +42,8 @@ def start(args: argparse.Namespace) -> None:
     cluster = max(sizes) > 1 or ',' in os.environ.get(_HOSTS, '')
     if not all(asked) and not cluster:
         return
+    if all(asked) and not re.fullmatch(r'\S+:\d+', args.coordinator):
+        raise UserError(f'--coordinator {args.coordinator} is not HOST:PORT')
     try:
         jax.distributed.initialize(*(flags if all(asked) else ()))
     except (RuntimeError, ValueError) as error:
@@ -46,3 +53,35 @@ def start(args: argparse.Namespace) -> None:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A step that all processes take: where it fails in one, it fails in all.
+
+    Without it the others would wait in their next collective for a process that has stopped.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = multihost_utils.process_allgather(np.array([failure is not None])).ravel()
+    if failure:
+        raise failure
+    if failed.any():
+        processes = ', '.join(map(str, np.flatnonzero(failed)))
+        raise UserError(f'stopped: process {processes} failed, and says why')
+
+
+def require_same(**numbers: int) -> None:
+    """Raises UserError in every process unless all have the same numbers."""
+    if jax.process_count() == 1:
+        return
+    rows = multihost_utils.process_allgather(np.array(list(numbers.values()), np.int32))
+    for name, values in zip(numbers, np.reshape(rows, (-1, len(numbers))).T, strict=True):
+        if len(set(values.tolist())) > 1:
+            raise UserError(f'the processes differ in {name}: {", ".join(map(str, values))}')

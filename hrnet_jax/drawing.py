@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hrnet_jax.inference import Prediction
 
@@ -19,6 +21,7 @@ def draw(
     titles: Sequence[str],
     predictions: Sequence[Sequence[Prediction]],
     path: str | Path,
+    form: str | None = None,
 ) -> None:
     """Writes a picture of each image above the bars of its predictions.
 
@@ -26,11 +29,9 @@ def draw(
         images: PIL images or uint8 arrays (H, W, 3), shown whole.
         titles: one line above each.
         predictions: of each image, most probable first.
-        path: the picture's file; its ending says the format.
+        path: the picture's file.
+        form: its format, such as 'png'; by default what its ending says.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = len(images) if len(images) < _COLUMNS else _COLUMNS
     rows = -(-len(images) // columns)
     bars = 0.3 * max(len(p) for p in predictions) + 0.3
@@ -45,9 +46,10 @@ def draw(
         image = np.asarray(image)
         top = grid[2 * (i // columns)][i % columns]
         top.imshow(image, interpolation='nearest' if max(image.shape) < 100 else 'antialiased')
-        top.set_title(_short(title, 34), fontsize=9)
+        # Names are shown as they are: a $ would begin a formula.
+        top.set_title(_short(title, 34), fontsize=9, parse_math=False)
         _bars(grid[2 * (i // columns) + 1][i % columns], found)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format=form)
 
 
 def _bars(axes, found: Sequence[Prediction]) -> None:
@@ -56,7 +58,7 @@ def _bars(axes, found: Sequence[Prediction]) -> None:
     probabilities = [p.probability for p in found]
     axes.barh(at, probabilities, 0.82, color=[_BLUE] + [_GREY] * (len(found) - 1), alpha=0.35)
     for y, p in zip(at, found, strict=True):
-        axes.text(0.015, y, _short(p.name, 28), va='center', fontsize=9)
+        axes.text(0.015, y, _short(p.name, 28), va='center', fontsize=9, parse_math=False)
         axes.text(0.985, y, f'{100 * p.probability:.1f} %', va='center', ha='right', fontsize=9)
     axes.set(xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hrnet_jax import distributed
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
@@ -29,12 +31,14 @@ class Result:
         num_examples: images counted; for several labels an image, those that have one.
         top1_correct, top5_correct: how many had a label of theirs among the first 1 and 5.
         seen: images that went through the network, counted or not.
+        not_finite: images with NaN or infinity among their logits; `evaluate` refuses them.
     """
 
     num_examples: int
     top1_correct: int
     top5_correct: int
     seen: int
+    not_finite: int = 0
 
     @property
     def top1(self) -> float:
@@ -101,9 +105,12 @@ def make_eval_step(
 
     def step(variables: Variables, totals: Counts, batch: Counts) -> Counts:
         images = normalize(batch['image'], transform, model.dtype)
-        logits = model.apply(variables, images)
+        with matmul_precision(model):
+            logits = model.apply(variables, images)
+        finite = jnp.all(jnp.isfinite(logits), -1)  # type: ignore[arg-type]
         logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)  # type: ignore[arg-type]
         counts = count_correct(logits, batch['label'], batch['mask'])
+        counts['not_finite'] = jnp.sum(batch['mask'] & ~finite, dtype=jnp.int32)
         return jax.tree.map(jnp.add, totals, counts)
 
     return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=1)
@@ -126,8 +133,7 @@ def evaluate(
         mesh: see `make_eval_step`; by default all devices.
 
     Raises:
-        AssertionError: if fewer images were counted than the masks say.
-        UserError: on every host, if the batches of one raise it.
+        UserError: if logits are not finite; and on every host, if the batches of one raise it.
     """
     mesh = mesh or data_mesh()
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
@@ -144,29 +150,31 @@ def evaluate(
         }
         totals = step(variables, totals, arrays)
     result = Result(**{name: int(value) for name, value in totals.items()})
-    if jax.process_count() == 1:
-        assert result.seen == fed, f'counted {result.seen} of {fed} images'
+    if jax.process_count() == 1 and result.seen != fed:
+        raise RuntimeError(f'counted {result.seen} of {fed} images')
+    if result.not_finite:
+        raise UserError(
+            f'the logits of {result.not_finite} of {result.seen} images are not finite: '
+            'the weights are damaged, or the computation overflows'
+        )
     return result
+
+
+def matmul_precision(model: Classifier) -> contextlib.AbstractContextManager[Any]:
+    """float32 products as PyTorch has them for a float32 model.
+
+    Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
+    """
+    exact = jnp.dtype(model.dtype) == jnp.float32
+    return jax.default_matmul_precision('highest' if exact else 'default')
 
 
 def _agreed(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
     """The batches; all hosts stop when those of one fail, where the others would wait for it."""
-    if jax.process_count() == 1:
-        yield from batches
-        return
-    from jax.experimental.multihost_utils import process_allgather
-
-    iterator, failure = iter(batches), None
-    while True:
-        batch = None
-        try:
+    iterator, ended = iter(batches), False
+    while not ended:
+        with distributed.together():
             batch = next(iterator, None)
-        except UserError as error:
-            failure = error
-        failed = process_allgather(np.array([failure is not None])).ravel()
-        if failed.any():
-            hosts = ', '.join(map(str, np.flatnonzero(failed)))
-            raise failure or UserError(f'stopped: process {hosts} failed, and says why')
-        if batch is None:
-            return
-        yield batch
+        if batch is not None:
+            yield batch
+        ended = batch is None

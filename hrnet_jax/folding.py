@@ -35,8 +35,7 @@ def fold(model: nn.Module, variables: Variables) -> Folded:
         `fast.model.apply(fast.variables, images)`, and its other methods as before; no training.
     """
     params = _fold(variables['params'], variables['batch_stats'])
-    folded = dataclasses.replace(model, folded=True)  # type: ignore[call-arg]
-    return Folded(folded, {'params': params})
+    return Folded(model.clone(folded=True), {'params': params})
 
 
 def _fold(params: Variables, stats: Variables) -> Variables:
@@ -45,13 +44,11 @@ def _fold(params: Variables, stats: Variables) -> Variables:
     for name, node in params.items():
         if name in norms:
             norm, mean = params[norms[name]], stats[norms[name]]
-            gain = norm['scale'] * lax.rsqrt(jnp.asarray(mean['var']) + EPSILON)
-            shift = norm['bias'] - mean['mean'] * gain
-            dtype = node['kernel'].dtype
-            result[name] = {
-                'kernel': (node['kernel'] * gain[None, None, None]).astype(dtype),
-                'bias': shift.astype(dtype),
-            }
+            dtype, wide = node['kernel'].dtype, mean['var'].dtype
+            gain = norm['scale'].astype(wide) * lax.rsqrt(jnp.asarray(mean['var']) + EPSILON)
+            kernel = node['kernel'].astype(wide) * gain[None, None, None]
+            bias = norm['bias'].astype(wide) - mean['mean'] * gain
+            result[name] = {'kernel': kernel.astype(dtype), 'bias': bias.astype(dtype)}
         elif name in stats and 'mean' not in stats[name]:
             result[name] = _fold(node, stats[name])
         elif name not in norms.values():

@@ -12,6 +12,7 @@ import numpy as np
 
 from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
+from hrnet_jax.evaluation import matmul_precision
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize, resize_crop
@@ -55,6 +56,10 @@ def predict(
         raise UserError(f'{len(names)} class names for a model of {model.num_classes} classes')
     if not 1 <= topk <= model.num_classes:
         raise UserError(f'topk {topk} is not between 1 and the {model.num_classes} classes')
+    if batch_size < 1:
+        raise UserError(f'batch_size must be at least 1, not {batch_size}')
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise UserError(f'images are a list, or an array (N, H, W, 3), not of shape {images.shape}')
     size = min(batch_size, len(images))
     found: list[list[Prediction]] = []
     for start in range(0, len(images), max(size, 1)):
@@ -73,7 +78,8 @@ def predict(
 def _top(
     model: Classifier, topk: int, transform: Transform, variables: Variables, pixels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    logits = model.apply(variables, normalize(pixels, transform, model.dtype))
+    with matmul_precision(model):
+        logits = model.apply(variables, normalize(pixels, transform, model.dtype))
     values, indices = jax.lax.top_k(jax.nn.softmax(logits), topk)  # type: ignore[arg-type]
     return values, indices
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,27 @@ class Options:
     folded: bool = False
     upsample: Upsample = 'nearest'
     align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        if self.upsample not in get_args(Upsample):
+            raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
+        if self.bn_group_size is not None and self.bn_group_size < 1:
+            raise UserError(f'bn_group_size must be at least 1, or None, not {self.bn_group_size}')
+
+
+class Configured(nn.Module):
+    """A module with the fields of `Options`, given by keyword, and `opts` made of them."""
+
+    dtype: Any = dataclasses.field(default=Options.dtype, kw_only=True)
+    param_dtype: Any = dataclasses.field(default=Options.param_dtype, kw_only=True)
+    bn_group_size: int | None = dataclasses.field(default=Options.bn_group_size, kw_only=True)
+    folded: bool = dataclasses.field(default=Options.folded, kw_only=True)
+    upsample: Upsample = dataclasses.field(default=Options.upsample, kw_only=True)
+    align_corners: bool = dataclasses.field(default=Options.align_corners, kw_only=True)
+
+    @property
+    def opts(self) -> Options:
+        return Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Options)})
 
 
 class Conv(nn.Module):
@@ -93,7 +114,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         o, size = self.opts, (x.shape[-1],)
-        stat_dtype = at_least_float32(o.param_dtype)
+        stat_dtype = at_least_float32(o.dtype, o.param_dtype)
         scale = self.param('scale', nn.initializers.ones_init(), size, o.param_dtype)
         bias = self.param('bias', nn.initializers.zeros_init(), size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
@@ -107,7 +128,8 @@ class BatchNorm(nn.Module):
         groups = _groups(x.shape[0], o.bn_group_size)
         grouped = x.reshape((groups, x.shape[0] // groups, *x.shape[1:]))
         m = jnp.mean(grouped, (1, 2, 3))
-        v = jnp.maximum(jnp.mean(jnp.square(grouped), (1, 2, 3)) - jnp.square(m), 0)
+        # Not mean(x^2) - mean(x)^2, which loses all digits where the mean is large.
+        v = jnp.mean(jnp.square(grouped - m[:, None, None, None]), (1, 2, 3))
         if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
             n = grouped.size // m.size
             mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * jnp.mean(m, 0)
@@ -118,8 +140,8 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape).astype(o.dtype)
 
 
-def at_least_float32(dtype: Any) -> Any:
-    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+def at_least_float32(*dtypes: Any) -> Any:
+    return jnp.float64 if jnp.float64 in map(jnp.dtype, dtypes) else jnp.float32
 
 
 def _channels(vector: Array) -> Array:
@@ -147,6 +169,8 @@ def conv_norm(
     stride: int = 1,
 ) -> Array:
     """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
+    if train and opts.folded:
+        raise UserError('a folded model has no BatchNorm to train')
     x = Conv(features, kernel, stride, opts, name=names[0])(x)
     return x if opts.folded else BatchNorm(opts, name=names[1])(x, train)
 

@@ -50,13 +50,8 @@ def create_model(
     )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
-    sizes = [num_classes, in_channels, arch.features, *arch.channels, *arch.head]
-    if len(arch.channels) != 4 or len(arch.head) != 4 or any(n % 4 for n in arch.head):
-        raise UserError(
-            'an HRNet has four branch widths and four head widths, the latter multiples of 4'
-        )
-    if min(sizes) < 1:
-        raise UserError('classes, input channels and widths must be at least 1')
+    if min(num_classes, in_channels) < 1:
+        raise UserError('classes and input channels must be at least 1')
     return Classifier(arch, num_classes, in_channels, **options)
 
 

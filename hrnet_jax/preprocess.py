@@ -89,6 +89,25 @@ class Transform:
             raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
         return cls(**fields)
 
+    def override(
+        self,
+        resize: int | None = None,
+        crop: int | None = None,
+        interpolation: str | None = None,
+        multiple: int = 1,
+    ) -> Transform:
+        """This transform with what is not None instead of its own.
+
+        Raises:
+            UserError: for values that make no sense, or a crop that is no multiple of `multiple`.
+        """
+        flags = {'resize': resize, 'crop': crop, 'interpolation': interpolation}
+        given = {name: value for name, value in flags.items() if value is not None}
+        transform = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        if transform.crop % multiple:
+            raise UserError(f'crop {transform.crop} is not a multiple of {multiple}')
+        return transform
+
 
 def open_image(path: str) -> Image.Image:
     """The picture in a file as a person sees it: RGB, turned as its EXIF tag says.

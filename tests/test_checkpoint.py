@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import jax
@@ -22,6 +23,13 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('written') / 'mine'
     checkpoint.save(folder, variables, checkpoint.describe(model))
     return folder, variables
+
+
+def rewrite(folder, meta):
+    """As another program might write it: the content changed, the digest right."""
+    meta.pop('digest')
+    meta['digest'] = checkpoint._digest(meta)
+    (folder / 'checkpoint.json').write_text(json.dumps(meta))
 
 
 @pytest.fixture
@@ -83,7 +91,7 @@ def test_digests_name_the_array(copy):
     meta = json.loads((copy / 'checkpoint.json').read_text())
     name = 'params/backbone/conv2/kernel'
     meta['arrays'][name]['digest'] = '0' * 16
-    (copy / 'checkpoint.json').write_text(json.dumps(meta))
+    rewrite(copy, meta)
     with pytest.raises(hrnet_jax.UserError, match=f'damaged: {name} do not match'):
         hrnet_jax.load(copy)
 
@@ -112,7 +120,7 @@ def test_missing_and_cut_files(copy):
 )
 def test_json_that_does_not_fit(copy, change, message):
     file = copy / 'checkpoint.json'
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    rewrite(copy, json.loads(file.read_text()) | change)
     with pytest.raises(hrnet_jax.UserError, match=message):
         hrnet_jax.load(copy)
     file.write_text(file.read_text()[:100])
@@ -132,3 +140,56 @@ def test_import_needs_neither_torch_nor_tensorflow():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout == 'tiny\n'
+
+
+def test_a_changed_digit_in_the_json_is_noticed(copy):
+    file = copy / 'checkpoint.json'
+    file.write_text(file.read_text().replace('"num_classes": 10', '"num_classes": 11'))
+    with pytest.raises(hrnet_jax.UserError, match='damaged or was edited'):
+        hrnet_jax.load(copy)
+
+
+def test_a_folder_name_does_not_make_another_architecture(written, copy):
+    copy.rename(copy.with_name('w48'))
+    with pytest.raises(hrnet_jax.UserError, match='checkpoint of tiny, not w48'):
+        hrnet_jax.load(copy.parent, 'w48')
+    (copy.with_name('w48')).rename(copy.with_name('w48_ssld'))
+    assert hrnet_jax.load(copy.parent, 'w48_ssld')[0].arch.name == 'tiny'
+
+
+def test_what_was_there_survives_a_failed_replacement(copy, written, monkeypatch):
+    real, calls = os.replace, []
+
+    def second_fails(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, 'No space left on device')
+        real(source, target)
+
+    monkeypatch.setattr(os, 'replace', second_fails)
+    meta = checkpoint.describe(create_model('tiny', 10))
+    with pytest.raises(hrnet_jax.UserError, match='No space left'):
+        checkpoint.save(copy, written[1], meta, force=True)
+    assert len(calls) == 3
+    hrnet_jax.load(copy)
+    assert [path.name for path in copy.parent.iterdir()] == ['mine']
+
+
+def test_force_replaces_nothing_but_checkpoints(tmp_path, written):
+    precious = tmp_path / 'precious' / 'thesis.txt'
+    precious.parent.mkdir()
+    precious.write_text('text')
+    with pytest.raises(hrnet_jax.UserError, match='not of this program'):
+        checkpoint.save(precious.parent, written[1], {}, force=True)
+    assert precious.read_text() == 'text'
+
+
+def test_what_a_killed_process_left_is_no_checkpoint(copy):
+    shutil.copytree(copy, copy.with_name('.mine.0123abcd.tmp'))
+    assert hrnet_jax.load(copy.parent)[0].arch.name == 'tiny'
+
+
+def test_bfloat16_variables_can_be_saved(tmp_path):
+    model = create_model('tiny', 10, param_dtype=jnp.bfloat16)
+    checkpoint.save(tmp_path / 'half', init(model, jax.random.key(0)), checkpoint.describe(model))
+    assert checkpoint.read_json(tmp_path / 'half')['num_classes'] == 10

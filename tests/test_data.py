@@ -134,12 +134,6 @@ def test_part_of_a_split(data_dir):
 
 def test_partial_copy_is_flagged(source):
     assert source.is_partial
-    assert source.notes == (f'partial: {COUNT} of 50,000 examples',)
-
-
-def test_present_classes(source):
-    classes = sorted({official(number) for number in range(1, COUNT + 1)})
-    np.testing.assert_array_equal(data.present_classes(source), classes)
 
 
 @pytest.mark.parametrize('options', [{'mislabel': True}, {'omit': (3,)}])
@@ -320,7 +314,7 @@ def test_real_labels(tmp_path, monkeypatch):
     assert (rows[~mask] == -1).all()
     found = sorted([label for label in row if label >= 0] for row in rows[mask].tolist())
     assert found == sorted(lists.values())
-    assert data.present_classes(source).tolist() == [0, 1, 2, 3, 65, 970, 999]
+    assert data.competing_classes(source) is None
 
 
 def test_restricted_classes(tmp_path, monkeypatch):
@@ -335,7 +329,9 @@ def test_restricted_classes(tmp_path, monkeypatch):
     source = data.open_dataset('imagenet_a', data_dir=str(tmp_path))
     assert source.dataset.restricted
     assert source.num_classes == 1000
-    assert data.present_classes(source).tolist() == [6, 988]
+    assert data.competing_classes(source, str(tmp_path)).tolist() == [6, 988]
+    part = data.open_dataset('imagenet_a', 'test[:1]', str(tmp_path))
+    assert data.competing_classes(part, str(tmp_path)).tolist() == [6, 988]
 
 
 @pytest.fixture
@@ -360,7 +356,7 @@ def test_folder(folder):
         source = data.open_dataset(name)
         assert (source.num_examples, source.class_names) == (4, ('a', 'b', 'c'))
         assert examples(data.batches(source, SMALL, 3)) == wanted
-        assert data.present_classes(source).tolist() == [0, 1, 2]
+        assert data.competing_classes(source) is None
     shares = [x for i in range(3) for x in examples(data.batches(source, SMALL, 1, i, 3))]
     assert shares == wanted
     assert data.open_dataset(str(folder.parent), folder.name).num_examples == 4

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch
 from hrnet_jax.backbone import HRNet
-from hrnet_jax.layers import Array, Bottleneck, Options, Upsample, at_least_float32, conv_norm
+from hrnet_jax.layers import Array, Bottleneck, Configured, Options, at_least_float32, conv_norm
 
 
 def linear_init(fan_in: int):
@@ -44,7 +44,7 @@ class ClassificationHead(nn.Module):
             y = x + nn.relu(conv_norm(y, head[i + 1], 3, names, opts, train, stride=2))
         names = ('final_layer_0', 'final_layer_1')
         y = nn.relu(conv_norm(y, self.arch.features, 1, names, opts, train))
-        dtype = at_least_float32(opts.param_dtype)
+        dtype = at_least_float32(opts.dtype, opts.param_dtype)
         pooled = jnp.mean(y.astype(dtype), (1, 2))
         if not logits:
             return pooled
@@ -60,37 +60,20 @@ class ClassificationHead(nn.Module):
         return dense(pooled)
 
 
-class Classifier(nn.Module):
+class Classifier(Configured):
     """HRNet for image classification: `backbone`, then `head`.
 
     Attributes: as of `hrnet_jax.HRNet`, and num_classes.
     """
 
-    arch: Arch
+    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
     num_classes: int = 1000
     in_channels: int = 3
     remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    bn_group_size: int | None = 32
-    folded: bool = False
-    upsample: Upsample = 'nearest'
-    align_corners: bool = False
 
     def setup(self) -> None:
-        self.backbone = HRNet(
-            self.arch,
-            self.in_channels,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            bn_group_size=self.bn_group_size,
-            folded=self.folded,
-            upsample=self.upsample,
-            align_corners=self.align_corners,
-        )
-        opts = Options(self.dtype, self.param_dtype, self.bn_group_size, self.folded)
-        self.head = ClassificationHead(self.arch, self.num_classes, opts)
+        self.backbone = HRNet(self.arch, self.in_channels, remat=self.remat, **vars(self.opts))
+        self.head = ClassificationHead(self.arch, self.num_classes, self.opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:
         """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""

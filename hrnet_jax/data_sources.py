@@ -1,0 +1,290 @@
+"""Where evaluation sets come from: what tfds has prepared on disk, or a folder of class folders.
+
+Nothing is ever downloaded or prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hrnet_jax import imagenet
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """How a data set is read.
+
+    Attributes:
+        name: the tfds builder, with its config.
+        split: the split that published accuracies are of.
+        num_examples: in that split; None where not known beforehand.
+        label: the feature with the class, or the classes.
+        max_labels: room for the classes of one example; 0 where `label` is one class.
+        restricted: only the classes that occur are told apart, 200 of the 1000.
+        original: the feature with the class that ILSVRC2012 gives to the image.
+        numbered: the images are those of ILSVRC2012_img_val.tar: a file name tells the class.
+    """
+
+    name: str
+    split: str = 'test'
+    num_examples: int | None = None
+    label: str = 'label'
+    max_labels: int = 0
+    restricted: bool = False
+    original: str = 'label'
+    numbered: bool = False
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset('imagenet2012', 'validation', 50_000, numbered=True),
+        Dataset(
+            'imagenet2012_real', 'validation', 50_000, 'real_label', 32,
+            original='original_label', numbered=True,
+        ),
+        Dataset('imagenet_v2/matched-frequency', num_examples=10_000),
+        Dataset('imagenet_v2/threshold-0.7', num_examples=10_000),
+        Dataset('imagenet_v2/topimages', num_examples=10_000),
+        Dataset('imagenet_sketch', num_examples=50_889),
+        Dataset('imagenet_a', num_examples=7_500, restricted=True),
+        Dataset('imagenet_r', num_examples=30_000, restricted=True),
+    )
+}  # fmt: skip
+_ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
+
+# Enough to notice shifted labels, should tfds no longer bring the list of all.
+_KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 970}
+_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+_PREPARE = (
+    "import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
+    "file_format='tfrecord').download_and_prepare({config})"
+)
+_MANUAL = (
+    "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER WITH ILSVRC2012_img_val.tar')"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSource:
+    """An opened evaluation set.
+
+    Attributes:
+        dataset: its row of `DATASETS`, or one made for it.
+        split: the split that is read.
+        num_examples: in that split.
+        num_classes, class_names: None where the data does not say.
+        is_partial: it has another number of examples than published accuracies are of.
+        notes: what the user should know beside the accuracy, a line each.
+        official: the class of each file name, empty where not known.
+        records: (first, stop) -> these examples, undecoded: image (string), label (int32, scalar or
+            (max_labels,)), original (int32) and name (string). The order is fixed.
+    """
+
+    dataset: Dataset
+    split: str
+    num_examples: int
+    num_classes: int | None
+    class_names: tuple[str, ...] | None = dataclasses.field(repr=False)
+    is_partial: bool
+    notes: tuple[str, ...]
+    official: Mapping[str, int] = dataclasses.field(repr=False)
+    records: Callable[[int, int], tf.data.Dataset] = dataclasses.field(repr=False)
+
+
+def open_folder(path: str, split: str | None) -> EvalSource:
+    root = os.path.join(os.path.expanduser(path), split or '')
+    if not os.path.isdir(root):
+        raise UserError(f'{root} is not a folder; it should hold a folder of images for each class')
+    classes = sorted(x.name for x in os.scandir(root) if x.is_dir() and x.name[0] != '.')
+    # Folders named by WordNet ids are ImageNet's classes, however many of the 1000 there are.
+    known = list(imagenet.classes())
+    names = known if set(classes) <= set(known) else classes
+    number = {name: i for i, name in enumerate(names)}
+    files = [
+        (os.path.join(root, name, file), number[name])
+        for name in classes
+        for file in sorted(os.listdir(os.path.join(root, name)))
+        if file.lower().endswith(_EXTENSIONS)
+    ]
+    if not files:
+        raise UserError(f'{root} holds no folders of images, one for each class')
+
+    def records(first, stop):
+        tf = tensorflow()
+
+        def read(path, label):
+            return {'image': tf.io.read_file(path), 'label': label, 'original': label, 'name': path}
+
+        paths, labels = zip(*files[first:stop], strict=True) if first < stop else ((), ())
+        slices = (tf.constant(paths, tf.string), tf.constant(labels, tf.int32))
+        return tf.data.Dataset.from_tensor_slices(slices).map(read, tf.data.AUTOTUNE)
+
+    row = Dataset(path, split or '', len(files))
+    notes = (
+        (f'{len(classes)} of the {len(names)} classes of ImageNet; all compete',)
+        if len(classes) < len(names)
+        else ()
+    )
+    return EvalSource(
+        row, row.split, len(files), len(names), tuple(names), False, notes, {}, records
+    )
+
+
+def open_tfds(name: str, split: str | None, data_dir: str | None) -> EvalSource:
+    import tensorflow_datasets as tfds
+
+    name, _, version = name.partition(':')
+    name = _ALIASES.get(name, name)
+    row = DATASETS.get(name, Dataset(name))
+    info = _builder(row, version, data_dir).info
+    split = split or row.split
+    try:
+        selected = info.splits[split]
+        base = info.splits[re.split(r'[\[+]', split)[0]]
+    except (KeyError, ValueError) as error:
+        known = ', '.join(info.splits)
+        raise UserError(f'{name} has no split {split!r}; it has: {known}') from error
+    missing = sorted({'image', row.label, row.original} - set(info.features))
+    if missing:
+        known = ', '.join(info.features)
+        raise UserError(f'{name} has no feature {" or ".join(missing)}; it has: {known}')
+    whole = row.num_examples if base.name == row.split and row.num_examples else base.num_examples
+    is_partial = selected.num_examples != whole
+    classes = getattr(info.features[row.label], 'feature', info.features[row.label])
+    names = getattr(classes, 'names', None)
+    return EvalSource(
+        dataset=row,
+        split=split,
+        num_examples=selected.num_examples,
+        num_classes=getattr(classes, 'num_classes', None),
+        class_names=tuple(names) if names else None,
+        is_partial=is_partial,
+        notes=(),
+        official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
+        records=_tfds_records(row, info.features, selected.file_instructions, tfds.decode),
+    )
+
+
+def _tfds_records(row, features, instructions, decode) -> Callable[[int, int], tf.data.Dataset]:
+    """The `EvalSource.records` of a split: its files, and which examples of each belong to it."""
+
+    def records(first, stop):
+        tf = tensorflow()
+        ranges, start = [], 0
+        for file in instructions:
+            skip, end = max(first - start, 0), min(stop - start, file.take)
+            if skip < end:
+                ranges.append((file.filename, file.skip + skip, end - skip))
+            start += file.take
+
+        def parse(path, number, serialized):
+            example = features.deserialize_example(
+                serialized, decoders={'image': decode.SkipDecoding()}
+            )
+            label = tf.cast(example[row.label], tf.int32)
+            if row.max_labels:
+                room = row.max_labels - tf.size(label)
+                label = tf.pad(label, [(0, room)], constant_values=-1)
+                label = tf.ensure_shape(label, (row.max_labels,))
+            file = tf.strings.split(path, '/')[-1]
+            name = tf.strings.join((file, ' example ', tf.strings.as_string(number)))
+            return {
+                'image': example['image'],
+                'label': label,
+                'original': tf.cast(example[row.original], tf.int32),
+                'name': example.get('file_name', name),
+            }
+
+        def read(path, skip, take):
+            file = tf.data.TFRecordDataset(path).enumerate().skip(skip).take(take)
+            return file.map(lambda number, serialized: parse(path, number, serialized))
+
+        paths, skips, takes = zip(*ranges, strict=True) if ranges else ((), (), ())
+        numbers = (tf.constant(x, tf.int64) for x in (skips, takes))
+        files = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
+        # Several files at once: one alone is too slow from remote storage.
+        return files.interleave(
+            read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE
+        )
+
+    return records
+
+
+def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
+    """The newest copy on disk, by its own metadata: without the network or the builder's code."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    root = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    root = epath.Path(os.path.expanduser(root))
+    prepare = _PREPARE.format(name=row.name, root=root, config=_MANUAL if row.numbered else '')
+    copies = [
+        path.parent
+        for pattern in ('*/dataset_info.json', '*/*/dataset_info.json')
+        for path in (root / row.name).glob(pattern)
+        if re.fullmatch(re.escape(version) or r'\d+\.\d+\.\d+', path.parent.name)
+    ]
+    if not copies:
+        wanted = f'{row.name}:{version}' if version else row.name
+        raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
+    configs = sorted({copy.parent.name for copy in copies})
+    if len(configs) > 1:
+        raise UserError(f'{row.name}: add one of its configs: {", ".join(configs)}')
+    newest = max(copies, key=lambda copy: [int(x) for x in copy.name.split('.')])
+    try:
+        # Written by tfds before 4.0: only the builder's code knows the features.
+        if not (newest / 'features.json').exists():
+            return tfds.builder(f'{row.name}:{newest.name}', data_dir=root, try_gcs=False)
+        builder = tfds.builder_from_directory(newest)
+    except ImportError:
+        raise
+    except Exception as error:  # Damaged metadata: tfds has no error of its own for it.
+        raise UserError(f'cannot open {newest}: {error}; prepare it again: {prepare}') from error
+    formats = {x.value for x in (builder.info.file_format, *builder.info.alternative_file_formats)}
+    if 'tfrecord' not in formats:
+        raise UserError(
+            f'{newest} holds {" and ".join(sorted(formats))} files; tfrecord is needed, prepare it '
+            f'in another folder: {prepare}'
+        )
+    if builder.info.file_format.value != 'tfrecord':
+        builder.info.set_file_format('tfrecord', override=True, override_if_initialized=True)
+    return builder
+
+
+def _official_labels(tfds: Any) -> Mapping[str, int]:
+    """The class of each file of ILSVRC2012_img_val.tar, from the lists that tfds brings."""
+    folder = tfds.core.tfds_path('datasets/imagenet2012')
+    try:
+        classes = (folder / 'labels.txt').read_text().split()
+        labels = (folder / 'validation_labels.txt').read_text().split()
+    except FileNotFoundError:
+        return _KNOWN
+    number = {name: i for i, name in enumerate(classes)}
+    return {f'ILSVRC2012_val_{i:08}.JPEG': number[x] for i, x in enumerate(labels, start=1)}
+
+
+def tensorflow() -> Any:
+    """The module, kept off the accelerators, which are JAX's."""
+    import tensorflow as tf
+
+    for kind in ('GPU', 'TPU'):
+        # An error means that someone used TensorFlow before: its devices are settled.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], kind)
+    return tf
+
+
+def brief(error: Exception) -> str:
+    """The first line of TensorFlow's message, without the names of its nodes."""
+    text = getattr(error, 'message', str(error)) or 'no examples'
+    return re.sub(r'{{.*?}}|\[Op:.*', '', text.strip().splitlines()[0]).strip()

@@ -1,0 +1,70 @@
+"""Output that is whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from hrnet_jax.errors import UserError
+
+
+def refuse_existing(path: Path, force: bool, marker: str | None = None) -> None:
+    """Raises UserError where `path` exists, unless `force` is set and it is of the kind to replace.
+
+    Args:
+        marker: for folders, a file that ours have in them; None if `path` is to be a file.
+    """
+    if not os.path.lexists(path):
+        return
+    ours = (path / marker).is_file() if marker else path.is_file()
+    if not ours and force:
+        raise UserError(f'{path} is not of this program, so --force does not replace it; remove it')
+    if not force:
+        raise UserError(f'{path} exists; remove it or give --force')
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises UserError, before long work, where a file could not be written after it."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f'cannot write {path}: its folder does not exist')
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f'cannot write {path}')
+
+
+@contextlib.contextmanager
+def replacing(path: Path, force: bool = False, marker: str | None = None) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without error.
+
+    What was there before is kept until the new is in its place, and comes back if that fails.
+    """
+    refuse_existing(path, force, marker)
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+    old = temporary.with_suffix('.old')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if marker and os.path.lexists(path):  # a folder cannot be renamed over another
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for left in (temporary, old):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    left.unlink()
+
+
+def write(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file, over one that is there."""
+    with replacing(Path(path), force=True) as temporary:
+        temporary.write_text(text)

@@ -136,7 +136,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
     try:
         from convert import reference
     except ModuleNotFoundError:
-        raise UserError("--verify needs PyTorch: pip install 'hrnet_jax[torch]'") from None
+        raise UserError('--verify needs PyTorch: pip install torch') from None
     state = {key: array(tensors[name]) for key, name in official_names(tensors).items()}
     worst = reference.verify(model, done.variables, state)
     print('worst difference from PyTorch, relative to the largest value:')
@@ -161,12 +161,13 @@ def write_torch(
             from safetensors.numpy import save_file
 
             save_file(state, temporary, {'format': 'pt'})
+            temporary.chmod(0o644)  # the library makes it its owner's alone
         else:
             try:
                 import torch
             except ModuleNotFoundError:
                 raise UserError(
-                    "writing .pth needs PyTorch (pip install 'hrnet_jax[torch]'); .safetensors not"
+                    'writing .pth needs PyTorch (pip install torch); .safetensors not'
                 ) from None
             torch.save({k: torch.from_numpy(v.copy()) for k, v in state.items()}, temporary)
     print(f'{out}: {len(state)} tensors, {layout} layout, {os.path.getsize(out) / 1e6:.1f} MB')

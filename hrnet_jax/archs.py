@@ -38,7 +38,7 @@ class Arch:
 
     def __post_init__(self) -> None:
         def positive(values: object) -> bool:
-            return isinstance(values, tuple) and all(isinstance(n, int) and n > 0 for n in values)
+            return isinstance(values, tuple) and all(type(n) is int and n > 0 for n in values)
 
         lengths = {'channels': 4, 'layer1': 2, 'modules': 3, 'blocks': 3, 'head': 4}
         for field, length in lengths.items():
@@ -91,5 +91,7 @@ def get_arch(arch: str | Arch) -> Arch:
     if isinstance(arch, Arch):
         return arch
     if arch not in ARCHS:
-        raise UserError(f'unknown architecture {arch!r}; known: {", ".join(list_models())}')
+        near = [name for name in ARCHS if name in arch or arch in name]
+        hint = f'perhaps {" or ".join(near)}; ' if near else ''
+        raise UserError(f'unknown architecture {arch!r}; {hint}known: {", ".join(list_models())}')
     return ARCHS[arch]

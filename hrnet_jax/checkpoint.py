@@ -191,8 +191,13 @@ def _restore(folder: Path, shapes: Variables) -> Variables:
 
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore((folder / ARRAYS).absolute(), target)
+        # Every process reads by itself: one that fails must not leave the others in a barrier.
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            arrays = (folder / ARRAYS).absolute()
+            return checkpointer.restore(arrays, args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
         raise UserError(
             f'{folder / ARRAYS} is damaged ({_first_line(error)}); convert again'

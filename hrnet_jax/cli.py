@@ -13,24 +13,27 @@ from typing import Any, NoReturn, TypeVar
 from hrnet_jax.errors import UserError
 
 T = TypeVar('T')
-# Package -> the extra of pyproject.toml that brings it.
-EXTRAS = {
-    'PIL': 'data',
-    'matplotlib': 'predict',
-    'safetensors': 'convert',
+# Module -> what to install for it.
+PACKAGES = {
+    'PIL': 'pillow',
+    'matplotlib': 'matplotlib',
+    'safetensors': 'safetensors',
     'torch': 'torch',
-    'tensorflow': 'data',
-    'tensorflow_datasets': 'data',
+    'tensorflow': 'tensorflow',
+    'tensorflow_datasets': 'tensorflow-datasets importlib_resources',
 }
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with defaults in its help and one line for each mistake."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs
-        )
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
@@ -46,11 +49,10 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f'error: {message}', file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
-        package = (error.name or '').split('.')[0]
-        if package not in EXTRAS:
+        module = (error.name or '').split('.')[0]
+        if module not in PACKAGES:
             raise
-        message = f"this needs {package}: pip install 'hrnet_jax[{EXTRAS[package]}]'"
-        print(f'error: {message}', file=sys.stderr)
+        print(f'error: {module} is missing: pip install {PACKAGES[module]}', file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -49,7 +49,8 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
             source = open_tfds(name, split, data_dir)
     except ImportError as error:
         raise UserError(
-            f"{error}; data sets need more packages: pip install 'hrnet_jax[data]'"
+            f'{error}; data sets need: pip install tensorflow tensorflow-datasets '
+            'importlib_resources pillow'
         ) from error
     if not source.num_examples:
         raise UserError(f'{source.dataset.name}: split {source.split} is empty')

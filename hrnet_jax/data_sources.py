@@ -66,8 +66,9 @@ _ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
 _KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 970}
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 _PREPARE = (
-    "import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
-    "file_format='tfrecord').download_and_prepare({config})"
+    'python -c "import tensorflow_datasets as tfds; '
+    "tfds.builder('{name}', data_dir='{root}', file_format='tfrecord')"
+    '.download_and_prepare({config})"'
 )
 _MANUAL = (
     "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER WITH ILSVRC2012_img_val.tar')"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,11 +58,13 @@ def replacing(path: Path, force: bool = False, marker: str | None = None) -> Ite
         if old.exists() and not path.exists():
             os.replace(old, path)
         for left in (temporary, old):
-            if left.is_dir():
+            for _ in range(20):  # threads of an interrupted write may still add to it
+                if not left.is_dir():
+                    break
                 shutil.rmtree(left, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    left.unlink()
+                time.sleep(0.1 * left.is_dir())
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def write(path: str | os.PathLike, text: str) -> None:

@@ -44,8 +44,8 @@ def create_model(
     table = get_arch(arch)
     arch = dataclasses.replace(
         table,
-        channels=tuple(channels or table.channels),
-        head=tuple(head or table.head),
+        channels=tuple(channels) if channels else table.channels,
+        head=tuple(head) if head else table.head,
         features=features or table.features,
     )
     if arch != table:

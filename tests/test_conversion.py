@@ -143,6 +143,33 @@ def test_values_beyond_float32_are_refused():
         from_torch(state)
 
 
+@pytest.mark.parametrize('name', ['layer1_0.conv1.weight', 'stage2_0.branches_0_0.conv1.weight'])
+def test_flax_names_are_not_pytorch_names(name):
+    """They would reach the same variable, and one of the two would be lost."""
+    state = made()
+    original = name.replace('_0', '.0')
+    with pytest.raises(hrnet_jax.UserError, match=rf'1 unexpected \({name}\)'):
+        from_torch(state | {name: np.zeros_like(state[original])})
+    state[name] = state.pop(original)
+    with pytest.raises(hrnet_jax.UserError, match=rf'1 missing \({original}\).*unexpected'):
+        from_torch(state)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.bool_, np.complex64])
+def test_weights_are_floating_point_numbers(dtype):
+    state = made()
+    state['conv1.weight'] = np.ones(state['conv1.weight'].shape, dtype)
+    with pytest.raises(hrnet_jax.UserError, match=r'floating-point numbers, unlike conv1.weight'):
+        from_torch(state)
+
+
+def test_a_variance_is_not_negative():
+    state = made()
+    state['bn1.running_var'][3] = -1
+    with pytest.raises(hrnet_jax.UserError, match='negative: bn1.running_var'):
+        from_torch(state)
+
+
 def test_other_files():
     with pytest.raises(
         hrnet_jax.UserError, match='no HRNet weights found; the tensors are fc.weight'

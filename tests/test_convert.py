@@ -215,6 +215,11 @@ def test_wrong_arguments(command, refused, tmp_path, source):
         ((source, '--out', out, '--crop', '-1'), 'crop'),
         ((source, '--out', out, '--to', 'timm'), 'not a converted checkpoint'),
         ((source, '--out', out, '--nonsense'), '--nonsense'),
+        ((source, '--out', out, '--resize', 0), 'resize'),
+        ((source, '--out', out, '--crop', 100), 'multiple of 32'),
+        ((source, '--out', out, '--name', 'w18'), 'w18'),
+        ((source, '--out', out, '--name', 'w48'), 'w48'),
+        (('', '--out', out), 'is empty'),
         (('hf:nothing', '--out', out), 'hf:OWNER/REPO'),
     ):
         assert part in refused(main, *arguments)
@@ -224,6 +229,12 @@ def test_wrong_arguments(command, refused, tmp_path, source):
     assert 'converted already' in refused(main, out / 'tiny', '--out', tmp_path / 'o2')
     assert '.pth or .safetensors' in refused(
         main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'x.bin'
+    )
+    assert '--name' in refused(
+        main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'x.pth', '--name', 'x'
+    )
+    assert 'tiny, not w18' in refused(
+        main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'x.pth', '--arch', 'w18'
     )
     (tmp_path / 'y.pth').write_text('keep')
     assert 'exists' in refused(main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'y.pth')

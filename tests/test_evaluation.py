@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from imagenet import jpeg, make_imagenet, name, prepare
 from PIL import Image
 
 import eval as eval_command
+import hrnet_jax
 from convert.reference import reference_of
 from hrnet_jax import checkpoint, imagenet
 from hrnet_jax.evaluation import count_correct, data_mesh, evaluate
@@ -132,7 +135,7 @@ def test_limit_and_transform_flags(command, setting, tmp_path):
         result['transform'] | {'crop': 32, 'resize': 72, 'interpolation': 'bicubic'}
         == result['transform']
     )
-    assert 'PARTIAL: 5 images' in out
+    assert 'PARTIAL: 5 of 50,000 images' in out
 
 
 def test_bfloat16_is_close(command, setting, tmp_path):
@@ -141,7 +144,7 @@ def test_bfloat16_is_close(command, setting, tmp_path):
     assert result['dtype'] == 'bfloat16'
 
 
-def two_processes(ckpt, data_dir, result, *more):
+def two_processes(ckpt, data_dir, result, *more, cwd=None):
     """eval.py in two processes of two devices each: exit codes and outputs."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -155,7 +158,8 @@ def two_processes(ckpt, data_dir, result, *more):
     processes = [
         subprocess.Popen(
             [sys.executable, '-c', code, *map(str, options), '--process-id', str(i)],
-            cwd=ROOT,
+            cwd=cwd / str(i) if cwd else ROOT,
+            env=os.environ | {'PYTHONPATH': str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -194,6 +198,18 @@ def test_both_processes_stop_when_one_fails(setting, tmp_path):
     assert not (tmp_path / 'r.json').exists()
 
 
+def test_both_processes_stop_when_one_cannot_load(setting, tmp_path):
+    """The second process finds a damaged checkpoint."""
+    for i in range(2):
+        shutil.copytree(setting[1], tmp_path / str(i) / 'converted')
+    file = tmp_path / '1' / 'converted' / 'tiny' / 'checkpoint.json'
+    file.write_text(file.read_text()[:200])
+    codes, outputs = two_processes('converted', setting[0], tmp_path / 'r.json', cwd=tmp_path)
+    assert codes == [2, 2], outputs
+    assert 'damaged' in outputs[1][1]
+    assert 'process 1 failed' in outputs[0][1]
+
+
 def test_a_mislabelled_copy_stops(refused, setting, tmp_path):
     data_dir = make_imagenet(tmp_path, 12, mislabel=True)
     line = refused(
@@ -213,29 +229,37 @@ def test_a_mislabelled_copy_stops(refused, setting, tmp_path):
 def other_set(data_dir, builder_name, labels, **features):
     """A prepared data set under a well-known name, with pictures 1, 2, ... of `imagenet.jpeg`."""
 
-    class Other(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version('1.0.0')
-        name = builder_name
-        if builder_name == 'imagenet_v2':
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name='matched-frequency', version='1.0.0')]  # noqa: RUF012
+    with tfds.core.registered.skip_registration():
 
-        def _info(self):
-            label = tfds.features.ClassLabel(num_classes=1000)
-            many = {'real_label': tfds.features.Sequence(label), 'original_label': label}
-            own = many if builder_name == 'imagenet2012_real' else {'label': label}
-            features = {'image': tfds.features.Image(), 'file_name': tfds.features.Text(), **own}
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+        class Other(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version('1.0.0')
+            name = builder_name
+            if builder_name == 'imagenet_v2':
+                BUILDER_CONFIGS = [
+                    tfds.core.BuilderConfig(name='matched-frequency', version='1.0.0')
+                ]  # noqa: RUF012
 
-        def _split_generators(self, manager):
-            split = 'validation' if builder_name == 'imagenet2012_real' else 'test'
-            return {split: self._generate_examples()}
+            def _info(self):
+                label = tfds.features.ClassLabel(num_classes=1000)
+                many = {'real_label': tfds.features.Sequence(label), 'original_label': label}
+                own = many if builder_name == 'imagenet2012_real' else {'label': label}
+                features = {
+                    'image': tfds.features.Image(),
+                    'file_name': tfds.features.Text(),
+                    **own,
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
 
-        def _generate_examples(self):
-            for i, own in enumerate(labels, 1):
-                fields = own if isinstance(own, dict) else {'label': own}
-                yield i, {'image': io.BytesIO(jpeg(i)), 'file_name': name(i), **fields}
+            def _split_generators(self, manager):
+                split = 'validation' if builder_name == 'imagenet2012_real' else 'test'
+                return {split: self._generate_examples()}
+
+            def _generate_examples(self):
+                for i, own in enumerate(labels, 1):
+                    fields = own if isinstance(own, dict) else {'label': own}
+                    yield i, {'image': io.BytesIO(jpeg(i)), 'file_name': name(i), **fields}
 
     prepare(Other(data_dir=str(data_dir), file_format='tfrecord'))
 
@@ -304,9 +328,14 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ((*right, '--limit', 0), '--limit'),
         ((*right, '--batch-size', 0), '--batch-size'),
         ((*right, '--crop', 100), 'multiple of 32'),
-        ((*right, '--json', tmp_path / 'none' / 'r.json'), '--json'),
+        ((*right, '--json', tmp_path / 'none' / 'r.json'), 'its folder does not exist'),
         ((*right, '--dtype', 'float16'), 'bfloat16'),
         ((*right, '--process-id', 0), 'belong together'),
+        ((*right, '--json', tmp_path), 'cannot write'),
+        (
+            (*right, '--process-id', 0, '--num-processes', 2, '--coordinator', 'nonsense'),
+            'HOST:PORT',
+        ),
     ):
         assert part in refused(eval_command.main, *arguments)
 
@@ -327,6 +356,20 @@ def test_counting():
     }
     few = jax.jit(count_correct)(jnp.float32(logits[:, :3]), jnp.zeros(6, jnp.int32), mask)
     assert int(few['top5_correct']) == 5  # of three classes, one is always among the first five
+
+
+def test_logits_that_are_not_finite_stop():
+    """`top_k` puts NaN first, where it would count as a right answer."""
+    model = create_model('tiny', 10)
+    variables = init(model, jax.random.key(0))
+    variables['params']['head']['classifier']['bias'] = jnp.full(10, jnp.nan)
+    batch = {
+        'image': np.zeros((4, 32, 32, 3), np.uint8),
+        'label': np.zeros(4, np.int32),
+        'mask': np.arange(4) < 3,
+    }
+    with pytest.raises(hrnet_jax.UserError, match='3 of 3 images are not finite'):
+        evaluate(model, variables, [batch], TRANSFORM)
 
 
 def test_every_device_has_its_share():

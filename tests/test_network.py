@@ -13,6 +13,7 @@ from rules import close, image, weight
 
 import hrnet_jax
 from convert.reference import reference_of
+from hrnet_jax.archs import Arch
 from hrnet_jax.layers import BatchNorm, Options, resize_bilinear, upsample
 from hrnet_jax.models import create_model, init, variable_shapes
 from hrnet_jax.summary import multiply_adds, parameters
@@ -237,6 +238,40 @@ def test_training_statistics_as_pytorch(batch, group_size):
     np.testing.assert_allclose(ours, np.concatenate(outputs), atol=2e-5)
     np.testing.assert_allclose(new['batch_stats']['mean'], np.mean(means, 0), rtol=1e-5)
     np.testing.assert_allclose(new['batch_stats']['var'], np.mean(variances, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('mean', [0, 100, 1000])
+def test_training_statistics_keep_their_digits(mean):
+    """The digits that mean(x^2) - mean(x)^2 loses where the mean is large."""
+    x = np.float32(mean) + np.random.default_rng(3).standard_normal((8, 4, 4, 3), np.float32)
+    layer = BatchNorm(Options())
+    ours = layer.init_with_output(jax.random.key(0), jnp.asarray(x), True)[0]
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    assert close(ours, exact) < 1e-6 * max(mean, 1)
+
+
+def test_options_that_make_no_network(tiny):
+    for make, words in (
+        (lambda: Options(upsample='bicubic'), 'bicubic'),
+        (lambda: Options(bn_group_size=0), 'bn_group_size'),
+        (lambda: create_model('tiny', features=True), 'features|widths'),
+        (lambda: create_model('tiny', channels=(1, 2, 3)), 'channels'),
+        (lambda: create_model('tiny', channels=(1, 2, 3, 0)), 'channels'),
+        (lambda: Arch('mine', [1, 2, 3, 4]), 'channels'),
+    ):
+        with pytest.raises(hrnet_jax.UserError, match=words):
+            make()
+    fast = hrnet_jax.fold(*tiny)
+    with pytest.raises(hrnet_jax.UserError, match='no BatchNorm to train'):
+        fast.model.apply(fast.variables, jnp.ones((1, 32, 32, 3)), train=True)
+
+
+def test_folding_bfloat16():
+    model = create_model('tiny', 10, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    fast = hrnet_jax.fold(model, init(model, jax.random.key(0)))
+    kernel = fast.variables['params']['backbone']['conv1']
+    assert {leaf.dtype for leaf in kernel.values()} == {jnp.dtype('bfloat16')}
 
 
 def test_groups_must_divide_the_batch():

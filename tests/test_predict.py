@@ -87,6 +87,9 @@ def test_every_common_format(command, digits, tmp_path):
     big.rotate(90).save(files[-1], exif=exif, quality=98)
     assert ImageOps.exif_transpose(Image.open(files[-1])).size == (64, 64)
 
+    files.append(tmp_path / '$\\frac$ _of_ {5.png')  # no formula
+    big.save(files[-1])
+
     out = tmp_path / 'picture.png'
     options = ('--ckpt', folder, '--topk', 3, '--json', tmp_path / 'r.json', '--out', out)
     code, text, err = command(predict_command.main, *files, '--arch', 'tiny', *options)
@@ -145,6 +148,8 @@ def test_wrong_arrays(digits):
         ([np.zeros((8, 8, 3), np.float32)], {}, 'uint8'),
         ([np.zeros((8, 8, 5), np.uint8)], {}, 'channels'),
         ([np.zeros((8, 8), np.uint8)], {'topk': 11}, 'topk 11'),
+        (np.zeros((8, 8, 3), np.uint8), {}, 'a list, or an array'),
+        ([np.zeros((8, 8), np.uint8)], {'batch_size': 0}, 'batch_size'),
         ([np.zeros((8, 8), np.uint8)], {'class_names': ['a']}, '1 class names'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):

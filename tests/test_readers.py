@@ -195,7 +195,6 @@ class Fake:
         (0, (2, 2), (3, 1)),
         (0, (2,), (2**62,)),
         (2**70, (1,), (1,)),
-        (0, (2**40, 2**40), (0, 0)),
     ],
 )
 def test_tensors_beyond_their_storage(tmp_path, kind, numbers):
@@ -204,6 +203,28 @@ def test_tensors_beyond_their_storage(tmp_path, kind, numbers):
     assert tensors['good'].numpy().tolist() == [1, 2, 3]
     with pytest.raises(UserError, match=r"^tensor 'bad' cannot be read: it reaches outside"):
         tensors['bad'].numpy()
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy'])
+@pytest.mark.parametrize('shape', [(2**40, 2**40), (2**20,)])
+def test_a_few_numbers_that_claim_to_be_many(tmp_path, kind, shape):
+    path = save({'bad': Fake(0, shape, (0,) * len(shape))}, tmp_path / 'a', kind)
+    assert 'its tensors claim' in message(path)
+
+
+def test_compressed_archives(tmp_path):
+    path = save({'zeros': torch.zeros(10_000)}, tmp_path / 'a')
+    packed = tmp_path / 'b'
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as new:
+        for record in old.namelist():
+            new.writestr(record, old.read(record))
+    assert 'compressed archive' in message(packed)
+
+
+def test_no_source_at_all():
+    for source, words in (('', 'is empty'), (None, 'not NoneType'), ([1], 'not list')):
+        with pytest.raises(UserError, match=words):
+            read(source)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +414,7 @@ def test_whole_modules(tmp_path, kind):
     [
         ([torch.ones(1)], 'a list'),
         ({}, 'a dict'),
-        ({3: torch.ones(1)}, 'int (LazyTensor)'),
+        ({3: torch.ones(1)}, 'int (tensor without a name)'),
         (5, 'a int'),
     ],
 )

@@ -9,9 +9,10 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
+from hrnet_jax.version import __version__
 
-__version__ = '0.1.0'
 __all__ = [
+    '__version__',
     'Arch',
     'Classifier',
     'Folded',

@@ -21,7 +21,7 @@ import numpy as np
 
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.errors import UserError
-from hrnet_jax.files import replacing
+from hrnet_jax.files import replacing, uninterrupted
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, create_model, variable_shapes
 
@@ -53,7 +53,8 @@ def save(
         try:
             # Synchronous, because StandardCheckpointer copies everything first; and in files of
             # 32 MB, because a file is held in memory until it is full.
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            handler = ocp.PyTreeCheckpointHandler()
+            with uninterrupted(), ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(
                     temporary / ARRAYS,
                     args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),

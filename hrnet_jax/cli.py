@@ -60,11 +60,12 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def quiet() -> None:
-    """Silences the start-up chatter of TensorFlow, absl and Orbax; errors still show."""
+    """Silences the chatter of TensorFlow, absl and Orbax; exceptions still show."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-    for name in ('absl', 'orbax', 'jax', 'tensorflow', 'etils'):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Of a write that failed, Orbax and asyncio report every array; `run` reports it once.
+    for name in ('absl', 'asyncio', 'orbax', 'jax', 'tensorflow', 'etils'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings('ignore', module='orbax')
     shown = sys.unraisablehook
 

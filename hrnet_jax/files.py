@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,16 +59,30 @@ def replacing(path: Path, force: bool = False, marker: str | None = None) -> Ite
         if old.exists() and not path.exists():
             os.replace(old, path)
         for left in (temporary, old):
-            for _ in range(20):  # threads of an interrupted write may still add to it
-                if not left.is_dir():
-                    break
+            if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
-                time.sleep(0.1 * left.is_dir())
-            with contextlib.suppress(OSError):
-                left.unlink()
+            else:
+                with contextlib.suppress(OSError):
+                    left.unlink()
 
 
 def write(path: str | os.PathLike, text: str) -> None:
     """Writes a text file, over one that is there."""
     with replacing(Path(path), force=True) as temporary:
         temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C waiting: threads that still write would bring back what was cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +254,22 @@ def test_nothing_is_left_when_writing_fails(refused, tmp_path, source, monkeypat
 
     monkeypatch.setattr(ocp.Checkpointer, 'save', fail)
     assert 'No space left' in refused(main, source, '--out', tmp_path / 'out')
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_nothing_is_left_after_an_interrupt(command, tmp_path, source, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    real = ocp.Checkpointer.save
+
+    def interrupted(self, directory, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        real(self, directory, *args, **kwargs)
+        assert any(directory.iterdir())
+
+    monkeypatch.setattr(ocp.Checkpointer, 'save', interrupted)
+    code, _, err = command(main, source, '--out', tmp_path / 'out')
+    assert (code, err) == (130, '')
     assert list((tmp_path / 'out').iterdir()) == []
 
 

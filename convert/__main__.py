@@ -86,7 +86,7 @@ def from_file(args: Any) -> None:
     except UserError as error:
         raise UserError(f'{args.source}: {error}') from error
     known = _checked(done, known, names, args.name)
-    folder = args.name or (known.name if known else done.arch.name)
+    folder = args.name or done.arch.name
     if folder in ARCHS and folder != done.arch.name:
         raise UserError(f'--name {folder} is an architecture; the file holds {done.arch.name}')
     out = Path(args.out) / folder

@@ -116,16 +116,16 @@ def test_a_published_name_is_recorded(command, tmp_path):
     code, out, _ = command(main, file, '--out', tmp_path / 'c')
     assert code == 0
     assert '72.34 % top-1' in out
-    command(main, file, '--out', tmp_path / 'c', '--name', 'w18_small.gluon_in1k')
-    meta = checkpoint.read_json(tmp_path / 'c' / 'w18_small.gluon_in1k')
+    assert checkpoint.find(tmp_path / 'c', 'w18_small_v1').name == 'w18_small_v1'
+    meta = checkpoint.read_json(tmp_path / 'c' / 'w18_small_v1')
+    assert meta['published']['name'] == 'w18_small.ms_in1k'
+    for name in ('w18_small.gluon_in1k', 'w18_small.ms_in1k'):
+        command(main, file, '--out', tmp_path / 'n', '--name', name)
+    meta = checkpoint.read_json(tmp_path / 'n' / 'w18_small.gluon_in1k')
     assert meta['transform']['interpolation'] == 'bicubic'
     assert meta['published']['results'][0]['accuracy']['imagenet2012'] == [73.934, 91.178]
-    assert (
-        checkpoint.find(tmp_path / 'c' / 'w18_small.ms_in1k', 'w18_small_v1').name
-        == 'w18_small.ms_in1k'
-    )
     with pytest.raises(hrnet_jax.UserError, match='several'):
-        checkpoint.find(tmp_path / 'c', 'w18_small_v1')
+        checkpoint.find(tmp_path / 'n', 'w18_small_v1')
     _, out, _ = command(main, save(tmp_path / 'own.pth', state), '--out', tmp_path / 'd')
     assert '--name w18_small.gluon_in1k|w18_small.ms_in1k' in out
 

@@ -191,7 +191,7 @@ def _checked(
         )
     if known is None or (known.arch, 1000) == (done.arch.name, done.num_classes):
         return known
-    if name:
+    if recognise(name, ''):
         raise UserError(
             f'--name {name} is a published {known.arch} with 1000 classes; the file holds '
             f'{done.arch.name} with {done.num_classes}'

@@ -39,7 +39,7 @@ def save(
         path: the folder to make.
         variables: {'params': ..., 'batch_stats': ...}.
         meta: the JSON's content beside `version` and `arrays`; `describe` makes it.
-        force: replace a folder that exists.
+        force: replace a checkpoint that exists; never a folder of another kind.
 
     Raises:
         UserError: if `path` exists and `force` is not set, or cannot be written.

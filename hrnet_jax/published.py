@@ -64,10 +64,10 @@ def expected(
 
 
 def recognise(name: str | None, origin: str) -> Published | None:
-    """The entry of that name, or of that file name or hub id (`hf:OWNER/REPO`)."""
-    if name:
-        name = name.removeprefix('timm/').removeprefix('hrnet_')
-        return PUBLISHED.get(name)
+    """The entry of that name, or else of that file name or hub id (`hf:OWNER/REPO`)."""
+    named = (name or '').removeprefix('timm/').removeprefix('hrnet_')
+    if named in PUBLISHED:
+        return PUBLISHED[named]
     hub = origin.removeprefix('hf:').split('@')[0] if origin.startswith('hf:') else None
     file = PurePosixPath(origin.replace('\\', '/')).name
     for entry in PUBLISHED.values():

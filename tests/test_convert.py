@@ -107,6 +107,9 @@ def test_published_table():
         found = recognise(None, file)
         assert (found.name if found else None) == name
     assert recognise('hrnet_w18.ms_in1k', 'a.pth') is PUBLISHED['w18.ms_in1k']
+    assert recognise('mine', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18.ms_in1k']
+    assert recognise('w18', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18']
+    assert recognise('mine', 'own.pth') is None
     assert all(entry.arch in ARCHS for entry in PUBLISHED.values())
 
 

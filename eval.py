@@ -108,7 +108,7 @@ def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
 def report(
     args: argparse.Namespace,
     meta: dict[str, Any],
-    source: data.EvalSource,
+    source: data.Source,
     transform: Transform,
     result: Result,
     total: int,

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hrnet_jax import workdir
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.files import replacing, uninterrupted
@@ -28,6 +29,7 @@ from hrnet_jax.models import Variables, create_model, variable_shapes
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
 VERSION = 1
+_REMEDY = '; convert again, or take another step of the run'
 
 
 def save(
@@ -47,7 +49,7 @@ def save(
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
-    arrays = {name: _entry(np.asarray(leaf)) for name, leaf in _named(variables)}
+    arrays = entries(variables)
     with replacing(path, force, JSON) as temporary:
         temporary.mkdir()
         try:
@@ -60,10 +62,20 @@ def save(
                     args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
                 )
         except Exception as error:  # TensorStore has its own kinds for a full disk and others
-            raise UserError(f'cannot write {path}: {_first_line(error)}') from error
-        content = {'version': VERSION, **meta, 'arrays': arrays}
-        content['digest'] = _digest(content)
+            raise UserError(f'cannot write {path}: {first_line(error)}') from error
+        content = seal({**meta, 'arrays': arrays})
         (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
+
+
+def entries(tree: Variables) -> dict[str, Any]:
+    """Path -> shape, type and digest of each array."""
+    return {name: _entry(np.asarray(leaf)) for name, leaf in _named(tree)}
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON with its version, and with a digest of itself."""
+    content = {'version': VERSION, **content}
+    return {**content, 'digest': _digest(content)}
 
 
 def describe(model: Classifier) -> dict[str, Any]:
@@ -78,12 +90,20 @@ def describe(model: Classifier) -> dict[str, Any]:
 def find(path: str | os.PathLike, arch: str | None = None) -> Path:
     """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
 
+    Of a training folder, that of the step with the best evaluation; before the first, the last.
+
     Raises:
         UserError: if there is none, or several and nothing says which.
     """
     path = Path(path)
-    if (path / JSON).is_file():
+    if (path / JSON).is_file() or (path / workdir.META).is_file():
         return path
+    if workdir.is_run(path):
+        steps = workdir.steps(path)
+        if not steps:
+            raise UserError(f'{path} holds no checkpoint yet')
+        step = workdir.best(steps, workdir.evaluations(path))
+        return path / workdir.CHECKPOINTS / str(steps[-1] if step is None else step)
     if not path.is_dir():
         what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
         raise UserError(f'{path} {what}; python -m convert writes one')
@@ -110,17 +130,19 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         UserError: if it cannot be read or is not one of ours.
     """
     file = Path(path) / JSON
+    if not file.is_file() and (Path(path) / workdir.META).is_file():
+        file = Path(path) / workdir.META
     try:
         meta = json.loads(file.read_text())
         version, digest = meta['version'], meta.pop('digest', None)
     except OSError as error:
         raise UserError(f'cannot read {file}: {error.strerror}') from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f'{file} is damaged or not of this program; convert again') from None
+        raise UserError(f'{file} is damaged or not of this program{_REMEDY}') from None
     if version != VERSION:
-        raise UserError(f'{file} has format {version}, this program reads {VERSION}; convert again')
+        raise UserError(f'{file} has format {version}, this program reads {VERSION}{_REMEDY}')
     if digest != _digest(meta):
-        raise UserError(f'{file} is damaged or was edited: its digest differs; convert again')
+        raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
     return meta
 
 
@@ -136,13 +158,15 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def load(
-    path: str | os.PathLike, arch: str | None = None, **options: Any
+    path: str | os.PathLike, arch: str | None = None, *, weights: str | None = None, **options: Any
 ) -> tuple[Classifier, Variables]:
-    """The model and the variables of a converted checkpoint.
+    """The model and the variables of a converted checkpoint, or of a training run.
 
     Args:
-        path: a checkpoint folder, or a folder with checkpoint folders in it.
+        path: a checkpoint folder, or a folder with checkpoint folders in it; or a training folder,
+            or one step of it (WORKDIR/checkpoints/STEP).
         arch: which one; refused where the checkpoint is of another architecture.
+        weights: of a training run, 'ema' or 'raw'; by default the averaged ones if there are any.
         **options: for the model: dtype, remat, ...: see `create_model`.
 
     Returns:
@@ -158,15 +182,37 @@ def load(
     if arch is not None and arch != model.arch.name and not named:
         raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
     shapes = variable_shapes(model)
-    _check_shapes(folder, meta['arrays'], shapes)
-    variables = _restore(folder, shapes)
-    damaged = [name for name, leaf in _named(variables) if _entry(leaf) != meta['arrays'][name]]
+    if weights not in (None, 'ema', 'raw'):
+        raise UserError(f'weights are ema or raw, not {weights!r}')
+    if weights == 'ema' and not meta.get('ema'):
+        raise UserError(f'{folder} has no averaged weights')
+    averaged = bool(meta.get('ema')) and weights != 'raw'
+    place = 'ema' if averaged else 'raw' if 'training' in meta else ARRAYS
+    expected = meta['ema' if averaged else 'arrays']
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)
+    variables = restore(folder / place, target, expected)
+    return model, jax.tree.map(lambda x, s: jax.numpy.asarray(x, s.dtype), variables, shapes)
+
+
+def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:
+    """The Orbax tree in `path` as NumPy arrays, checked; every process reads by itself.
+
+    Args:
+        target: `jax.ShapeDtypeStruct` of each array.
+        expected: their `entries` when they were written.
+
+    Raises:
+        UserError: if an array is missing, of another shape, or damaged, naming it.
+    """
+    _check_shapes(path.parent, expected, target)
+    tree = _restore(path, target)
+    damaged = [name for name, leaf in _named(tree) if _entry(leaf) != expected[name]]
     if damaged:
         raise UserError(
-            f'{folder} is damaged: {", ".join(damaged[:5])}'
-            f'{" and others" if len(damaged) > 5 else ""} do not match their digests; convert again'
+            f'{path.parent} is damaged: {", ".join(damaged[:5])}'
+            f'{" and others" if len(damaged) > 5 else ""} do not match their digests{_REMEDY}'
         )
-    return model, jax.tree.map(lambda x, s: jax.numpy.asarray(x, s.dtype), variables, shapes)
+    return tree
 
 
 def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
@@ -181,31 +227,26 @@ def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
             'the checkpoint describes an architecture this program does not know'
         ) from None
     if arch.name in ARCHS and arch != ARCHS[arch.name]:
-        raise UserError(
-            f'the checkpoint describes another {arch.name} than this program; convert again'
-        )
+        raise UserError(f'the checkpoint describes another {arch.name} than this program{_REMEDY}')
     return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
 
 
-def _restore(folder: Path, shapes: Variables) -> Variables:
+def _restore(path: Path, shapes: Variables) -> Variables:
     import orbax.checkpoint as ocp
 
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     try:
         # Every process reads by itself: one that fails must not leave the others in a barrier.
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            arrays = (folder / ARRAYS).absolute()
-            return checkpointer.restore(arrays, args=ocp.args.StandardRestore(target))
+            return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
-        raise UserError(
-            f'{folder / ARRAYS} is damaged ({_first_line(error)}); convert again'
-        ) from error
+        raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
@@ -215,7 +256,7 @@ def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> No
     if got != expected:
         wrong = sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
         raise UserError(
-            f'{folder} does not fit its architecture at {", ".join(wrong[:5])}; convert again'
+            f'{folder} does not fit its architecture at {", ".join(wrong[:5])}{_REMEDY}'
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from hrnet_jax.data_sources import (
     DATASETS,
     Dataset,
-    EvalSource,
+    Source,
     brief,
     open_folder,
     open_tfds,
@@ -24,10 +24,10 @@ from hrnet_jax.preprocess import Transform, evaluation_image
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ['DATASETS', 'Dataset', 'EvalSource', 'batches', 'competing_classes', 'open_dataset']
+__all__ = ['DATASETS', 'Dataset', 'Source', 'batches', 'competing_classes', 'open_dataset']
 
 
-def open_dataset(name: str, split: str | None = None, data_dir: str | None = None) -> EvalSource:
+def open_dataset(name: str, split: str | None = None, data_dir: str | None = None) -> Source:
     """Opens an evaluation set and reads its first example.
 
     Args:
@@ -59,7 +59,7 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
         first = next(source.records(0, 1).batch(1).as_numpy_iterator())
     except (tf.errors.OpError, StopIteration) as error:
         raise UserError(f'{source.dataset.name}: cannot read a file: {brief(error)}') from error
-    _check(source, first)
+    check_labels(source, first)
     if source.official and _basename(first['name'][0]) not in source.official:
         note = f'labels could not be checked: {_basename(first["name"][0])} is no known file name'
         source = dataclasses.replace(source, notes=(*source.notes, note))
@@ -67,7 +67,7 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
 
 
 def batches(
-    source: EvalSource,
+    source: Source,
     transform: Transform,
     batch_size: int,
     process_index: int = 0,
@@ -106,7 +106,7 @@ def batches(
 
 
 def _batches(
-    source: EvalSource, transform: Transform, batch_size: int, first: int, stop: int, steps: int
+    source: Source, transform: Transform, batch_size: int, first: int, stop: int, steps: int
 ) -> Iterator[dict[str, np.ndarray]]:
     tf = tensorflow()
 
@@ -133,7 +133,7 @@ def _batches(
             batch = next(iterator, nothing)
         except tf.errors.OpError as error:
             raise _culprit(source, records.skip(done), transform, error) from error
-        _check(source, batch)
+        check_labels(source, batch)
         count = len(batch['label'])
         done += count
         yield {
@@ -148,7 +148,7 @@ def _batches(
         )
 
 
-def competing_classes(source: EvalSource, data_dir: str | None = None) -> np.ndarray | None:
+def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray | None:
     """The classes that are told apart on a set that has only some: those of its whole split.
 
     Reads labels, decodes no image. None for the other sets, where all classes compete.
@@ -167,7 +167,7 @@ def competing_classes(source: EvalSource, data_dir: str | None = None) -> np.nda
         raise UserError(f'cannot read {source.dataset.name}: {brief(error)}') from error
 
 
-def _check(source: EvalSource, batch: Mapping[str, np.ndarray]) -> None:
+def check_labels(source: Source, batch: Mapping[str, np.ndarray]) -> None:
     """Stops at a label that is out of range or not that of its file name."""
     for name, label in zip(batch['name'], batch['original'], strict=True):
         name = _basename(name)
@@ -187,7 +187,7 @@ def _check(source: EvalSource, batch: Mapping[str, np.ndarray]) -> None:
 
 
 def _culprit(
-    source: EvalSource, records: tf.data.Dataset, transform: Transform, error: Exception
+    source: Source, records: tf.data.Dataset, transform: Transform, error: Exception
 ) -> UserError:
     """Names the image on which a batch failed: reads it again, one image at a time."""
     tf = tensorflow()

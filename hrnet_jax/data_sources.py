@@ -1,4 +1,4 @@
-"""Where evaluation sets come from: what tfds has prepared on disk, or a folder of class folders.
+"""Where data sets come from: what tfds has prepared on disk, or a folder of class folders.
 
 Nothing is ever downloaded or prepared.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
@@ -64,6 +67,10 @@ _ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
 
 # Enough to notice shifted labels, should tfds no longer bring the list of all.
 _KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 970}
+# Training: records that wait, undecoded, to be drawn from; and bytes of a split up to which it is
+# held in memory, where any order is possible.
+SHUFFLE = 256
+IN_MEMORY = 256 * 2**20
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 _PREPARE = (
     'python -c "import tensorflow_datasets as tfds; '
@@ -76,8 +83,8 @@ _MANUAL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalSource:
-    """An opened evaluation set.
+class Source:
+    """An opened data set.
 
     Attributes:
         dataset: its row of `DATASETS`, or one made for it.
@@ -87,8 +94,11 @@ class EvalSource:
         is_partial: it has another number of examples than published accuracies are of.
         notes: what the user should know beside the accuracy, a line each.
         official: the class of each file name, empty where not known.
-        records: (first, stop) -> these examples, undecoded: image (string), label (int32, scalar or
-            (max_labels,)), original (int32) and name (string). The order is fixed.
+        raw: (first, stop, seed, skip) -> tuples for `parse`, of these examples; in their fixed
+            order, or in one drawn from `seed`: files first, then within a buffer.
+            `skip` leaves out the first of those.
+        pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
+        parse: a tuple -> one example as `records` has it.
     """
 
     dataset: Dataset
@@ -99,10 +109,18 @@ class EvalSource:
     is_partial: bool
     notes: tuple[str, ...]
     official: Mapping[str, int] = dataclasses.field(repr=False)
-    records: Callable[[int, int], tf.data.Dataset] = dataclasses.field(repr=False)
+    raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False)
+    pick: Callable[[np.ndarray], tf.data.Dataset] | None = dataclasses.field(repr=False)
+    parse: Callable[..., dict[str, tf.Tensor]] = dataclasses.field(repr=False)
+
+    def records(self, first: int, stop: int) -> tf.data.Dataset:
+        """These examples in their fixed order, undecoded: image (string), label (int32, scalar or
+        (max_labels,)), original (int32) and name (string)."""
+        parallel = tensorflow().data.AUTOTUNE
+        return self.raw(first, stop).map(self.parse, num_parallel_calls=parallel)
 
 
-def open_folder(path: str, split: str | None) -> EvalSource:
+def open_folder(path: str, split: str | None) -> Source:
     root = os.path.join(os.path.expanduser(path), split or '')
     if not os.path.isdir(root):
         raise UserError(f'{root} is not a folder; it should hold a folder of images for each class')
@@ -120,15 +138,16 @@ def open_folder(path: str, split: str | None) -> EvalSource:
     if not files:
         raise UserError(f'{root} holds no folders of images, one for each class')
 
-    def records(first, stop):
+    paths, labels = (np.array(column) for column in zip(*files, strict=True))
+
+    def pick(numbers):
         tf = tensorflow()
+        slices = (tf.constant(paths[numbers], tf.string), tf.constant(labels[numbers], tf.int32))
+        return tf.data.Dataset.from_tensor_slices(slices)
 
-        def read(path, label):
-            return {'image': tf.io.read_file(path), 'label': label, 'original': label, 'name': path}
-
-        paths, labels = zip(*files[first:stop], strict=True) if first < stop else ((), ())
-        slices = (tf.constant(paths, tf.string), tf.constant(labels, tf.int32))
-        return tf.data.Dataset.from_tensor_slices(slices).map(read, tf.data.AUTOTUNE)
+    def parse(path, label):
+        image = tensorflow().io.read_file(path)
+        return {'image': image, 'label': label, 'original': label, 'name': path}
 
     row = Dataset(path, split or '', len(files))
     notes = (
@@ -136,12 +155,22 @@ def open_folder(path: str, split: str | None) -> EvalSource:
         if len(classes) < len(names)
         else ()
     )
-    return EvalSource(
-        row, row.split, len(files), len(names), tuple(names), False, notes, {}, records
+    return Source(
+        dataset=row,
+        split=row.split,
+        num_examples=len(files),
+        num_classes=len(names),
+        class_names=tuple(names),
+        is_partial=False,
+        notes=notes,
+        official={},
+        raw=lambda first, stop: pick(np.arange(first, stop)),
+        pick=pick,
+        parse=parse,
     )
 
 
-def open_tfds(name: str, split: str | None, data_dir: str | None) -> EvalSource:
+def open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     import tensorflow_datasets as tfds
 
     name, _, version = name.partition(':')
@@ -163,7 +192,7 @@ def open_tfds(name: str, split: str | None, data_dir: str | None) -> EvalSource:
     is_partial = selected.num_examples != whole
     classes = getattr(info.features[row.label], 'feature', info.features[row.label])
     names = getattr(classes, 'names', None)
-    return EvalSource(
+    return Source(
         dataset=row,
         split=split,
         num_examples=selected.num_examples,
@@ -172,53 +201,77 @@ def open_tfds(name: str, split: str | None, data_dir: str | None) -> EvalSource:
         is_partial=is_partial,
         notes=(),
         official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
-        records=_tfds_records(row, info.features, selected.file_instructions, tfds.decode),
+        **_tfds_access(row, info.features, selected.file_instructions, base.num_bytes, tfds.decode),
     )
 
 
-def _tfds_records(row, features, instructions, decode) -> Callable[[int, int], tf.data.Dataset]:
-    """The `EvalSource.records` of a split: its files, and which examples of each belong to it."""
+def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, Any]:
+    """`raw`, `pick` and `parse` of a split: its files, and which examples of each belong to it."""
 
-    def records(first, stop):
+    def raw(first, stop, seed=None, skip=0):
         tf = tensorflow()
+        files = instructions
+        if seed is not None:
+            files = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
         ranges, start = [], 0
-        for file in instructions:
-            skip, end = max(first - start, 0), min(stop - start, file.take)
-            if skip < end:
-                ranges.append((file.filename, file.skip + skip, end - skip))
+        for file in files:
+            before, end = max(first - start, 0), min(stop - start, file.take)
+            if before < end:
+                ranges.append((file.filename, file.skip + before, end - before))
             start += file.take
 
-        def parse(path, number, serialized):
-            example = features.deserialize_example(
-                serialized, decoders={'image': decode.SkipDecoding()}
-            )
-            label = tf.cast(example[row.label], tf.int32)
-            if row.max_labels:
-                room = row.max_labels - tf.size(label)
-                label = tf.pad(label, [(0, room)], constant_values=-1)
-                label = tf.ensure_shape(label, (row.max_labels,))
-            file = tf.strings.split(path, '/')[-1]
-            name = tf.strings.join((file, ' example ', tf.strings.as_string(number)))
-            return {
-                'image': example['image'],
-                'label': label,
-                'original': tf.cast(example[row.original], tf.int32),
-                'name': example.get('file_name', name),
-            }
-
-        def read(path, skip, take):
-            file = tf.data.TFRecordDataset(path).enumerate().skip(skip).take(take)
-            return file.map(lambda number, serialized: parse(path, number, serialized))
+        def read(path, before, take):
+            file = tf.data.TFRecordDataset(path).enumerate().skip(before).take(take)
+            return file.map(lambda number, serialized: (path, number, serialized))
 
         paths, skips, takes = zip(*ranges, strict=True) if ranges else ((), (), ())
         numbers = (tf.constant(x, tf.int64) for x in (skips, takes))
-        files = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
+        table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
         # Several files at once: one alone is too slow from remote storage.
-        return files.interleave(
+        data = table.interleave(
             read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE
         )
+        if seed is not None:
+            buffer_seed = np.random.SeedSequence([*seed, first]).generate_state(1)[0]
+            data = data.shuffle(SHUFFLE, int(buffer_seed), reshuffle_each_iteration=False)
+        return data.skip(skip)
 
-    return records
+    def parse(path, number, serialized):
+        tf = tensorflow()
+        example = features.deserialize_example(
+            serialized, decoders={'image': decode.SkipDecoding()}
+        )
+        label = tf.cast(example[row.label], tf.int32)
+        if row.max_labels:
+            room = row.max_labels - tf.size(label)
+            label = tf.pad(label, [(0, room)], constant_values=-1)
+            label = tf.ensure_shape(label, (row.max_labels,))
+        file = tf.strings.split(path, '/')[-1]
+        name = tf.strings.join((file, ' example ', tf.strings.as_string(number)))
+        return {
+            'image': example['image'],
+            'label': label,
+            'original': tf.cast(example[row.original], tf.int32),
+            'name': example.get('file_name', name),
+        }
+
+    @functools.lru_cache(maxsize=1)
+    def columns():
+        total = sum(file.take for file in instructions)
+        found = next(raw(0, total).batch(total).as_numpy_iterator())
+        if len(found[0]) < total:
+            raise UserError(
+                f'{row.name}: its files hold {len(found[0])} examples where dataset_info.json says '
+                f'{total}; they are damaged, prepare it again'
+            )
+        return found
+
+    def pick(numbers):
+        chosen = tuple(tensorflow().constant(column[numbers]) for column in columns())
+        return tensorflow().data.Dataset.from_tensor_slices(chosen)
+
+    in_memory = 0 < num_bytes <= IN_MEMORY
+    return {'raw': raw, 'pick': pick if in_memory else None, 'parse': parse}
 
 
 def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:

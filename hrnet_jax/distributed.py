@@ -64,17 +64,38 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    failure = None
+    failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    failed = multihost_utils.process_allgather(np.array([failure is not None])).ravel()
+    state = 2 if isinstance(failure, Stopped) else int(failure is not None)
+    states = multihost_utils.process_allgather(np.array([state], np.int32)).ravel()
     if failure:
         raise failure
-    if failed.any():
-        processes = ', '.join(map(str, np.flatnonzero(failed)))
+    if (states == 1).any():
+        processes = ', '.join(map(str, np.flatnonzero(states == 1)))
         raise UserError(f'stopped: process {processes} failed, and says why')
+    if states.any():
+        raise Stopped
+
+
+class Stopped(Exception):
+    """A process was asked to stop; raised inside `together` in one, it comes out of it in all."""
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether any process has the flag."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array([flag])).any())
+
+
+def broadcast(number: int) -> int:
+    """Process 0's number, below 2^31."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def require_same(**numbers: int) -> None:

@@ -52,8 +52,9 @@ class Result:
 
 
 def data_mesh() -> Mesh:
-    """All devices of all hosts along one axis, 'data'."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+    """All devices of all hosts along one axis, 'data', those of a host side by side."""
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
 def local_batch(batch_size: int) -> int:
@@ -124,6 +125,7 @@ def evaluate(
     *,
     classes: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    step: Callable[[Variables, Counts, Counts], Counts] | None = None,
 ) -> Result:
     """Counts over all batches of all hosts.
 
@@ -131,13 +133,14 @@ def evaluate(
         batches: this host's part: NumPy batches as of `make_eval_step`, equally many on every host.
         classes: see `make_eval_step`.
         mesh: see `make_eval_step`; by default all devices.
+        step: what `make_eval_step` made of the same arguments, to compile it once for many calls.
 
     Raises:
         UserError: if logits are not finite; and on every host, if the batches of one raise it.
     """
     mesh = mesh or data_mesh()
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-    step = make_eval_step(model, transform, mesh, classes)
+    step = step or make_eval_step(model, transform, mesh, classes)
     variables = jax.device_put(variables, whole)
     names = [field.name for field in dataclasses.fields(Result)]
     totals = jax.device_put(dict.fromkeys(names, np.int32(0)), whole)

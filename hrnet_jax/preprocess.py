@@ -185,29 +185,40 @@ def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.nda
 def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
     """Decodes, resizes and crops, for use in tf.data; the EXIF tag is ignored, as torchvision does.
 
-    TensorFlow decodes PNG, and JPEG with the accurate inverse DCT, which agrees with PIL in every
-    bit (its default does not). PIL decodes the rest: CMYK, which differs, GIF, BMP, WebP, ...
-
     Args:
         encoded: string scalar, the bytes of an image file.
 
     Returns:
         uint8 (crop, crop, 3).
     """
+    return resize_crop_tf(decode(encoded), transform)
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """String scalar, the bytes of an image file -> uint8 (H, W, 3), as PIL's `convert('RGB')`.
+
+    TensorFlow decodes PNG, and JPEG with the accurate inverse DCT, which agrees with PIL in every
+    bit (its default does not). PIL decodes the rest: CMYK, which differs, GIF, BMP, WebP, ...
+    """
     import tensorflow as tf
 
-    magic = tf.strings.substr(encoded, 0, 3)
-    exact = tf.cond(
-        magic == b'\xff\xd8\xff',
-        lambda: tf.io.extract_jpeg_shape(encoded)[2] != 4,
-        lambda: magic == b'\x89PN',
-    )
     pixels = tf.cond(
-        exact,
+        is_plain_jpeg(encoded) | (tf.strings.substr(encoded, 0, 3) == b'\x89PN'),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method='INTEGER_ACCURATE'),
         lambda: tf.numpy_function(_decode_by_pil, [encoded], tf.uint8),
     )
-    return resize_crop_tf(tf.ensure_shape(pixels, (None, None, 3)), transform)
+    return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """String scalar -> bool scalar: a JPEG file, not of CMYK, which TensorFlow decodes exactly."""
+    import tensorflow as tf
+
+    return tf.cond(
+        tf.strings.substr(encoded, 0, 3) == b'\xff\xd8\xff',
+        lambda: tf.io.extract_jpeg_shape(encoded)[2] != 4,
+        lambda: False,
+    )
 
 
 def _decode_by_pil(encoded: bytes) -> np.ndarray:
@@ -217,17 +228,24 @@ def _decode_by_pil(encoded: bytes) -> np.ndarray:
         return np.asarray(_rgb(image))
 
 
-def resize_crop_tf(pixels: tf.Tensor, transform: Transform) -> tf.Tensor:
+def resize_crop_tf(
+    pixels: tf.Tensor, transform: Transform, resized: tuple[int, int] | None = None
+) -> tf.Tensor:
     """`resize_crop` in TensorFlow operations: uint8 (H, W, 3) -> uint8 (crop, crop, 3).
 
     Like PIL, first along the rows, then down the columns, with 8-bit values in between. Sums are
     exact in float64: 8 bits of a pixel times 22 of a weight.
+
+    Args:
+        resized: height and width after resizing, not below `transform.resize`; by default the
+            shorter edge is `transform.resize` and the longer one keeps the proportions.
     """
     import tensorflow as tf
 
     size, crop = tf.shape(pixels)[:2], transform.crop
-    resized = transform.resize * size // tf.reduce_min(size)
-    index, weight = _windows(size, resized, transform)
+    if resized is None:
+        resized = transform.resize * size // tf.reduce_min(size)
+    index, weight = _windows(size, tf.convert_to_tensor(resized), transform)
     # The crop needs no other pixels than these.
     first = index[:, 0, 0]
     height, width = tf.unstack(tf.reduce_max(index, (1, 2)) + 1 - first)
@@ -304,17 +322,21 @@ def _filter(
     """Filters the first axis: uint8 (H, K) -> uint8 (crop, K), given one axis of `_windows`."""
     import tensorflow as tf
 
-    def blocks(window):
-        index, weight = window
-        sums = tf.matmul(weight, tf.cast(tf.gather(pixels, index), tf.float64)) + 0.5
-        if transform.interpolation != 'bilinear':  # Negative weights leave the range of uint8.
-            sums = tf.clip_by_value(sums, 0, 255)
-        return tf.cast(sums, tf.uint8)
+    clip = transform.interpolation != 'bilinear'  # Negative weights leave the range of uint8.
 
+    def at_once():
+        sums = tf.matmul(weight, tf.cast(tf.gather(pixels, index), tf.float64)) + 0.5
+        return tf.cast(tf.clip_by_value(sums, 0, 255) if clip else sums, tf.uint8)
+
+    def one_by_one(pixels, index, weight):
+        sums = (w @ pixels[i].astype(np.float64) + 0.5 for i, w in zip(index, weight, strict=True))
+        return np.stack([(x.clip(0, 255) if clip else x).astype(np.uint8) for x in sums])
+
+    # A loop of TensorFlow operations would cost a sixth of the time even where it is not entered.
     rows = tf.cond(
         tf.size(pixels) > _LARGE,
-        lambda: tf.map_fn(blocks, (index, weight), fn_output_signature=tf.uint8),
-        lambda: blocks((index, weight)),
+        lambda: tf.numpy_function(one_by_one, (pixels, index, weight), tf.uint8),
+        at_once,
     )
     return tf.reshape(rows, (-1, tf.shape(pixels)[1]))[: transform.crop]
 

@@ -1,0 +1,256 @@
+"""The checkpoints of a training run: written while it goes on, checked when read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hrnet_jax import checkpoint, distributed, files, workdir
+from hrnet_jax.errors import UserError
+from hrnet_jax.training import TrainState
+
+PARTS = ('raw', 'ema', 'rest')
+
+
+def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
+    """Makes the training folder, or checks that it is one of the same run.
+
+    Args:
+        config: what must not change; written to config.json.
+        force: go on with another configuration.
+
+    Raises:
+        UserError: if the folder cannot be written, or belongs to another run.
+    """
+    file = path / workdir.CONFIG
+    if '://' in os.fspath(path):
+        raise UserError(f'{path} is no folder; mount the bucket and name the folder it is at')
+    try:
+        (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        before = json.loads(file.read_text()) if file.exists() else None
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None
+    except ValueError:
+        raise UserError(f'{file} is damaged; its folder needs it to go on') from None
+    if before is None and workdir.steps(path) and not force:
+        raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
+    changed = [] if before is None else list(_changes(before, config))
+    if changed and not force:
+        raise UserError(
+            f'{path} is of a run with {"; ".join(changed)}; take another --workdir, or --force to '
+            'go on in spite of it'
+        )
+    if before is None or changed:
+        files.write(file, json.dumps(config, indent=1) + '\n')
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any], name: str = '') -> Any:
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f'{name}{key}.')
+        elif old != new:
+            yield f'{name}{key} {old}, not {new}'
+
+
+def require_shared(path: Path) -> None:
+    """Raises UserError in every process unless all see the same folder."""
+    if jax.process_count() == 1:
+        return
+    token = path / '.shared'
+    value = distributed.broadcast(int.from_bytes(os.urandom(3)))
+    with distributed.together():
+        if distributed.is_main():
+            token.write_text(str(value))
+    with distributed.together():
+        seen = token.read_text() if token.exists() else ''
+        if seen != str(value):
+            raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
+    if distributed.is_main():
+        token.unlink()
+
+
+@dataclasses.dataclass
+class Store:
+    """The checkpoints of the training folder `path`; all its methods are for every process.
+
+    Process 0 alone writes, because every process has the whole state; each reads for itself.
+    Kept are the last `keep`, and the one with the best evaluation.
+
+    Attributes:
+        describe: the JSON of a checkpoint beside what `save` adds.
+        top1: step -> percent, of the evaluations so far.
+        warn: gets a line about a checkpoint that cannot be read.
+    """
+
+    path: Path
+    describe: dict[str, Any]
+    keep: int
+    top1: dict[int, float]
+    warn: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        self._manager: Any = None
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Orbax's preservation policy."""
+        steps = [one.step for one in checkpoints]
+        best = workdir.best(steps, self.top1)
+        return [step in (best, *steps[-self.keep :]) for step in steps]
+
+    def best(self) -> int | None:
+        """The step of the best evaluation so far."""
+        return workdir.best(list(self.top1), self.top1)
+
+    def save(self, state: TrainState) -> None:
+        """Starts to write the state, which may be donated as soon as this returns.
+
+        Raises:
+            UserError: if it cannot be written, or the one before could not.
+        """
+        if not distributed.is_main():
+            return
+        import orbax.checkpoint as ocp
+
+        trees = {k: _host(tree) for k, tree in _parts(state).items() if tree}
+        step = int(trees['rest']['step'])
+        if step in workdir.steps(self.path):
+            return
+        digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
+        meta = checkpoint.seal(
+            {
+                **self.describe,
+                'training': {**self.describe['training'], 'step': step},
+                'arrays': digests['raw'],
+                'ema': digests.get('ema'),
+                'rest': digests['rest'],
+            }
+        )
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        with _errors(self.path):
+            self._open().save(
+                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
+            )
+
+    def check(self) -> None:
+        """Raises UserError if writing in the background has failed."""
+        if self._manager is not None:
+            with _errors(self.path):
+                self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            UserError: if that failed.
+        """
+        if self._manager is not None:
+            with _errors(self.path):
+                self._manager.wait_until_finished()
+            self._manager.close()
+            self._manager = None
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest state that can be read, as NumPy arrays; None where there is none yet.
+
+        One that cannot is put aside with a warning.
+
+        Raises:
+            UserError: if there are checkpoints and none can be read.
+        """
+        steps = workdir.steps(self.path)
+        distributed.require_same(checkpoints=len(steps), step=steps[-1] if steps else -1)
+        problem: Exception | None = None
+        for step in reversed(steps):
+            try:
+                state = self._read(step, shapes)
+                problem = None
+            except UserError as error:
+                problem = error
+            failed = distributed.anywhere(problem is not None)
+            if not failed:
+                return state
+            self.warn(f'{problem or f"step {step}: another process cannot read it"}')
+            if distributed.is_main() and step != steps[0]:
+                aside = self.path / workdir.DAMAGED / str(step)
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
+        if steps:
+            raise UserError(
+                f'{self.path}: none of its checkpoints can be read; the last: {problem}'
+            )
+        return None
+
+    def _read(self, step: int, shapes: TrainState) -> TrainState:
+        folder = self.path / workdir.CHECKPOINTS / str(step)
+        meta = checkpoint.read_json(folder)
+        trees = {
+            name: checkpoint.restore(folder / name, tree, meta['arrays' if name == 'raw' else name])
+            for name, tree in _parts(shapes).items()
+            if tree
+        }
+        leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
+        flat = [trees['rest']['opt_state'][_name(path)] for path, _ in leaves]
+        return TrainState(
+            step=trees['rest']['step'],
+            opt_state=jax.tree_util.tree_unflatten(structure, flat),
+            ema=trees.get('ema', {}),
+            **trees['raw'],
+        )
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            alone = ocp.options.MultiprocessingOptions(0, {0}, 'run')
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                multiprocessing_options=alone,
+                create=False,
+            )
+            folder = (self.path / workdir.CHECKPOINTS).absolute()
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        return self._manager
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The Orbax trees of a checkpoint; the optimiser's leaves under names of their own, because
+    its structure has nodes without leaves."""
+    leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+    optimizer = {_name(path): leaf for path, leaf in leaves}
+    rest = {'step': state.step, 'opt_state': optimizer}
+    return {'raw': state.variables(), 'ema': state.ema, 'rest': rest}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='.')
+
+
+def _host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+class _errors:
+    """Turns what Orbax and TensorStore raise, of many kinds, into a UserError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            line = checkpoint.first_line(error)
+            raise UserError(f'cannot write the checkpoint in {self.path}: {line}') from error

@@ -332,7 +332,7 @@ def _filter(
         sums = (w @ pixels[i].astype(np.float64) + 0.5 for i, w in zip(index, weight, strict=True))
         return np.stack([(x.clip(0, 255) if clip else x).astype(np.uint8) for x in sums])
 
-    # A loop of TensorFlow operations would cost a sixth of the time even where it is not entered.
+    # A loop of TensorFlow operations, even if not entered, adds about 15 % to the time of an image.
     rows = tf.cond(
         tf.size(pixels) > _LARGE,
         lambda: tf.numpy_function(one_by_one, (pixels, index, weight), tf.uint8),

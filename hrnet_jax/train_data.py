@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator
+from concurrent import futures
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,17 +86,31 @@ class TrainData:
         Raises:
             UserError: if too many images cannot be read, or the files are damaged.
         """
-        while True:
-            epoch, first = divmod(start, self.steps_per_epoch)
-            yield from self._epoch(epoch, first)
-            start = (epoch + 1) * self.steps_per_epoch
+        errors = tensorflow().errors.OpError  # named here: at exit the module may be gone
+        epoch, first = divmod(start, self.steps_per_epoch)
+        try:
+            data, following = self._open(epoch, first), None
+            with futures.ThreadPoolExecutor(1) as beside:
+                while True:
+                    for i, batch in enumerate(self._epoch(epoch, first, data), first + 1):
+                        yield batch
+                        # Before this one ends, because it takes seconds to fill the buffers.
+                        if i == self.steps_per_epoch - self.steps_per_epoch // 5:
+                            following = beside.submit(self._open, epoch + 1, 0)
+                    epoch, first = epoch + 1, 0
+                    data = following.result() if following else self._open(epoch, first)
+                    following = None
+        except (errors, EOFError) as error:
+            raise UserError(
+                f'{self.source.dataset.name}: its files end before their '
+                f'{self.source.num_examples} examples; they are damaged, prepare it again '
+                f'({brief(error)})'
+            ) from error
 
-    def _epoch(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
-        tf = tensorflow()
-        damage = (tf.errors.OpError, EOFError)  # named here: at exit the module may be gone
-        r, name = self.recipe, self.source.dataset.name
-        shape = (r.accumulate, r.part // self.process_count)
-        size = math.prod(shape)
+    def _open(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
+        """An epoch's examples from batch `first` on, with its first batch already made."""
+        tf, r = tensorflow(), self.recipe
+        size = r.batch_size // self.process_count
         steps = self.steps_per_epoch - first
         raw = self._raw(epoch, first * r.accumulate).take(steps * size)
         # A mark at the end, numbered like the examples, tells whether all came before it.
@@ -113,27 +129,29 @@ class TrainData:
             .prefetch(2)
             .with_options(options)
         )
+        iterator = data.as_numpy_iterator()
+        return itertools.chain([next(iterator)], iterator)
+
+    def _epoch(
+        self, epoch: int, first: int, data: Iterator[dict[str, np.ndarray]]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        r, name = self.recipe, self.source.dataset.name
+        shape = (r.accumulate, r.part // self.process_count)
         limit = math.ceil(r.max_corrupt * self.source.num_examples / self.process_count)
         missing: list[int] = []
-        try:
-            for batch in aligned(data.as_numpy_iterator(), steps, size):
-                missing += batch.pop('missing').tolist()
-                if len(missing) > limit:
-                    raise UserError(
-                        f'{name}: {len(missing)} images of epoch {epoch} cannot be read, more than '
-                        f'--max-corrupt allows: {self._names(epoch, first, missing[:NAMED])}'
-                    )
-                check_labels(self.source, batch)
-                yield {
-                    'image': batch['image'].reshape((*shape, *batch['image'].shape[1:])),
-                    'label': batch['label'].reshape(shape),
-                    'weight': batch['weight'].reshape(shape),
-                }
-        except damage as error:
-            raise UserError(
-                f'{name}: its files end before their {self.source.num_examples} examples; they are '
-                f'damaged, prepare it again ({brief(error)})'
-            ) from error
+        for batch in aligned(data, self.steps_per_epoch - first, math.prod(shape)):
+            missing += batch.pop('missing').tolist()
+            if len(missing) > limit:
+                raise UserError(
+                    f'{name}: {len(missing)} images of epoch {epoch} cannot be read, more than '
+                    f'--max-corrupt allows: {self._names(epoch, first, missing[:NAMED])}'
+                )
+            check_labels(self.source, batch)
+            yield {
+                'image': batch['image'].reshape((*shape, *batch['image'].shape[1:])),
+                'label': batch['label'].reshape(shape),
+                'weight': batch['weight'].reshape(shape),
+            }
 
     def _names(self, epoch: int, first: int, numbers: list[int]) -> str:
         raw = self._raw(epoch, first * self.recipe.accumulate)

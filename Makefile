@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-all clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
@@ -11,7 +11,10 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long'
+
+test-all: test
+	$(BIN)/python -m pytest -m long
 
 # constraints.txt has the exact versions that the tests passed with.
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -23,7 +23,13 @@ def parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
     p.add_argument(
-        '--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it'
+        '--ckpt',
+        required=True,
+        metavar='DIR',
+        help='converted checkpoint, or the folder of it; or a training folder, or a step in it',
+    )
+    p.add_argument(
+        '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
     )
     p.add_argument(
         '--dataset',
@@ -71,7 +77,9 @@ def main() -> None:
                 f'{args.dataset} has {source.num_classes} classes, '
                 f'the checkpoint {meta["num_classes"]}'
             )
-        model, variables = checkpoint.load(folder, args.arch, dtype=jnp.dtype(args.dtype))
+        model, variables = checkpoint.load(
+            folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype)
+        )
         classes = data.competing_classes(source, args.data_dir)
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
@@ -118,6 +126,8 @@ def report(
     published = None if partial else expected(meta['published'], transform, name)
     rows = (('top-1', result.top1), ('top-5', result.top5))
     known = (meta['published'] or {}).get('name')
+    if 'training' in meta:
+        print(f'step {meta["training"]["step"]} of a run with train.py')
     print(
         f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
         f'split {source.split or "-"}, resized to {transform.resize}, cropped to {transform.crop}'

@@ -18,7 +18,13 @@ def main() -> None:
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
     p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
     p.add_argument(
-        '--ckpt', required=True, metavar='DIR', help='converted checkpoint, or the folder of it'
+        '--ckpt',
+        required=True,
+        metavar='DIR',
+        help='converted checkpoint, or the folder of it; or a training folder, or a step in it',
+    )
+    p.add_argument(
+        '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
     )
     p.add_argument('--topk', type=int, default=5, help='classes an image')
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
@@ -41,7 +47,7 @@ def main() -> None:
             f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
         )
     images = [open_image(path) for path in args.images]
-    model, variables = checkpoint.load(folder, args.arch)
+    model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,
         variables,

@@ -29,6 +29,12 @@ from hrnet_jax.models import Variables, create_model, variable_shapes
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
 VERSION = 1
+
+
+class Misfit(UserError):
+    """The arrays are not those of the model or the optimiser."""
+
+
 _REMEDY = '; convert again, or take another step of the run'
 
 
@@ -255,8 +261,8 @@ def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> No
     got = {name: entry['shape'] for name, entry in arrays.items()}
     if got != expected:
         wrong = sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
-        raise UserError(
-            f'{folder} does not fit its architecture at {", ".join(wrong[:5])}{_REMEDY}'
+        raise Misfit(
+            f'{folder} does not fit what it is read for at {", ".join(wrong[:5])}{_REMEDY}'
         )
 
 

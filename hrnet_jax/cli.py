@@ -19,6 +19,8 @@ PACKAGES = {
     'matplotlib': 'matplotlib',
     'safetensors': 'safetensors',
     'torch': 'torch',
+    'optax': 'optax',
+    'wandb': 'wandb',
     'tensorflow': 'tensorflow',
     'tensorflow_datasets': 'tensorflow-datasets importlib_resources',
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -38,16 +39,27 @@ def start(args: argparse.Namespace) -> None:
     asked = [flag is not None for flag in flags]
     if any(asked) and not all(asked):
         raise UserError('--coordinator, --num-processes and --process-id belong together')
+    on_tpu = not any(asked) and _may_be_tpu()
     sizes = [int(os.environ.get(name, 1)) for name in _SIZES]
     cluster = max(sizes) > 1 or ',' in os.environ.get(_HOSTS, '')
-    if not all(asked) and not cluster:
+    if not all(asked) and not cluster and not on_tpu:
         return
     if all(asked) and not re.fullmatch(r'\S+:\d+', args.coordinator):
         raise UserError(f'--coordinator {args.coordinator} is not HOST:PORT')
     try:
         jax.distributed.initialize(*(flags if all(asked) else ()))
     except (RuntimeError, ValueError) as error:
+        if on_tpu and not cluster and isinstance(error, ValueError):
+            return  # libtpu is installed, but this is no TPU VM
         raise UserError(f'cannot join the other processes: {str(error).splitlines()[0]}') from error
+
+
+def _may_be_tpu() -> bool:
+    """Whether to ask JAX, which asks the metadata server of Cloud TPU VMs for the other hosts."""
+    platforms = (
+        os.environ.get('JAX_PLATFORMS') or getattr(jax.config, 'jax_platforms', None) or 'tpu'
+    )
+    return 'tpu' in platforms and importlib.util.find_spec('libtpu') is not None
 
 
 def is_main() -> bool:

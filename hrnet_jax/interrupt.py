@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from typing import Any
 
+# Seconds within which signals count as one: launchers send theirs to the group and to each.
+_SAME = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,10 +48,14 @@ class Interrupt:
         os.close(self._writer)  # ends the thread
 
     def _watch(self, reader: int) -> None:
+        first = 0.0
         while data := os.read(reader, 1):
             if data[0] not in SIGNALS:
                 continue
-            if self:
+            now = time.monotonic()
+            if self.number is None:
+                self.number, first = data[0], now
+                print('stopping after this step; once more to leave at once', file=sys.stderr)
+            elif now - first > _SAME:
                 os._exit(128 + data[0])
-            self.number = data[0]
         os.close(reader)

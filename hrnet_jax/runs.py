@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hrnet_jax import checkpoint, distributed, files, workdir
 from hrnet_jax.errors import UserError
 from hrnet_jax.training import TrainState
 
-PARTS = ('raw', 'ema', 'rest')
+_PATIENCE = 10  # seconds
 
 
 def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
@@ -65,15 +66,17 @@ def require_shared(path: Path) -> None:
     """Raises UserError in every process unless all see the same folder."""
     if jax.process_count() == 1:
         return
-    token = path / '.shared'
     value = distributed.broadcast(int.from_bytes(os.urandom(3)))
+    token = path / f'.shared-{value}'
     with distributed.together():
         if distributed.is_main():
-            token.write_text(str(value))
+            token.touch()
     with distributed.together():
-        seen = token.read_text() if token.exists() else ''
-        if seen != str(value):
-            raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
+        deadline = time.monotonic() + _PATIENCE
+        while not token.exists():  # network file systems show new files late
+            if time.monotonic() > deadline:
+                raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
+            time.sleep(0.5)
     if distributed.is_main():
         token.unlink()
 
@@ -173,6 +176,11 @@ class Store:
             try:
                 state = self._read(step, shapes)
                 problem = None
+            except checkpoint.Misfit as error:  # by --force; older ones would not fit either
+                raise UserError(
+                    f'{error}. To start anew from its weights: --init {self.path} and another '
+                    '--workdir'
+                ) from None
             except UserError as error:
                 problem = error
             failed = distributed.anywhere(problem is not None)

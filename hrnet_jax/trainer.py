@@ -69,7 +69,7 @@ class Trainer:
         if verdict == 'not finite':
             raise UserError(
                 f'the loss or its gradient is not finite after step {step}; the last checkpoint is '
-                'kept. A lower --learning-rate, a longer --warmup-epochs or --clip-norm may help'
+                'kept. To go on from it: a lower --learning-rate or a --clip-norm, and --force'
             )
         if verdict == 'failed':
             raise self.failure or UserError('stopped: another process failed, and says why')

@@ -82,15 +82,21 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTr
         recipe.weight_decay, None if recipe.decay_norms else functools.partial(_named, 'kernel')
     )
     if recipe.optimizer == 'sgd':
-        rule = [decay, optax.trace(recipe.momentum, recipe.nesterov)]
+        rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
-        rule = [optax.scale_by_adam(), decay]
-    if recipe.clip_norm is not None:
-        rule.insert(0, optax.clip_by_global_norm(recipe.clip_norm))
-    if recipe.head_lr != 1:
-        last = functools.partial(_named, 'classifier')
-        rule.append(optax.masked(optax.scale(recipe.head_lr), last))
-    return optax.chain(*rule, optax.scale_by_learning_rate(schedule))
+        rule = optax.chain(optax.scale_by_adam(), decay)
+    last = functools.partial(_named, 'classifier')
+    # Always in these places, so that the names in a checkpoint do not depend on what is in use.
+    return optax.chain(
+        optax.identity()
+        if recipe.clip_norm is None
+        else optax.clip_by_global_norm(recipe.clip_norm),
+        rule,
+        optax.identity()
+        if recipe.head_lr == 1
+        else optax.masked(optax.scale(recipe.head_lr), last),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def _named(name: str, params: Variables) -> Variables:

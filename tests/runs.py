@@ -1,0 +1,87 @@
+"""Training runs of `tiny` on the digit scans, for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hrnet_jax import checkpoint, workdir
+
+ROOT = Path(__file__).parents[1]
+# Quick to compile, and small enough for several runs in one test.
+QUICK = ('XLA_FLAGS', '--xla_backend_optimization_level=0')
+COMMAND = (
+    'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); sys.argv[0] = "train.py"; '
+    'import train; from hrnet_jax import cli; cli.run(train.main)'
+)
+
+
+def launch(run, data_dir, *more, processes=1, devices=1):
+    """train.py in one or more processes of so many CPU devices."""
+    options = ['--arch', 'tiny', '--recipe', 'digits', '--data-dir', data_dir, '--workdir', run]
+    options += ['--no-tensorboard', '--log-every', '2', *more]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            address = f'127.0.0.1:{free.getsockname()[1]}'
+        options += ['--coordinator', address, '--num-processes', processes]
+    return [
+        subprocess.Popen(
+            [sys.executable, '-c', COMMAND.format(devices=devices), *map(str, options)]
+            + (['--process-id', str(i)] if processes > 1 else []),
+            cwd=ROOT,
+            env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(started, timeout=240):
+    """Waits: [(exit code, stdout, stderr)]."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
+
+
+def wait_for_step(run, step, started, timeout=120):
+    """Until the first process has recorded `step`."""
+    deadline = time.monotonic() + timeout
+    while not any(row['step'] >= step for row in rows(run, 'train')):
+        assert time.monotonic() < deadline
+        assert started[0].poll() is None, started[0].communicate()
+        time.sleep(0.1)
+
+
+def rows(run, kind):
+    """The records of one kind in metrics.jsonl."""
+    file = Path(run) / workdir.METRICS
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # being written
+            continue
+    return [row for row in found if row['kind'] == kind]
+
+
+def digests(run, step=None):
+    """Digest of every array of a checkpoint, by default the last."""
+    step = workdir.steps(Path(run))[-1] if step is None else step
+    meta = checkpoint.read_json(Path(run) / workdir.CHECKPOINTS / str(step))
+    return {
+        (part, name): entry['digest']
+        for part in ('arrays', 'ema', 'rest')
+        for name, entry in (meta[part] or {}).items()
+    }

@@ -60,6 +60,10 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if '://' in args.workdir:
+        raise UserError(
+            f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
+        )
     recipe = recipes.from_arguments(cls, args)
     distributed.start(args)
 

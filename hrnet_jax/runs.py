@@ -32,8 +32,6 @@ def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
         UserError: if the folder cannot be written, or belongs to another run.
     """
     file = path / workdir.CONFIG
-    if '://' in os.fspath(path):
-        raise UserError(f'{path} is no folder; mount the bucket and name the folder it is at')
     try:
         (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         before = json.loads(file.read_text()) if file.exists() else None
@@ -102,6 +100,7 @@ class Store:
 
     def __post_init__(self) -> None:
         self._manager: Any = None
+        self._writing = False
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax's preservation policy."""
@@ -138,6 +137,7 @@ class Store:
             }
         )
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        self._writing = True
         with _errors(self.path):
             self._open().save(
                 step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
@@ -145,9 +145,10 @@ class Store:
 
     def check(self) -> None:
         """Raises UserError if writing in the background has failed."""
-        if self._manager is not None:
+        if self._writing and not self._manager.is_saving_in_progress():
+            self._writing = False
             with _errors(self.path):
-                self._manager.check_for_errors()
+                self._manager.wait_until_finished()  # no wait, but it raises what happened
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -156,10 +157,10 @@ class Store:
             UserError: if that failed.
         """
         if self._manager is not None:
+            manager, self._manager, self._writing = self._manager, None, False
             with _errors(self.path):
-                self._manager.wait_until_finished()
-            self._manager.close()
-            self._manager = None
+                manager.wait_until_finished()
+                manager.close()
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The newest state that can be read, as NumPy arrays; None where there is none yet.

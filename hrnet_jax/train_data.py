@@ -155,8 +155,14 @@ class TrainData:
 
     def _names(self, epoch: int, first: int, numbers: list[int]) -> str:
         raw = self._raw(epoch, first * self.recipe.accumulate)
-        found = [next(iter(raw.skip(i).take(1).map(self.source.parse))) for i in numbers]
-        return ', '.join(example['name'].numpy().decode() for example in found)
+        names = []
+        for number in numbers:
+            try:
+                [example] = raw.skip(number).take(1).map(self.source.parse)
+                names.append(example['name'].numpy().decode())
+            except (ValueError, tensorflow().errors.OpError) as error:
+                names.append(f'a record ({brief(error)})')
+        return ', '.join(names)
 
     def _raw(self, epoch: int, first: int) -> tf.data.Dataset:
         """This process's examples of an epoch, from its `first` part on, a block of each lane."""

@@ -226,7 +226,7 @@ def make_train_step(
                 state.params, batch_stats, images, labels, weights / recipe.batch_size,
                 jax.random.fold_in(key, index), teacher_variables,
             )  # fmt: skip
-            hit = (jnp.argmax(logits, -1) == labels) * weights / recipe.batch_size
+            hit = jnp.where(jnp.argmax(logits, -1) == labels, weights, 0) / recipe.batch_size
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
             return (grads, batch_stats, loss + value, right + jnp.sum(hit)), None
 

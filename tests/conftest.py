@@ -46,3 +46,22 @@ def refused(command):
         return err
 
     return call
+
+
+@pytest.fixture(scope='session')
+def digits_data(tmp_path_factory):
+    """The digit scans as a tfds data set, prepared once for all workers; its data_dir."""
+    import fcntl
+
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        base = base.parent
+    data_dir = base / 'digits'
+    with open(base / 'digits.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not data_dir.exists():
+            sys.path.append(str(Path(__file__).parents[1] / 'examples'))
+            import digits
+
+            digits.prepare(str(data_dir))
+    return str(data_dir)

@@ -13,16 +13,15 @@ from pathlib import Path
 from hrnet_jax import checkpoint, workdir
 
 ROOT = Path(__file__).parents[1]
-# Quick to compile, and small enough for several runs in one test.
-QUICK = ('XLA_FLAGS', '--xla_backend_optimization_level=0')
 COMMAND = (
-    'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); sys.argv[0] = "train.py"; '
-    'import train; from hrnet_jax import cli; cli.run(train.main)'
+    'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); '
+    'sys.argv[0] = "train.py"; import train; from hrnet_jax import cli; cli.run(train.main)'
 )
 
 
 def launch(run, data_dir, *more, processes=1, devices=1):
-    """train.py in one or more processes of so many CPU devices."""
+    """train.py in one or more processes of so many CPU devices; programs are compiled once."""
+    cache = Path(data_dir) / 'compiled'
     options = ['--arch', 'tiny', '--recipe', 'digits', '--data-dir', data_dir, '--workdir', run]
     options += ['--no-tensorboard', '--log-every', '2', *more]
     if processes > 1:
@@ -35,7 +34,9 @@ def launch(run, data_dir, *more, processes=1, devices=1):
             [sys.executable, '-c', COMMAND.format(devices=devices), *map(str, options)]
             + (['--process-id', str(i)] if processes > 1 else []),
             cwd=ROOT,
-            env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+            env=os.environ
+            | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+            | {'JAX_COMPILATION_CACHE_DIR': str(cache)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

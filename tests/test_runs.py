@@ -1,0 +1,180 @@
+"""The checkpoints of a run: what is kept, what is noticed, what is read instead."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hrnet_jax import checkpoint, runs, workdir
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import create_model, init
+from hrnet_jax.recipes import Digits
+from hrnet_jax.training import create_state, make_optimizer
+
+MODEL = create_model('tiny', 10)
+RECIPE = Digits(ema=0.9)
+
+
+@pytest.fixture(scope='module')
+def state():
+    tx = make_optimizer(RECIPE, lambda count: 0.1)
+    return jax.device_get(create_state(init(MODEL, jax.random.key(0), 32), tx, ema=True))
+
+
+@pytest.fixture
+def store(tmp_path):
+    describe = {**checkpoint.describe(MODEL), 'transform': RECIPE.transform.to_json()}
+    describe |= {'published': None, 'class_names': None, 'training': {}}
+    runs.prepare(tmp_path, {'recipe': RECIPE.to_json()}, force=False)
+    warnings = []
+    store = runs.Store(tmp_path, describe, 2, {}, warnings.append)
+    store.warnings = warnings
+    yield store
+    store.close()
+
+
+def save(store, state, *steps):
+    for step in steps:
+        params = jax.tree.map(lambda x, step=step: x + np.float32(step), state.params)
+        store.save(state.replace(step=np.int32(step), params=params))
+    store.close()
+
+
+def read(store, state):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), state)
+    return store.restore(shapes)
+
+
+def test_a_state_comes_back_to_the_bit(store, state):
+    assert read(store, state) is None
+    save(store, state, 7)
+    found = read(store, state)
+    assert found.step == 7
+    expected = state.replace(
+        step=np.int32(7), params=jax.tree.map(lambda x: x + np.float32(7), state.params)
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(ours).dtype == np.asarray(theirs).dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_last_and_the_best_are_kept(store, state):
+    for step, top1 in ((1, 50.0), (2, 70.0), (3, 60.0), (4, 65.0), (5, None)):
+        if top1 is not None:
+            store.top1[step] = top1
+        save(store, state, step)
+    assert workdir.steps(store.path) == [2, 4, 5]
+    assert store.best() == 2
+    lines = [{'kind': 'eval', 'step': step, 'top1': top1} for step, top1 in store.top1.items()]
+    (store.path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)) + '\n{"kind": "ev')
+    assert workdir.evaluations(store.path) == store.top1
+    assert checkpoint.find(store.path).name == '2'
+
+
+def test_averaged_or_raw_weights(store, state):
+    save(store, state, 3)
+    _, averaged = checkpoint.load(store.path)
+    _, raw = checkpoint.load(store.path, weights='raw')
+    kernel = ('params', 'backbone', 'conv1', 'kernel')
+    for tree, added in ((averaged, 0), (raw, 3)):
+        own = state.params['backbone']['conv1']['kernel'] + np.float32(added)
+        for key in kernel:
+            tree = tree[key]
+        np.testing.assert_array_equal(tree, own)
+    with pytest.raises(UserError, match='ema or raw'):
+        checkpoint.load(store.path, weights='mean')
+
+
+def flip_a_bit(folder):
+    """In the largest file of arrays."""
+    file = max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize('item', ['raw', 'ema', 'rest'])
+def test_a_flipped_bit_is_noticed_and_the_step_before_is_taken(store, state, item):
+    save(store, state, 1, 2)
+    flip_a_bit(store.path / 'checkpoints' / '2' / item)
+    assert read(store, state).step == 1
+    assert len(store.warnings) == 1
+    assert 'checkpoints/2' in store.warnings[0]
+    assert (store.path / 'damaged' / '2' / item).is_dir()
+    save(store, state, 2)
+    assert read(store, state).step == 2
+
+
+@pytest.mark.parametrize('damage', ['empty folder', 'no item', 'cut json'])
+def test_other_damage(store, state, damage):
+    save(store, state, 1, 2)
+    folder = store.path / 'checkpoints' / '2'
+    if damage == 'no item':
+        shutil.rmtree(folder / 'rest')
+    elif damage == 'cut json':
+        (folder / 'meta' / 'metadata').write_text('{"version": 1')
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    (store.path / 'checkpoints' / 'notes.txt').write_text('mine')
+    assert read(store, state).step == 1
+
+
+def test_never_from_the_beginning_in_silence(store, state):
+    save(store, state, 1)
+    flip_a_bit(store.path / 'checkpoints' / '1' / 'raw')
+    with pytest.raises(UserError, match='none of its checkpoints can be read'):
+        read(store, state)
+    assert workdir.steps(store.path) == [1]
+
+
+def test_another_optimiser_does_not_fit(store, state):
+    save(store, state, 1, 2)
+    tx = make_optimizer(Digits(optimizer='adamw', ema=0.9), lambda count: 0.1)
+    other = state.replace(opt_state=jax.device_get(tx.init(state.params)))
+    with pytest.raises(UserError, match='--init'):
+        read(store, other)
+    assert workdir.steps(store.path) == [1, 2]
+    clipped = make_optimizer(Digits(clip_norm=1.0, head_lr=2.0, ema=0.9), lambda count: 0.1)
+    same = state.replace(opt_state=jax.device_get(clipped.init(state.params)))
+    assert read(store, same).step == 2
+
+
+def test_a_write_that_fails_is_one_line(store, state):
+    """In the background, as on a full disk: the next look says so."""
+    save(store, state, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        store.save(state.replace(step=np.int32(2)))
+        with pytest.raises(UserError, match='cannot write the checkpoint in [^\n]*$'):
+            for _ in range(200):
+                time.sleep(0.1)
+                store.check()
+        store.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        store._manager = None
+    assert workdir.steps(store.path) == [1]
+    assert read(store, state).step == 1
+
+
+def test_prepare(tmp_path):
+    config = {'arch': 'tiny', 'recipe': {'seed': 0, 'batch_size': 64}}
+    runs.prepare(tmp_path, config, force=False)
+    runs.prepare(tmp_path, config, force=False)
+    changed = {'arch': 'tiny', 'recipe': {'seed': 1, 'batch_size': 64}}
+    with pytest.raises(UserError, match=r'recipe\.seed 0, not 1'):
+        runs.prepare(tmp_path, changed, force=False)
+    runs.prepare(tmp_path, changed, force=True)
+    assert json.loads((tmp_path / 'config.json').read_text()) == changed
+    (tmp_path / 'config.json').write_text('{"arch"')
+    with pytest.raises(UserError, match='damaged'):
+        runs.prepare(tmp_path, config, force=False)

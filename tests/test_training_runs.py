@@ -1,0 +1,305 @@
+"""Whole runs of train.py: killed, stopped, resumed, read by the other commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from runs import ROOT, digests, finish, launch, rows, wait_for_step
+
+import eval as eval_command
+import predict as predict_command
+import train as train_command
+from hrnet_jax import checkpoint, workdir
+
+EPOCH = 18  # steps of 64 of the 1,198 scans
+SETTING = ('--epochs', '2', '--accumulate', '2', '--ema', '0.9', '--checkpoint-steps', '9')
+
+
+@pytest.fixture(scope='module')
+def straight(digits_data, tmp_path_factory):
+    """A run of two epochs without interruption."""
+    run = tmp_path_factory.mktemp('straight')
+    [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
+    assert (code, err) == (0, '')
+    assert '1 x cpu on 1 host, 64 images each' not in out  # in two parts
+    assert 'batch 64 in 2 parts' in out
+    assert 'step 36' in out
+    return run
+
+
+def test_killed_and_started_again_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
+    """Killed in the middle of an epoch, stopped at its edge, then to the end."""
+    run = tmp_path / 'run'
+    started = launch(run, digits_data, *SETTING)
+    wait_for_step(run, 10, started)
+    while 9 not in workdir.steps(run):
+        time.sleep(0.05)
+    started[0].send_signal(signal.SIGKILL)
+    assert finish(started)[0][0] == -signal.SIGKILL
+    first = workdir.steps(run)[-1]
+    for flags in (('--stop-at', str(max(EPOCH, first))), ()):
+        [(code, _, err)] = finish(launch(run, digits_data, *SETTING, *flags))
+        assert (code, err) == (0, '')
+    assert [row['step'] for row in rows(run, 'resumed')] == [first, max(EPOCH, first)]
+    assert digests(run) == digests(straight)
+    steps = [row['step'] for row in rows(run, 'train')]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 2 * EPOCH
+    ours, theirs = rows(run, 'eval')[-1], rows(straight, 'eval')[-1]
+    assert ours['top1_correct'] == theirs['top1_correct']
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(straight, digits_data, tmp_path):
+    run = tmp_path / 'run'
+    started = launch(run, digits_data, *SETTING)
+    wait_for_step(run, 2, started)
+    started[0].terminate()
+    [(code, out, err)] = finish(started)
+    assert code == 128 + signal.SIGTERM
+    assert 'once more to leave at once' in err
+    [stopped] = rows(run, 'stopped')
+    assert f'stopped after step {stopped["step"]}' in out
+    assert workdir.steps(run)[-1] == stopped['step'] < 2 * EPOCH
+    [(code, out, _)] = finish(launch(run, digits_data, *SETTING))
+    assert code == 0
+    assert f'going on after {stopped["step"]}' in out
+    assert digests(run) == digests(straight)
+
+
+def test_a_finished_run_has_nothing_to_do(straight, digits_data):
+    before = digests(straight)
+    [(code, out, _)] = finish(launch(straight, digits_data, *SETTING))
+    assert code == 0
+    assert 'best' in out
+    assert digests(straight) == before
+
+
+def test_eval_reads_the_run(straight, digits_data, command, tmp_path):
+    recorded = rows(straight, 'eval')
+    best = max(recorded, key=lambda row: (row['top1'], row['step']))
+    common = ('--dataset', 'digits', '--split', 'test', '--data-dir', digits_data)
+    counts = {}
+    for weights in (None, 'ema', 'raw'):
+        flags = ('--weights', weights) if weights else ()
+        file = tmp_path / 'result.json'
+        code, out, _ = command(
+            eval_command.main, '--ckpt', straight, '--json', file, *common, *flags
+        )
+        assert code == 0
+        assert f'step {best["step"]} of a run' in out
+        counts[weights] = json.loads(file.read_text())['top1_correct']
+    assert counts[None] == counts['ema'] == best['top1_correct']
+    assert counts['raw'] != counts['ema']
+    step = straight / workdir.CHECKPOINTS / str(recorded[-1]['step'])
+    code, out, _ = command(eval_command.main, '--ckpt', step, *common)
+    assert code == 0
+    assert f'step {recorded[-1]["step"]} of a run' in out
+
+
+def test_predict_reads_the_run(straight, command, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / 'black.png')
+    code, out, _ = command(predict_command.main, tmp_path / 'black.png', '--ckpt', straight)
+    assert code == 0
+    assert out.count('%') == 5
+
+
+def test_what_a_run_leaves_behind(straight):
+    names = {path.name for path in straight.iterdir()}
+    assert names == {'config.json', 'checkpoints', 'metrics.jsonl', 'curves.png'}
+    config = json.loads((straight / 'config.json').read_text())
+    assert config['arch'] == 'tiny'
+    assert config['recipe']['accumulate'] == 2
+    assert config['recipe']['learning_rate'] == 0.05
+    evaluated = [row['step'] for row in rows(straight, 'eval')]
+    assert evaluated == [2 * EPOCH]
+    assert workdir.steps(straight) == [3 * 9, 2 * EPOCH]
+    row = rows(straight, 'train')[-1]
+    assert row['skipped_images'] == 0
+    assert {'loss', 'top1', 'learning_rate', 'images_per_second', 'data_wait'} <= set(row)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (('--batch-size', '32'), 'recipe.batch_size 64, not 32'),
+        (('--seed', '1'), 'recipe.seed 0, not 1'),
+        (('--recipe', 'finetune', '--dataset', 'digits', '--eval-split', 'test'), 'recipe.'),
+    ],
+)
+def test_another_recipe_is_refused(straight, digits_data, refused, flags, said):
+    before = (straight / 'config.json').read_text()
+    line = refused(
+        train_command.main, '--arch', 'tiny', '--recipe', 'digits', '--workdir', straight,
+        '--data-dir', digits_data, *SETTING, *flags,
+    )  # fmt: skip
+    assert said in line
+    assert '--force' in line
+    assert (straight / 'config.json').read_text() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits_data, tmp_path):
+    flags = ('--learning-rate', '1e18', '--warmup-epochs', '0', '--checkpoint-steps', '1')
+    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9'))
+    assert code == 2
+    assert 'not finite' in err
+    assert 'Traceback' not in err
+    last = workdir.steps(tmp_path)[-1]
+    assert f'not finite after step {last};' in err
+    _, variables = checkpoint.load(tmp_path)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in _leaves(variables))
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_everything_else_at_once(straight, digits_data, tmp_path):
+    """From a checkpoint, with a teacher, AdamW and every augmentation, in bfloat16."""
+    flags = [
+        '--recipe',
+        'finetune',
+        '--dataset',
+        'digits',
+        '--eval-split',
+        'test',
+        '--stop-at',
+        '3',
+    ]
+    flags += ['--init', straight, '--teacher', straight, '--distill-weight', '0.5']
+    flags += ['--mixup', '0.2', '--cutmix', '1', '--randaugment-ops', '1', '--optimizer', 'adamw']
+    flags += ['--clip-norm', '1', '--no-decay-norms', '--image-size', '32', '--eval-crop', '32']
+    flags += ['--eval-resize', '32', '--profile', '1', '2', '--remat', '--bn-group-size', 'none']
+    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags))
+    assert (code, err) == (0, '')
+    assert f'init    {straight}' in out
+    assert 'bfloat16' in out
+    assert np.isfinite(rows(tmp_path / 'run', 'train')[-1]['loss'])
+    assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data, tmp_path):
+    """And one process with other devices goes on from there."""
+    run, flags = tmp_path / 'run', ('--epochs', '2', '--bn-group-size', '16')
+    started = launch(run, digits_data, *flags, processes=2, devices=2)
+    wait_for_step(run, 2, started)
+    started[1].terminate()
+    ended = finish(started)
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    [stopped] = rows(run, 'stopped')
+    assert workdir.steps(run) == [stopped['step']]
+    assert '4 x cpu on 2 hosts, 16 images each' in ended[0][1]
+    assert 'devices' not in ended[1][1]
+    [(code, out, err)] = finish(
+        launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2))
+    )
+    assert (code, err) == (0, '')
+    assert f'going on after {stopped["step"]}' in out
+
+
+@pytest.mark.long
+def test_two_processes_killed_and_started_again_as_two_and_as_one(digits_data, tmp_path):
+    """At a low learning rate, because training amplifies the rounding of sums in another order."""
+    flags = ['--epochs', '1', '--bn-group-size', '16', '--learning-rate', '1e-4']
+    flags += ['--warmup-epochs', '0', '--checkpoint-steps', '4']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    ended = finish(launch(whole, digits_data, *flags, processes=2, devices=2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    started = launch(broken, digits_data, *flags, processes=2, devices=2)
+    wait_for_step(broken, 6, started)
+    started[1].kill()
+    time.sleep(1)
+    started[0].kill()  # it would notice by its missing heartbeat, after 100 s
+    finish(started)
+    first = workdir.steps(broken)[-1]
+    assert 4 <= first < EPOCH
+    copies = {}
+    for name, shape in {'two': (2, 2), 'one': (1, 4), 'alone': (1, 1)}.items():
+        copies[name] = tmp_path / name
+        subprocess.run(['cp', '-r', broken, copies[name]], check=True)
+        ended = finish(
+            launch(copies[name], digits_data, *flags, processes=shape[0], devices=shape[1])
+        )
+        assert {code for code, _, _ in ended} == {0}, ended
+    assert digests(copies['two']) == digests(whole)
+    start = checkpoint.load(broken / workdir.CHECKPOINTS / str(first))[1]
+    reference = checkpoint.load(whole)[1]
+    moved = _largest(start, reference)
+    for name in ('one', 'alone'):
+        apart = _largest(checkpoint.load(copies[name])[1], reference)
+        print(f'{name}: {apart:.1e} apart, {moved:.1e} moved')
+        assert apart <= 1e-6
+        assert moved > 100 * apart
+
+
+def _largest(a, b):
+    pairs = zip(_leaves(a['params']), _leaves(b['params']), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+def test_the_second_signal_leaves_at_once():
+    code = (
+        'import time\nfrom hrnet_jax.interrupt import Interrupt\n'
+        'with Interrupt() as stop:\n    print("ready", flush=True)\n'
+        '    while not stop: time.sleep(0.01)\n    print("asked", flush=True)\n    time.sleep(60)'
+    )
+    with subprocess.Popen(
+        [sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b'ready\n'
+        process.terminate()
+        assert process.stdout.readline() == b'asked\n'
+        process.terminate()  # within a second: the same request, sent twice
+        time.sleep(1.2)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(5) == 128 + signal.SIGTERM
+
+
+def test_help_shows_the_defaults_of_the_recipe(command):
+    code, out, _ = command(train_command.main, '--recipe', 'strong', '--help')
+    assert code == 0
+    text = ' '.join(out.split())
+    assert 'probability given to all classes alike (default: 0.1)' in text
+    assert 'alpha of CutMix' in text
+    for name in ('official', 'mmpretrain', 'strong', 'distill', 'finetune', 'digits'):
+        assert f'{name}: ' in text
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (
+            ('--batch-size', '48'),
+            '48 images (batch_size / accumulate) do not divide into BatchNorm',
+        ),
+        (('--accumulate', '3'), '3 parts do not divide a batch of 64'),
+        (('--batch-size', '2048', '--bn-group-size', 'none'), 'less than a batch of 2048'),
+        (('--image-size', '40'), 'multiples of 32'),
+        (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),
+        (('--learning-rate', 'nan'), 'learning_rate must be from 0'),
+        (('--dataset', 'nothing'), 'nothing is not prepared'),
+        (('--split', 'nothing'), "has no split 'nothing'"),
+        (('--teacher', 'nowhere'), 'nowhere does not exist'),
+        (('--init', 'nowhere'), 'nowhere does not exist'),
+        (('--workdir', 'gs://bucket/run'), 'mount the bucket'),
+        (('--workdir', '/proc/run'), 'cannot write /proc/run'),
+        (('--log-every', '0'), '--log-every must be at least 1'),
+    ],
+)
+def test_mistakes_are_one_line(digits_data, refused, tmp_path, flags, said):
+    line = refused(
+        train_command.main, '--arch', 'tiny', '--recipe', 'digits', '--workdir', tmp_path / 'run',
+        '--data-dir', digits_data, *flags,
+    )  # fmt: skip
+    assert said in line
+    assert not (tmp_path / 'run').exists()

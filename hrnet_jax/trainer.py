@@ -125,7 +125,7 @@ class Trainer:
         """Looks at the figures of all steps but the last `leave`: the reason to end, if any."""
         while len(self.pending) > leave:
             step, metrics = self.pending.popleft()
-            values = {name: float(value) for name, value in metrics.items()}
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
             for name in ('failed', 'stop'):
                 if values[name]:
                     return name

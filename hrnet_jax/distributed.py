@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import signal
 from collections.abc import Iterator
 
 import jax
@@ -48,6 +49,7 @@ def start(args: argparse.Namespace) -> None:
         raise UserError(f'--coordinator {args.coordinator} is not HOST:PORT')
     try:
         jax.distributed.initialize(*(flags if all(asked) else ()))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would catch it and go on
     except (RuntimeError, ValueError) as error:
         if on_tpu and not cluster and isinstance(error, ValueError):
             return  # libtpu is installed, but this is no TPU VM

@@ -308,11 +308,12 @@ def add_arguments(parser: argparse._ArgumentGroup, defaults: Recipe) -> None:
     for field in dataclasses.fields(Recipe):  # a recipe's own fields have no help
         flag, hint = f'--{field.name.replace("_", "-")}', _HINTS[field.name]
         value = getattr(defaults, field.name)
-        options: dict[str, Any] = {'default': value, 'help': field.metadata['help']}
+        text = f'{field.metadata["help"]} (default: %(default)s)'
+        options: dict[str, Any] = {'default': value, 'help': text}
         if hint is bool:
             options['action'] = argparse.BooleanOptionalAction
         elif get_origin(hint) is tuple:
-            options |= {'type': float, 'nargs': '+'}
+            options |= {'type': float, 'nargs': '+', 'metavar': 'FLOAT'}
         elif get_origin(hint) is Literal:
             options['choices'] = get_args(hint)
         else:

@@ -53,7 +53,9 @@ def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
 
 def _changes(before: dict[str, Any], after: dict[str, Any], name: str = '') -> Any:
     for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key), after.get(key)
+        if key not in before:  # a field that a later version has added
+            continue
+        old, new = before[key], after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, f'{name}{key}.')
         elif old != new:
@@ -118,14 +120,13 @@ class Store:
         Raises:
             UserError: if it cannot be written, or the one before could not.
         """
-        if not distributed.is_main():
+        step = int(state.step)
+        if not distributed.is_main() or step in workdir.steps(self.path):
             return
         import orbax.checkpoint as ocp
 
-        trees = {k: _host(tree) for k, tree in _parts(state).items() if tree}
-        step = int(trees['rest']['step'])
-        if step in workdir.steps(self.path):
-            return
+        # Copies: on a CPU, np.asarray would be a view of what the next step overwrites.
+        trees = {k: jax.tree.map(np.array, tree) for k, tree in _parts(state).items() if tree}
         digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
         meta = checkpoint.seal(
             {
@@ -244,10 +245,6 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='.')
-
-
-def _host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
 
 
 class _errors:

@@ -47,6 +47,7 @@ class Trainer:
         self.failure: Exception | None = None
         self.pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self.meter = Meter(experiment)
+        self.profiling = False
 
     def run(self, state: TrainState) -> int:
         """Trains; returns the exit code, 0 or 128 + the signal that was the reason to stop.
@@ -88,6 +89,9 @@ class Trainer:
                     self._evaluate(state, step)
                 except distributed.Stopped:
                     return state, 'stop'
+                except UserError as error:
+                    self.failure = error
+                    return state, 'failed'
             if step > 0 and (self._due(step) or step == last):
                 self._save(state)
                 saved = time.monotonic()
@@ -230,11 +234,11 @@ class Trainer:
         first, last = self.options.profile or (-1, -1)
         if step == first:
             jax.profiler.start_trace(str(self.options.workdir / 'profile'))
-            self._profiling = True
-        elif getattr(self, '_profiling', False) and (step is None or step >= last):
+            self.profiling = True
+        elif self.profiling and (step is None or step >= last):
             jax.block_until_ready([metrics for _, metrics in self.pending])
             jax.profiler.stop_trace()
-            self._profiling = False
+            self.profiling = False
             self.say(f'profile  {self.options.workdir / "profile"}')
 
 

@@ -245,7 +245,7 @@ def make_train_step(
         grads, loss, right = jax.tree.map(
             lambda x: x * (recipe.batch_size / counted), (carry[0], *carry[2:])
         )
-        batch_stats, norm = carry[1], optax.global_norm(grads)
+        batch_stats, norm = carry[1], optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -67,3 +67,10 @@ def digits_data(tmp_path_factory):
 
             digits.prepare(str(data_dir))
     return str(data_dir)
+
+
+@pytest.fixture
+def standard_promotion():
+    """Optax multiplies counters by floats, and float32 targets meet float64 logits here."""
+    with jax.numpy_dtype_promotion('standard'):
+        yield

@@ -1,0 +1,65 @@
+"""What the tests of training share: precision, batches, prepared steps."""
+
+from __future__ import annotations
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.sharding import Mesh
+from rules import image
+
+from hrnet_jax import training
+from hrnet_jax.preprocess import Transform
+from hrnet_jax.training import SIGNALS, create_state, make_optimizer, make_schedule
+
+BINARY = Transform(mean=(0.5,) * 3, std=(0.5,) * 3)  # 0 and 255 become -1 and 1 without rounding
+
+
+@contextlib.contextmanager
+def precision(bits):
+    """The NumPy type of so many bits, and JAX in it."""
+    with jax.enable_x64(bits == 64):
+        yield np.dtype(f'float{bits}').type
+
+
+def tensor(x, dtype=torch.float64):
+    return torch.from_numpy(np.array(x)).to(dtype)
+
+
+def nchw(images, dtype):
+    return tensor(images.transpose(0, 3, 1, 2), dtype)
+
+
+def binary_batch(batch, devices=1, parts=1):
+    """A batch of `make_train_step` with images of 0 and 255."""
+    x = np.where(image(3, batch, 32, 32) > 0, 255, 0).astype(np.uint8)
+    shape = (parts, batch // parts)
+    return {
+        'image': x.reshape(*shape, 32, 32, 3),
+        'label': (np.arange(batch, dtype=np.int32) * 7 % 10).reshape(shape),
+        'weight': np.ones(shape, np.float32),
+        'signals': np.zeros((devices, len(SIGNALS)), np.float32),
+    }
+
+
+def prepared(model, recipe, variables, batch):
+    """A function that makes a new state, and the step for batches like this one."""
+    schedule = make_schedule(recipe, 1)
+    tx = make_optimizer(recipe, schedule)
+    mesh = Mesh(np.array(jax.devices()[: len(batch['signals'])]), ('data',))
+
+    def create():
+        # Its own copy: a step takes the memory of its argument.
+        return create_state(jax.tree.map(jnp.array, variables), tx, recipe.ema is not None)
+
+    step = training.make_train_step(model, recipe, BINARY, tx, schedule, mesh)
+    options = {'xla_backend_optimization_level': 0}
+    return create, step.lower(create(), batch, {}).compile(options)
+
+
+def host(tree):
+    """A copy in NumPy, which outlives the state."""
+    return jax.tree.map(np.array, tree)

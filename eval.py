@@ -33,8 +33,8 @@ def parser() -> cli.Parser:
     )
     p.add_argument(
         '--dataset',
-        default='imagenet2012',
-        help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders',
+        help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders; '
+        "None: a training folder's own, or imagenet2012",
     )
     p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
     p.add_argument(
@@ -70,6 +70,10 @@ def main() -> None:
         folder = checkpoint.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         transform = transform_of(args, meta)
+        if args.dataset is None:
+            recipe = meta.get('training', {}).get('recipe', {})
+            args.dataset = recipe.get('dataset', 'imagenet2012')
+            args.split = args.split or recipe.get('eval_split')
         # Opened before the model is loaded: its mistakes are the cheapest to find.
         source = data.open_dataset(args.dataset, args.split, args.data_dir)
         if (source.num_classes or meta['num_classes']) != meta['num_classes']:

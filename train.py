@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+import os
 import sys
+import traceback
+import zlib
 from pathlib import Path
 
 from hrnet_jax import cli, distributed, recipes
@@ -65,11 +69,17 @@ def main() -> None:
             f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
         )
     recipe = recipes.from_arguments(cls, args)
+    if args.wandb and importlib.util.find_spec('wandb') is None:
+        raise UserError('wandb is missing: pip install wandb')
+    if args.profile and args.profile[0] >= args.profile[1]:
+        raise UserError(f'--profile {args.profile[0]} {args.profile[1]}: the first must come first')
     distributed.start(args)
+    own = ('process_id', 'data_dir')  # may differ between hosts
+    shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
+    distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
     # Imported after `start`, so that nothing has touched a device before it.
     from hrnet_jax.experiment import Experiment, Options
-    from hrnet_jax.interrupt import Interrupt
     from hrnet_jax.reporting import Reporter
     from hrnet_jax.trainer import Trainer
 
@@ -85,28 +95,37 @@ def main() -> None:
     values = {name: value for name, value in vars(args).items() if name in fields}
     profile = tuple(args.profile) if args.profile else None
     options = Options(**values | {'workdir': Path(args.workdir), 'profile': profile})
-    with Interrupt() as interrupt:
-        experiment = Experiment(args.arch, recipe, options, say)
-        state = experiment.start()
-        step = int(state.step)
-        experiment.introduce(step)
-        with distributed.together():
-            if distributed.is_main():
-                reporter = Reporter(
-                    options.workdir,
-                    total_steps=experiment.total,
-                    start_step=step,
-                    tensorboard=options.tensorboard,
-                    wandb=options.wandb,
-                    config=experiment.config,
-                )
-        try:
-            if step and reporter:
+    experiment = Experiment(args.arch, recipe, options, say)
+    state = experiment.start()
+    step = int(state.step)
+    experiment.introduce(step)
+    with distributed.together():
+        if distributed.is_main():
+            reporter = Reporter(
+                options.workdir,
+                total_steps=experiment.total,
+                start_step=step,
+                tensorboard=options.tensorboard,
+                wandb=options.wandb,
+                config=experiment.config,
+            )
+            if 0 < step < experiment.total:
                 reporter.event(step, 'resumed', f'on {experiment.mesh.size} devices')
-            code = Trainer(experiment, reporter, interrupt).run(state)
-        finally:
-            if reporter:
+    try:
+        code = Trainer(experiment, reporter).run(state)
+    except UserError:
+        raise
+    except Exception:
+        if distributed.alone():
+            raise
+        traceback.print_exc()
+        os._exit(1)  # an exit in order would wait for the others, who wait for this process
+    finally:
+        if reporter:
+            try:
                 reporter.close()
+            except Exception as error:  # must not hide what ended the run
+                print(f'warning: {error}', file=sys.stderr)
     best = experiment.store.best()
     if best is not None:
         say(f'best    {experiment.store.top1[best]:.3f} % top-1 at step {best:,}')

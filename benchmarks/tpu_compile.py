@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from pathlib import Path
 
 # There is no metadata server to ask, and no other host.
 os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
@@ -107,7 +108,7 @@ def main() -> None:
     p.add_argument('--hlo', metavar='FILE', help='write the compiled program there')
     args = p.parse_args()
     if args.hlo:
-        files.refuse_unwritable(files.Path(args.hlo))
+        files.refuse_unwritable(Path(args.hlo))
     try:
         topology = topologies.get_topology_desc(platform='tpu', topology_name=args.topology)
     except Exception as error:  # the plug-in has its own kinds

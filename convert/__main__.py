@@ -45,6 +45,7 @@ def parser() -> cli.Parser:
         help='compare with PyTorch on random images, stage by stage',
     )
     p.add_argument('--to', choices=list(LAYOUTS), help='write a PyTorch file in this layout')
+    p.add_argument('--weights', choices=['ema', 'raw'], help='with --to, of a training folder')
     p.add_argument('--resize', type=int, help='evaluation: length of the shorter edge')
     p.add_argument('--crop', type=int, help='evaluation: edge of the central square')
     p.add_argument(
@@ -61,7 +62,7 @@ def main() -> None:
         own = ('name', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
         if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
             raise UserError(f'{", ".join(other)} cannot be combined with --to')
-        write_torch(args.source, args.to, Path(args.out), args.arch, args.force)
+        write_torch(args.source, args.to, Path(args.out), args.arch, args.force, args.weights)
     else:
         from_file(args)
 
@@ -147,14 +148,19 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
 
 
 def write_torch(
-    source: str, layout: str, out: Path, arch: str | None = None, force: bool = False
+    source: str,
+    layout: str,
+    out: Path,
+    arch: str | None = None,
+    force: bool = False,
+    weights: str | None = None,
 ) -> None:
-    """A converted folder -> a .pth or .safetensors file."""
+    """A converted or training folder -> a .pth or .safetensors file."""
     folder = checkpoint.find(source, arch)
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
     meta = checkpoint.read_json(folder)
-    model, variables = checkpoint.load(folder, arch)
+    model, variables = checkpoint.load(folder, arch, weights=weights)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
     with replacing(out, force) as temporary:
         if out.suffix == '.safetensors':

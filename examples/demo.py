@@ -91,7 +91,7 @@ def main() -> None:
             raise UserError('the counts differ')
     if trained['top1'] < ENOUGH:
         raise UserError(f'training reached less than {ENOUGH} %')
-    print(f'the same counts; look at {out / "predictions.png"} and {out / "run" / "curves.png"}')
+    print(f'both pairs agree; look at {out / "predictions.png"} and {out / "run" / "curves.png"}')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,8 @@ the others are `train` (1,198). Source: E. Alpaydin and C. Kaynak, UCI Machine L
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 
 import numpy as np
@@ -67,7 +69,9 @@ def prepare(data_dir: str) -> None:
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    Digits(data_dir=data_dir, file_format='tfrecord').download_and_prepare()
+    builder = Digits(data_dir=data_dir, file_format='tfrecord')
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads, and does not
+        builder.download_and_prepare()
 
 
 def main() -> None:

@@ -262,7 +262,7 @@ def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> No
     if got != expected:
         wrong = sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
         raise Misfit(
-            f'{folder} does not fit what it is read for at {", ".join(wrong[:5])}{_REMEDY}'
+            f'{folder} does not fit what it is read for: it differs at {", ".join(wrong[:5])}'
         )
 
 

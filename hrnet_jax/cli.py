@@ -42,14 +42,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Calls `main` and exits: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Calls `main` and exits: 0, 2 for a user's mistake (75 for none), 130 when interrupted."""
     quiet()
     try:
         main()
     except UserError as error:
         message = ' '.join(str(error).split())
         print(f'error: {message}', file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         module = (error.name or '').split('.')[0]
         if module not in PACKAGES:

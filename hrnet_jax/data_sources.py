@@ -70,6 +70,7 @@ _KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 97
 # Training: records that wait, undecoded, to be drawn from; and bytes of a split up to which it is
 # held in memory, where any order is possible.
 SHUFFLE = 256
+_TOGETHER = 4  # files a lane of training reads at once: there are up to 64, and descriptors end
 IN_MEMORY = 256 * 2**20
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 _PREPARE = (
@@ -136,7 +137,9 @@ def open_folder(path: str, split: str | None) -> Source:
         if file.lower().endswith(_EXTENSIONS)
     ]
     if not files:
-        raise UserError(f'{root} holds no folders of images, one for each class')
+        inner = [name for name in classes if any(x.is_dir() for x in os.scandir(f'{root}/{name}'))]
+        hint = f'; name a split: {", ".join(inner)}' if inner else ''
+        raise UserError(f'{root} holds no folders of images, one for each class{hint}')
 
     paths, labels = (np.array(column) for column in zip(*files, strict=True))
 
@@ -150,11 +153,12 @@ def open_folder(path: str, split: str | None) -> Source:
         return {'image': image, 'label': label, 'original': label, 'name': path}
 
     row = Dataset(path, split or '', len(files))
-    notes = (
-        (f'{len(classes)} of the {len(names)} classes of ImageNet; all compete',)
-        if len(classes) < len(names)
-        else ()
-    )
+    empty = sorted(set(classes) - {names[label] for label in set(labels.tolist())})
+    notes = []
+    if len(classes) < len(names):
+        notes.append(f'{len(classes)} of the {len(names)} classes of ImageNet; all compete')
+    if empty:
+        notes.append(f'{root}: no images of {", ".join(empty)}, which counts as a class')
     return Source(
         dataset=row,
         split=row.split,
@@ -162,7 +166,7 @@ def open_folder(path: str, split: str | None) -> Source:
         num_classes=len(names),
         class_names=tuple(names),
         is_partial=False,
-        notes=notes,
+        notes=tuple(notes),
         official={},
         raw=lambda first, stop: pick(np.arange(first, stop)),
         pick=pick,
@@ -229,7 +233,10 @@ def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, An
         table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
         # Several files at once: one alone is too slow from remote storage.
         data = table.interleave(
-            read, cycle_length=16, block_length=16, num_parallel_calls=tf.data.AUTOTUNE
+            read,
+            cycle_length=16 if seed is None else _TOGETHER,
+            block_length=16,
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
         if seed is not None:
             buffer_seed = np.random.SeedSequence([*seed, first]).generate_state(1)[0]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import Unavailable, UserError
 
 # Set by the launchers whose clusters `jax.distributed.initialize()` finds its way around in.
 _SIZES = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
@@ -53,7 +53,8 @@ def start(args: argparse.Namespace) -> None:
     except (RuntimeError, ValueError) as error:
         if on_tpu and not cluster and isinstance(error, ValueError):
             return  # libtpu is installed, but this is no TPU VM
-        raise UserError(f'cannot join the other processes: {str(error).splitlines()[0]}') from error
+        line = str(error).splitlines()[0]
+        raise Unavailable(f'cannot join the other processes: {line}') from error
 
 
 def _may_be_tpu() -> bool:
@@ -69,13 +70,18 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def alone() -> bool:
+    """Whether there is no other process."""
+    return jax.process_count() == 1
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A step that all processes take: where it fails in one, it fails in all.
 
     Without it the others would wait in their next collective for a process that has stopped.
     """
-    if jax.process_count() == 1:
+    if alone():
         yield
         return
     failure: Exception | None = None
@@ -98,23 +104,23 @@ class Stopped(Exception):
     """A process was asked to stop; raised inside `together` in one, it comes out of it in all."""
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether any process has the flag."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.array([flag])).any())
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    if alone():
+        return number
+    return int(multihost_utils.process_allgather(np.array([number], np.int32)).max())
 
 
 def broadcast(number: int) -> int:
     """Process 0's number, below 2^31."""
-    if jax.process_count() == 1:
+    if alone():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def require_same(**numbers: int) -> None:
     """Raises UserError in every process unless all have the same numbers."""
-    if jax.process_count() == 1:
+    if alone():
         return
     rows = multihost_utils.process_allgather(np.array(list(numbers.values()), np.int32))
     for name, values in zip(numbers, np.reshape(rows, (-1, len(numbers))).T, strict=True):

@@ -51,6 +51,10 @@ class Result:
         return 100 * self.top5_correct / max(self.num_examples, 1)
 
 
+class NotFinite(UserError):
+    """The weights give no numbers."""
+
+
 def data_mesh() -> Mesh:
     """All devices of all hosts along one axis, 'data', those of a host side by side."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -136,7 +140,8 @@ def evaluate(
         step: what `make_eval_step` made of the same arguments, to compile it once for many calls.
 
     Raises:
-        UserError: if logits are not finite; and on every host, if the batches of one raise it.
+        NotFinite: if logits are not finite.
+        UserError: on every host, if the batches of one raise it.
     """
     mesh = mesh or data_mesh()
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
@@ -156,7 +161,7 @@ def evaluate(
     if jax.process_count() == 1 and result.seen != fed:
         raise RuntimeError(f'counted {result.seen} of {fed} images')
     if result.not_finite:
-        raise UserError(
+        raise NotFinite(
             f'the logits of {result.not_finite} of {result.seen} images are not finite: '
             'the weights are damaged, or the computation overflows'
         )

@@ -49,7 +49,7 @@ class Options:
 
 
 class Experiment:
-    """Everything opened, checked and compiled lazily, the same in every process.
+    """A run's data, opened and checked; its model, steps and checkpoints; alike in all processes.
 
     Args:
         say: gets lines for the user.
@@ -72,7 +72,7 @@ class Experiment:
                 remat=recipe.remat,
             )
             self.teacher, teacher_variables = self._load_teacher()
-            if recipe.init:
+            if recipe.init and not workdir.steps(options.workdir):
                 checkpoint.find(recipe.init, arch)
             if distributed.is_main():
                 runs.prepare(options.workdir, self.config, options.force)
@@ -83,6 +83,7 @@ class Experiment:
         self.total = max(round(recipe.epochs * epoch), 1)
         self.eval_steps = max(round(recipe.eval_every * epoch), 1)
         schedule = make_schedule(recipe, epoch)
+        self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
         self.tx = make_optimizer(recipe, schedule)
         self.train_step = make_train_step(
             self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher
@@ -92,7 +93,6 @@ class Experiment:
             options.workdir,
             self._describe(),
             options.keep,
-            workdir.evaluations(options.workdir),
             lambda line: say(f'warning: {line}'),
         )
 
@@ -113,17 +113,20 @@ class Experiment:
             lambda variables: create_state(variables, self.tx, averaged), out_shardings=self.whole
         )
         restored = self.store.restore(jax.eval_shape(create, variable_shapes(self.model)))
-        start = 0 if restored is None else int(restored.step)
-        # Evaluations of steps that will be taken again.
-        for step in [step for step in self.store.top1 if step > start]:
-            del self.store.top1[step]
-        if restored is not None:
-            return self.place(restored)
+        fresh = restored is None
+        state = create(self.place(self._variables())) if fresh else self.place(restored)
+        with distributed.together():
+            if distributed.is_main():
+                runs.write_config(self.options.workdir, self.config)
+        return state
+
+    def _variables(self) -> Variables:
+        """Those to start from."""
         with distributed.together():
             variables = init(self.model, jax.random.key(self.recipe.seed), self.recipe.image_size)
             if self.recipe.init:
                 variables = self._initial(variables)
-        return create(self.place(variables))
+        return variables
 
     def place(self, tree: Any) -> Any:
         """NumPy arrays, the same in every process, onto every device."""
@@ -150,17 +153,29 @@ class Experiment:
             'model': f'{self.model.arch.name}, {summary.parameters(self.model) / 1e6:.2f} M '
             f'parameters, {summary.multiply_adds(self.model, r.image_size) / 1e9:.3f} G '
             f'multiply-adds an image of {r.image_size} pixels, {r.dtype}',
-            'devices': f'{self.mesh.size} x {devices[0].device_kind} on {processes} '
-            f'host{"s" * (processes > 1)}, {each} images each: batch {r.batch_size}'
+            'devices': f'{self.mesh.size} x {devices[0].device_kind} in {processes} '
+            f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
             + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
+            'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
+            f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.part}'
+            + (f', averaged {r.ema:g}' if r.ema else '')
+            + (f', teacher {r.teacher}' if r.teacher else ''),
             'data': f'{r.dataset}, {self.source.num_examples:,} images of {self.num_classes} '
             f'classes, evaluated on {self.held_out.num_examples:,} of {self.held_out.split}',
             'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
-            + (f'going on after {start:,}' if start else 'from the beginning'),
+            + (
+                'finished, nothing to do'
+                if start >= self.total
+                else f'going on after {start:,}'
+                if start
+                else 'from the beginning'
+            ),
             'folder': str(self.options.workdir),
         }
         for name, text in rows.items():
             self.say(f'{name:8}{text}')
+        for note in (*self.source.notes, *self.held_out.notes):
+            self.say(f'note: {note}')
         group = r.bn_group_size or r.part
         if self.mesh.size > 1 and r.part >= group and each % group:
             self.say(
@@ -175,12 +190,15 @@ class Experiment:
         if self.source.num_classes is None:
             raise UserError(f'{r.dataset} does not say how many classes it has')
         self.num_classes = self.source.num_classes
-        for of in (lambda s: s.num_classes, lambda s: s.class_names):
-            if of(self.source) != of(self.held_out):
-                raise UserError(
-                    f'{r.dataset}: {self.source.split} and {self.held_out.split} have different '
-                    'classes'
-                )
+        names = [
+            {str(x) for x in s.class_names or range(s.num_classes or 0)}
+            for s in (self.source, self.held_out)
+        ]
+        if apart := sorted(names[0] ^ names[1]):
+            raise UserError(
+                f'{r.dataset}: {self.source.split} and {self.held_out.split} must have the same '
+                f'classes; they differ in {", ".join(apart[:5])}'
+            )
         self.competing = data.competing_classes(self.held_out, data_dir)
         self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
         if r.part % self.mesh.size:

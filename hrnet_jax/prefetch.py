@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_PATIENCE = 5.0
+
 
 class Prefetch:
     """Runs an iterator in a thread, `depth` items ahead, and counts the time waited for it.
@@ -44,9 +46,10 @@ class Prefetch:
             self.waited += time.perf_counter() - start
 
     def close(self) -> None:
-        """Ends the thread, after the item that it is at."""
+        """Ends the thread, after the item that it is at; waits some seconds for that, at most."""
         self._closed.set()
-        while self._thread.is_alive():
+        deadline = time.monotonic() + _PATIENCE
+        while self._thread.is_alive() and time.monotonic() < deadline:
             try:
                 self._queue.get(timeout=0.1)
             except queue.Empty:

@@ -207,7 +207,9 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method='INTEGER_ACCURATE'),
         lambda: tf.numpy_function(_decode_by_pil, [encoded], tf.uint8),
     )
-    return tf.ensure_shape(pixels, (None, None, 3))
+    readable = tf.debugging.assert_positive(tf.size(pixels), 'it is no image, or a damaged one')
+    with tf.control_dependencies([readable]):
+        return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
@@ -224,8 +226,11 @@ def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 def _decode_by_pil(encoded: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(_rgb(image))
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(_rgb(image))
+    except Exception:  # of any kind; TensorFlow would print it with its traceback
+        return np.zeros((0, 0, 3), np.uint8)
 
 
 def resize_crop_tf(

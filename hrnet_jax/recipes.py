@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import inspect
 import json
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
@@ -28,7 +28,12 @@ def _field(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The fields of all recipes, with the values that most of them share."""
+    """The fields of all recipes, with the values that most of them share.
+
+    `required` names those that have no default worth having.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ()
 
     dataset: str = _field('imagenet2012', 'tfds data set, or folder:PATH of class folders')
     split: str = _field('train', 'split to train on: of tfds, or a folder in PATH')
@@ -233,6 +238,8 @@ class Distill(Recipe):
     Expect: more than the official recipe; published with the additional images: w18 81.1 %.
     """
 
+    required = ('teacher',)
+
     epochs: float = 360
     batch_size: int = 256
     learning_rate: float = 0.1
@@ -254,6 +261,8 @@ class Finetune(Recipe):
 
     Expect: a good classifier within minutes on a GPU for sets of thousands of images.
     """
+
+    required = ('init',)
 
     epochs: float = 30
     batch_size: int = 64
@@ -329,6 +338,9 @@ def from_arguments(cls: type[Recipe], args: argparse.Namespace) -> Recipe:
     Raises:
         UserError: for values that make no sense.
     """
+    for name in cls.required:
+        if getattr(args, name) is None:
+            raise UserError(f'this recipe needs --{name}')
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return cls(**values)

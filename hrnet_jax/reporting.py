@@ -316,8 +316,8 @@ def _series(rows: Iterable[Mapping[str, Any]], kind: str, name: str) -> np.ndarr
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Running means, over the more points the more there are; near the ends, over fewer."""
-    if not len(values):
-        return values
-    box = np.ones(math.isqrt(len(values)) | 1)
-    return np.convolve(values, box, 'same') / np.convolve(np.ones(len(values)), box, 'same')
+    """Exponential means from the first value on, over the more points the more there are."""
+    rate, smooth = 1 / max(math.isqrt(len(values)) // 2, 1), np.array(values, float)
+    for i in range(1, len(smooth)):
+        smooth[i] += (1 - rate) * (smooth[i - 1] - smooth[i])
+    return smooth

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
     """Makes the training folder, or checks that it is one of the same run.
 
     Args:
-        config: what must not change; written to config.json.
-        force: go on with another configuration.
+        config: what must not change; `write_config` writes it once the run can go on.
+        force: allow another configuration.
 
     Raises:
         UserError: if the folder cannot be written, or belongs to another run.
     """
     file = path / workdir.CONFIG
+    ours = file.exists() or (path / workdir.CHECKPOINTS).exists()
+    if path.is_dir() and not ours and any(path.iterdir()) and not force:
+        raise UserError(f'{path} holds something else; take a new folder, or --force')
     try:
         (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         before = json.loads(file.read_text()) if file.exists() else None
@@ -47,8 +51,10 @@ def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
             f'{path} is of a run with {"; ".join(changed)}; take another --workdir, or --force to '
             'go on in spite of it'
         )
-    if before is None or changed:
-        files.write(file, json.dumps(config, indent=1) + '\n')
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    files.write(path / workdir.CONFIG, json.dumps(config, indent=1) + '\n')
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], name: str = '') -> Any:
@@ -68,17 +74,26 @@ def require_shared(path: Path) -> None:
         return
     value = distributed.broadcast(int.from_bytes(os.urandom(3)))
     token = path / f'.shared-{value}'
-    with distributed.together():
-        if distributed.is_main():
-            token.touch()
-    with distributed.together():
-        deadline = time.monotonic() + _PATIENCE
-        while not token.exists():  # network file systems show new files late
-            if time.monotonic() > deadline:
+    try:
+        with distributed.together():
+            if distributed.is_main():
+                token.touch()
+        with distributed.together():
+            if not _appears(token):
                 raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
-            time.sleep(0.5)
-    if distributed.is_main():
-        token.unlink()
+    finally:
+        if distributed.is_main():
+            token.unlink(missing_ok=True)
+
+
+def _appears(file: Path) -> bool:
+    """Waits for a file that another host has made: network file systems show it late."""
+    deadline = time.monotonic() + _PATIENCE
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 @dataclasses.dataclass
@@ -90,19 +105,20 @@ class Store:
 
     Attributes:
         describe: the JSON of a checkpoint beside what `save` adds.
-        top1: step -> percent, of the evaluations so far.
+        top1: step -> percent, of the evaluations so far; a part of every checkpoint.
         warn: gets a line about a checkpoint that cannot be read.
     """
 
     path: Path
     describe: dict[str, Any]
     keep: int
-    top1: dict[int, float]
     warn: Callable[[str], None] = print
+    top1: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager: Any = None
         self._writing = False
+        self._newest: int | None = None  # being written, or written
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax's preservation policy."""
@@ -121,7 +137,7 @@ class Store:
             UserError: if it cannot be written, or the one before could not.
         """
         step = int(state.step)
-        if not distributed.is_main() or step in workdir.steps(self.path):
+        if not distributed.is_main() or step in (self._newest, *workdir.steps(self.path)):
             return
         import orbax.checkpoint as ocp
 
@@ -131,14 +147,14 @@ class Store:
         meta = checkpoint.seal(
             {
                 **self.describe,
-                'training': {**self.describe['training'], 'step': step},
+                'training': {**self.describe['training'], 'step': step, 'top1': self.top1},
                 'arrays': digests['raw'],
                 'ema': digests.get('ema'),
                 'rest': digests['rest'],
             }
         )
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
-        self._writing = True
+        self._newest, self._writing = step, True
         with _errors(self.path):
             self._open().save(
                 step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
@@ -171,49 +187,61 @@ class Store:
         Raises:
             UserError: if there are checkpoints and none can be read.
         """
-        steps = workdir.steps(self.path)
-        distributed.require_same(checkpoints=len(steps), step=steps[-1] if steps else -1)
-        problem: Exception | None = None
-        for step in reversed(steps):
+        steps = workdir.steps(self.path) if distributed.is_main() else []
+        number, problem = distributed.broadcast(len(steps)), ''
+        for left in reversed(range(number)):
+            step = distributed.broadcast(steps[left] if steps else 0)
+            state, failure = None, 0
             try:
                 state = self._read(step, shapes)
-                problem = None
-            except checkpoint.Misfit as error:  # by --force; older ones would not fit either
-                raise UserError(
-                    f'{error}. To start anew from its weights: --init {self.path} and another '
-                    '--workdir'
-                ) from None
+            except checkpoint.Misfit as error:
+                failure, problem = 2, str(error)
             except UserError as error:
-                problem = error
-            failed = distributed.anywhere(problem is not None)
-            if not failed:
+                failure, problem = 1, str(error)
+            worst = distributed.largest(failure)
+            if worst == 0:
                 return state
-            self.warn(f'{problem or f"step {step}: another process cannot read it"}')
-            if distributed.is_main() and step != steps[0]:
-                aside = self.path / workdir.DAMAGED / str(step)
-                aside.parent.mkdir(exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
-        if steps:
+            problem = problem or f'step {step}: another process cannot read it'
+            if worst == 2:  # by --force; older ones would not fit either
+                raise UserError(
+                    f'{problem}. To start anew from its weights: --init {self.path} and another '
+                    '--workdir'
+                )
+            self.warn(f'{problem}; going back' + ', it is now in damaged/' * (left > 0))
+            with distributed.together():
+                if distributed.is_main() and left:
+                    self._put_aside(step)
+        if number:
             raise UserError(
                 f'{self.path}: none of its checkpoints can be read; the last: {problem}'
             )
         return None
 
+    def _put_aside(self, step: int) -> None:
+        aside = self.path / workdir.DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
+
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         folder = self.path / workdir.CHECKPOINTS / str(step)
+        _appears(folder / workdir.META)
         meta = checkpoint.read_json(folder)
-        trees = {
-            name: checkpoint.restore(folder / name, tree, meta['arrays' if name == 'raw' else name])
-            for name, tree in _parts(shapes).items()
-            if tree
-        }
+        trees = {}
+        for name, tree in _parts(shapes).items():
+            expected = meta['arrays' if name == 'raw' else name]
+            if tree and expected is None:
+                raise checkpoint.Misfit(f'{folder} was written without averaged weights')
+            if tree:
+                trees[name] = checkpoint.restore(folder / name, tree, expected)
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
         flat = [trees['rest']['opt_state'][_name(path)] for path, _ in leaves]
+        self.top1 = {int(k): v for k, v in meta['training']['top1'].items()}
         return TrainState(
             step=trees['rest']['step'],
             opt_state=jax.tree_util.tree_unflatten(structure, flat),
             ema=trees.get('ema', {}),
+            sound=np.ones((), bool),  # type: ignore[arg-type]
             **trees['raw'],
         )
 
@@ -247,16 +275,11 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
-class _errors:
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
     """Turns what Orbax and TensorStore raise, of many kinds, into a UserError."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            line = checkpoint.first_line(error)
-            raise UserError(f'cannot write the checkpoint in {self.path}: {line}') from error
+    try:
+        yield
+    except Exception as error:
+        line = checkpoint.first_line(error)
+        raise UserError(f'cannot write the checkpoint in {path}: {line}') from error

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, Any
@@ -90,20 +91,19 @@ class TrainData:
         epoch, first = divmod(start, self.steps_per_epoch)
         try:
             data, following = self._open(epoch, first), None
-            with futures.ThreadPoolExecutor(1) as beside:
-                while True:
-                    for i, batch in enumerate(self._epoch(epoch, first, data), first + 1):
-                        yield batch
-                        # Before this one ends, because it takes seconds to fill the buffers.
-                        if i == self.steps_per_epoch - self.steps_per_epoch // 5:
-                            following = beside.submit(self._open, epoch + 1, 0)
-                    epoch, first = epoch + 1, 0
-                    data = following.result() if following else self._open(epoch, first)
-                    following = None
+            while True:
+                for i, batch in enumerate(self._epoch(epoch, first, data), first + 1):
+                    yield batch
+                    # Before this one ends, because it takes seconds to fill the buffers.
+                    if i == self.steps_per_epoch - self.steps_per_epoch // 5:
+                        following = beside(self._open, epoch + 1, 0)
+                epoch, first = epoch + 1, 0
+                data = following.result() if following else self._open(epoch, first)
+                following = None
         except (errors, EOFError) as error:
             raise UserError(
-                f'{self.source.dataset.name}: its files end before their '
-                f'{self.source.num_examples} examples; they are damaged, prepare it again '
+                f'{self.source.dataset.name}: its files cannot be read to the end of their '
+                f'{self.source.num_examples} examples; they or the storage are damaged '
                 f'({brief(error)})'
             ) from error
 
@@ -144,7 +144,8 @@ class TrainData:
             if len(missing) > limit:
                 raise UserError(
                     f'{name}: {len(missing)} images of epoch {epoch} cannot be read, more than '
-                    f'--max-corrupt allows: {self._names(epoch, first, missing[:NAMED])}'
+                    f'--max-corrupt {r.max_corrupt:g} allows: '
+                    f'{self._names(epoch, first, missing[:NAMED])}; remove them or allow more'
                 )
             check_labels(self.source, batch)
             yield {
@@ -156,7 +157,8 @@ class TrainData:
     def _names(self, epoch: int, first: int, numbers: list[int]) -> str:
         raw = self._raw(epoch, first * self.recipe.accumulate)
         names = []
-        for number in numbers:
+        # Where there is no direct way to an example, each costs a pass over those before it.
+        for number in numbers if self.source.pick else numbers[-1:]:
             try:
                 [example] = raw.skip(number).take(1).map(self.source.parse)
                 names.append(example['name'].numpy().decode())
@@ -218,6 +220,20 @@ class TrainData:
         return {**fields, 'number': number, 'end': end}
 
 
+def beside(function: Any, *arguments: Any) -> futures.Future:
+    """Calls the function in a thread that does not keep the program from ending."""
+    result: futures.Future = futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function(*arguments))
+        except Exception as error:  # raised where the result is used
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result
+
+
 def aligned(
     batches: Iterator[dict[str, np.ndarray]], steps: int, size: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -253,6 +269,7 @@ def aligned(
         weight[places] = 1
         if count < size:
             filled = {k: np.zeros((size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+            filled['name'] = np.full(size, b'', object)
             if count:
                 nearest = np.minimum(np.searchsorted(places, np.arange(size)), count - 1)
                 filled = {k: v[nearest] for k, v in batch.items()}

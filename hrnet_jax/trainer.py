@@ -8,10 +8,11 @@ and is looked at by all after the same step.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from hrnet_jax import data, distributed
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import evaluate, local_batch
+from hrnet_jax.evaluation import NotFinite, evaluate, local_batch
 from hrnet_jax.experiment import Experiment
 from hrnet_jax.interrupt import Interrupt
 from hrnet_jax.prefetch import Prefetch
@@ -35,9 +36,10 @@ LAG = 2
 class Trainer:
     """Trains `experiment` to its end, or until it is stopped."""
 
-    def __init__(self, experiment: Experiment, reporter: Reporter | None, interrupt: Interrupt):
+    def __init__(self, experiment: Experiment, reporter: Reporter | None):
         """`reporter` is None in all processes but the first."""
-        self.experiment, self.reporter, self.interrupt = experiment, reporter, interrupt
+        self.experiment, self.reporter = experiment, reporter
+        self.interrupt = Interrupt()
         self.recipe, self.options = experiment.recipe, experiment.options
         self.store, self.say = experiment.store, experiment.say
         self.split = {
@@ -58,22 +60,24 @@ class Trainer:
         step = int(state.step)
         last = min(self.experiment.total, self.options.stop_at or self.experiment.total)
         self.feed = Prefetch(self.experiment.data.batches(step), self._place)
-        try:
-            state, verdict = self._loop(state, step, last)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.feed.close)
+            stack.callback(self._guard, self._profile, None)
+            state, verdict = self._loop(state, step, last, stack)
             step = int(state.step)
             if verdict in ('stop', 'failed'):
                 self._save(state)
-            self.store.close()
-        finally:
-            self.feed.close()
-            self._profile(None)
+            self._guard(self.store.close)
         if verdict == 'not finite':
-            raise UserError(
-                f'the loss or its gradient is not finite after step {step}; the last checkpoint is '
-                'kept. To go on from it: a lower --learning-rate or a --clip-norm, and --force'
+            raise self.failure or UserError(
+                f'loss, gradient or update are not finite in step {step + 1:,}; the last '
+                'checkpoint, if there is one, is kept. A lower --learning-rate or a --clip-norm, '
+                'with --force, goes on from it'
             )
+        if self.failure:
+            raise self.failure
         if verdict == 'failed':
-            raise self.failure or UserError('stopped: another process failed, and says why')
+            raise UserError('stopped: another process failed, and says why')
         if verdict == 'stop':
             self._event(step, 'stopped', 'asked to stop; the same command goes on from here')
             return self.interrupt.exit_code if self.interrupt else 128 + signal.SIGTERM
@@ -81,35 +85,40 @@ class Trainer:
             self._event(step, 'stopped', 'at --stop-at; the same command without it goes on')
         return 0
 
-    def _loop(self, state: TrainState, step: int, last: int) -> tuple[TrainState, str | None]:
-        saved, verdict, void = time.monotonic(), None, False
+    def _loop(
+        self, state: TrainState, step: int, last: int, stack: contextlib.ExitStack
+    ) -> tuple[TrainState, str | None]:
+        saved, first, void = time.monotonic(), step, False
         while True:
             if self._due(step) and step not in self.store.top1:
                 try:
                     self._evaluate(state, step)
                 except distributed.Stopped:
                     return state, 'stop'
-                except UserError as error:
+                except Exception as error:  # in every process, each with its own
                     self.failure = error
-                    return state, 'failed'
+                    return state, 'not finite' if isinstance(error, NotFinite) else 'failed'
             if step > 0 and (self._due(step) or step == last):
                 self._save(state)
                 saved = time.monotonic()
             if step >= last:
                 return state, None
-            self._profile(step)
+            self._guard(self._profile, step)
             batch = None if void else self.feed.get(lambda: bool(self.interrupt))
-            # Once for ever: with the next batch a step would be left out.
+            # Once, for ever: the steps after one that was not taken are not, either.
             void = batch is None
             batch = batch or self._nothing()
             signals = self._signals(batch.pop('skipped'), void)
             state, metrics = self.experiment.train_step(
                 state, {**batch, 'signals': signals}, self.experiment.teacher_variables
             )
+            if step == first:
+                # Until here there was nothing to lose: a signal ended it at once.
+                stack.enter_context(self.interrupt)
             step += 1
             self.pending.append((step, metrics))
             if self.reporter:
-                self.reporter.advance(step)
+                self._guard(self.reporter.advance, step)
             by_step = step % self.options.checkpoint_steps == 0
             settled = self._due(step) or by_step or step == last
             verdict = self._look(0 if settled else LAG)
@@ -130,22 +139,32 @@ class Trainer:
         while len(self.pending) > leave:
             step, metrics = self.pending.popleft()
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            if not values['finite'] and not values['void']:
+                return 'not finite'
             for name in ('failed', 'stop'):
                 if values[name]:
                     return name
-            if not np.isfinite([values['loss'], values['gradient_norm']]).all():
-                return 'not finite'
             report = self.meter.add(step, values, self.feed.waited)
             if report and self.reporter:
-                self.reporter.train(step, report)
+                self._guard(self.reporter.train, step, report)
         return None
 
     def _sound(self) -> bool:
-        """Whether the steps under way did what they should; for process 0, which saves alone."""
-        return distributed.is_main() and all(
-            np.isfinite(metrics['loss'] + metrics['gradient_norm']) and not metrics['void']
-            for _, metrics in self.pending
-        )
+        """Whether the steps under way were taken; for process 0, which saves alone.
+
+        Nothing here may be an operation on the devices of all.
+        """
+        if not distributed.is_main():
+            return False
+        under_way = jax.device_get([metrics for _, metrics in self.pending])
+        return all(metrics['finite'] and not metrics['void'] for metrics in under_way)
+
+    def _guard(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Calls what one process does alone: if it fails, all must hear of it and stop."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.failure = self.failure or error
 
     def _evaluate(self, state: TrainState, step: int) -> None:
         start = time.perf_counter()
@@ -176,21 +195,17 @@ class Trainer:
             values = {'top1': result.top1, 'top5': result.top5, 'num_examples': result.num_examples}
             values |= {'top1_correct': result.top1_correct, 'top5_correct': result.top5_correct}
             values |= {'seconds': seconds, 'epoch': step / self.experiment.data.steps_per_epoch}
-            self.reporter.evaluation(step, values)
+            self._guard(self.reporter.evaluation, step, values)
 
     def _save(self, state: TrainState) -> None:
         start = time.perf_counter()
-        try:
-            self.store.save(state)
-        except UserError as error:
-            if self.failure is None:
-                self.failure = error
+        self._guard(self.store.save, state)
         self.meter.pause(time.perf_counter() - start)
 
     def _event(self, step: int, kind: str, text: str) -> None:
         self.say(f'{kind} after step {step:,}: {text}')
         if self.reporter:
-            self.reporter.event(step, kind, text)
+            self._guard(self.reporter.event, step, kind, text)
 
     def _place(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """A process's batch as its part of a global one, on the devices."""
@@ -214,10 +229,7 @@ class Trainer:
         )
 
     def _signals(self, skipped: int, void: bool) -> jax.Array:
-        try:
-            self.store.check()
-        except UserError as error:
-            self.failure = self.failure or error
+        self._guard(self.store.check)
         self.failure = self.failure or self.feed.error
         values = {
             'stop': bool(self.interrupt),
@@ -232,7 +244,7 @@ class Trainer:
     def _profile(self, step: int | None) -> None:
         """Starts and ends the trace of `options.profile`; None ends it in any case."""
         first, last = self.options.profile or (-1, -1)
-        if step == first:
+        if step == first and self.reporter:
             jax.profiler.start_trace(str(self.options.workdir / 'profile'))
             self.profiling = True
         elif self.profiling and (step is None or step >= last):
@@ -253,6 +265,7 @@ class Meter:
         self.peak = (peak_flops(kind) or 0.0) * self.experiment.mesh.size
         self.flops = self.experiment.flops() * self.experiment.recipe.batch_size
         self.start: float | None = None  # not before the first step, which compiles
+        self.timed = 0  # steps since `start`
         self.waited = 0.0
         self.skipped = 0
         self._reset()
@@ -271,8 +284,7 @@ class Meter:
         self.rows.append(values)
         self.skipped += int(values['skipped'])
         if self.start is None:
-            self.start, self.waited, self.timed = now, waited, 0
-            self.paused = 0.0
+            self.start, self.waited, self.paused = now, waited, 0.0
         else:
             self.timed += 1
         r = self.experiment.recipe

@@ -25,18 +25,24 @@ Batch = dict[str, Any]
 # What every process tells the others with each batch: it was asked to stop, it has failed, it had
 # no data for this step, it skipped so many images.
 SIGNALS = ('stop', 'failed', 'void', 'skipped')
-MIX_GROUP = 32  # images that Mixup and CutMix mix among each other: they stay on their device
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. `ema` is {'params', 'batch_stats'}, or empty where not averaged."""
+    """All that a step changes.
+
+    Attributes:
+        step: int32, steps taken.
+        ema: {'params': ..., 'batch_stats': ...} averaged, or empty where not averaged.
+        sound: False from the first step on that could not be taken: none after it is, either.
+    """
 
     step: Array
     params: Variables
     batch_stats: Variables
     opt_state: Any
     ema: Variables
+    sound: Array
 
     def variables(self, averaged: bool = False) -> Variables:
         """For `model.apply`; the averaged weights and statistics if asked and there are any."""
@@ -52,6 +58,7 @@ def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bo
         opt_state=tx.init(variables['params']),
         # Its own memory: the buffers of a donated state must not be the same twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else {},
+        sound=jnp.ones((), bool),
         **variables,
     )
 
@@ -63,13 +70,18 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
     if recipe.schedule == 'cosine':
         main = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
     else:
-        at = {round(m * steps_per_epoch) - warmup: recipe.gamma for m in recipe.milestones}
+        at: dict[int, float] = {}
+        for milestone in recipe.milestones:
+            step = round(milestone * steps_per_epoch) - warmup
+            at[step] = at.get(step, 1.0) * recipe.gamma
         main = optax.piecewise_constant_schedule(peak, at)
     if recipe.by_epoch:
         by_step = main
 
         def main(count):
-            return by_step(count // steps_per_epoch * steps_per_epoch)
+            # Counted from the end of the warm-up; epochs from the beginning.
+            start = (count + warmup) // steps_per_epoch * steps_per_epoch - warmup
+            return by_step(jnp.maximum(start, 0))
 
     if not warmup:
         return main
@@ -107,20 +119,22 @@ def _named(name: str, params: Variables) -> Variables:
 
 
 def mix(
-    key: Array, images: Array, targets: Array, mixup: float, cutmix: float
+    key: Array, images: Array, targets: Array, mixup: float, cutmix: float, group: int = 32
 ) -> tuple[Array, Array]:
     """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or a coin's choice of the two.
 
-    Images mix within groups of up to 32, the i-th with the i-th from the end, each group with its
-    own draw, so that nothing leaves a device and the result does not depend on how many there are.
+    Images mix within groups, the i-th with the i-th from the end, each group with its own draw: the
+    result does not depend on the number of devices, and where these hold whole groups nothing
+    travels.
 
     Args:
         images: (N, H, W, C) of any range.
         targets: (N, classes) probabilities.
         mixup, cutmix: alpha of the Beta distribution of each; 0 for none.
+        group: images that mix; the largest common divisor with N is taken.
     """
     n, height, width = images.shape[:3]
-    groups = n // math.gcd(n, MIX_GROUP)
+    groups = n // math.gcd(n, group)
     keys = jax.random.split(key, 5)
     cut = jax.random.bernoulli(keys[0], 0.5 if mixup and cutmix else float(cutmix > 0), (groups,))
     kept = jax.random.beta(keys[1], mixup or 1.0, mixup or 1.0, (groups,))
@@ -172,7 +186,8 @@ def make_loss(
         targets = targets * (1 - smooth) + smooth / model.num_classes
         if recipe.mixup or recipe.cutmix:
             pixels = images.astype(jnp.float32)
-            images, targets = mix(key, pixels, targets, recipe.mixup, recipe.cutmix)
+            group = recipe.bn_group_size or 32
+            images, targets = mix(key, pixels, targets, recipe.mixup, recipe.cutmix, group)
         logits, new = model.apply(
             {'params': params, 'batch_stats': batch_stats},
             normalize(images, transform, model.dtype),
@@ -205,12 +220,14 @@ def make_train_step(
     """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
 
     The state is donated and lies on every device; it stays as it was where a process signals
-    'void', or where loss or gradient are not finite. A batch has, split over the mesh's 'data':
+    'void', or where loss, gradient or update are not finite, and ever after.
+
+    A batch has, split over the mesh's axis 'data':
     image uint8 (A, N, H, W, 3), label int32 (A, N), weight float32 (A, N), 0 for an image that
     does not count, for A = recipe.accumulate; and signals float32 (devices, len(SIGNALS)).
 
     Metrics are float32 scalars: loss and top1 (0 to 1, against the unmixed label), both means over
-    the images that count, gradient_norm, learning_rate, and the sums of the signals.
+    the images that count, gradient_norm, finite, learning_rate, and the sums of the signals.
     """
     whole = NamedSharding(mesh, P())
     parts, rows = NamedSharding(mesh, P(None, 'data')), NamedSharding(mesh, P('data'))
@@ -256,15 +273,19 @@ def make_train_step(
             ema = optax.incremental_update(
                 {'params': params, 'batch_stats': batch_stats}, ema, rate
             )
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.sound)
         signals = jnp.sum(batch['signals'], 0)
-        # A step without all its data, or that would spoil the state, is none.
-        sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (signals[SIGNALS.index('void')] == 0)
+        # A step without all its data, or that would spoil the state, is not taken; nor is any after
+        # it, which would be at the wrong place.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        sound = state.sound & finite & (signals[SIGNALS.index('void')] == 0)
         new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
+        new = new.replace(sound=sound)
         metrics = {
             'loss': loss,
             'top1': right,
             'gradient_norm': norm,
+            'finite': finite.astype(jnp.float32),
             'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
             **{name: signals[i] for i, name in enumerate(SIGNALS)},
         }

@@ -31,20 +31,14 @@ def steps(workdir: Path) -> list[int]:
 
 
 def evaluations(workdir: Path) -> dict[int, float]:
-    """Step -> top-1 in percent, of the evaluations so far."""
-    found = {}
-    try:
-        lines = (workdir / METRICS).read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in lines:
+    """Step -> top-1 in percent, of the evaluations before the newest readable checkpoint."""
+    for step in reversed(steps(workdir)):
         try:
-            record = json.loads(line)
-        except ValueError:  # cut when the process was killed
-            continue
-        if record.get('kind') == 'eval' and isinstance(record.get('top1'), int | float):
-            found[record['step']] = record['top1']
-    return found
+            meta = json.loads((workdir / CHECKPOINTS / str(step) / META).read_text())
+            return {int(k): v for k, v in meta['training']['top1'].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # `checkpoint.read_json` says what is wrong with it
+    return {}
 
 
 def best(among: list[int], top1: dict[int, float]) -> int | None:

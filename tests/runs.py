@@ -45,7 +45,7 @@ def launch(run, data_dir, *more, processes=1, devices=1):
     ]
 
 
-def finish(started, timeout=240):
+def finish(started, timeout=400):
     """Waits: [(exit code, stdout, stderr)]."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in started]
@@ -55,13 +55,22 @@ def finish(started, timeout=240):
     return [(p.returncode, *output) for p, output in zip(started, outputs, strict=True)]
 
 
-def wait_for_step(run, step, started, timeout=120):
+def wait_for_step(run, step, started, timeout=240):
     """Until the first process has recorded `step`."""
     deadline = time.monotonic() + timeout
     while not any(row['step'] >= step for row in rows(run, 'train')):
         assert time.monotonic() < deadline
         assert started[0].poll() is None, started[0].communicate()
         time.sleep(0.1)
+
+
+def wait_for_checkpoint(run, started, timeout=240):
+    """Until the first process has written one, which it must not have ended with."""
+    deadline = time.monotonic() + timeout
+    while not workdir.steps(Path(run)):
+        assert time.monotonic() < deadline
+        assert started[0].poll() is None, started[0].communicate()
+        time.sleep(0.02)
 
 
 def rows(run, kind):

@@ -113,7 +113,7 @@ def test_missing_and_cut_files(copy):
     ('change', 'message'),
     [
         ({'version': 99}, 'format 99'),
-        ({'num_classes': 11}, 'does not fit its architecture at params/head/classifier'),
+        ({'num_classes': 11}, 'it differs at params/head/classifier'),
         ({'arch': {'name': 'tiny', 'depth': 3}}, 'does not know'),
         ({'arch': None}, 'does not know'),
     ],

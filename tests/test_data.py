@@ -149,10 +149,10 @@ def test_shifted_labels_stop(tmp_path, options):
 
 def test_labels_without_known_file_names(source):
     unknown = data.dataclasses.replace(source, official={'ILSVRC2012_val_00000099.JPEG': 1})
-    data._check(unknown, {'name': [b'a.JPEG'], 'original': [5]})
+    data.check_labels(unknown, {'name': [b'a.JPEG'], 'original': [5]})
     for label in (-1, 1000):
         with pytest.raises(UserError, match=f'label {label}: split validation has no labels'):
-            data._check(unknown, {'name': [b'a.JPEG'], 'original': [label]})
+            data.check_labels(unknown, {'name': [b'a.JPEG'], 'original': [label]})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import ROOT, digests, finish, launch, rows, wait_for_step
+from runs import ROOT, digests, finish, launch, rows, wait_for_checkpoint, wait_for_step
 
 import eval as eval_command
 import predict as predict_command
@@ -27,8 +27,7 @@ def straight(digits_data, tmp_path_factory):
     run = tmp_path_factory.mktemp('straight')
     [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
     assert (code, err) == (0, '')
-    assert '1 x cpu on 1 host, 64 images each' not in out  # in two parts
-    assert 'batch 64 in 2 parts' in out
+    assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
     assert 'step 36' in out
     return run
 
@@ -37,9 +36,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(straight, digits_dat
     """Killed in the middle of an epoch, stopped at its edge, then to the end."""
     run = tmp_path / 'run'
     started = launch(run, digits_data, *SETTING)
-    wait_for_step(run, 10, started)
-    while 9 not in workdir.steps(run):
-        time.sleep(0.05)
+    wait_for_checkpoint(run, started)
     started[0].send_signal(signal.SIGKILL)
     assert finish(started)[0][0] == -signal.SIGKILL
     first = workdir.steps(run)[-1]
@@ -152,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits_data, tmp_path):
     assert 'not finite' in err
     assert 'Traceback' not in err
     last = workdir.steps(tmp_path)[-1]
-    assert f'not finite after step {last};' in err
+    assert f'not finite in step {last + 1};' in err
     _, variables = checkpoint.load(tmp_path)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in _leaves(variables))
 
@@ -197,7 +194,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data
     assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
     [stopped] = rows(run, 'stopped')
     assert workdir.steps(run) == [stopped['step']]
-    assert '4 x cpu on 2 hosts, 16 images each' in ended[0][1]
+    assert '4 x cpu in 2 processes, 16 images each' in ended[0][1]
     assert 'devices' not in ended[1][1]
     [(code, out, err)] = finish(
         launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2))
@@ -215,7 +212,7 @@ def test_two_processes_killed_and_started_again_as_two_and_as_one(digits_data, t
     ended = finish(launch(whole, digits_data, *flags, processes=2, devices=2))
     assert [code for code, _, _ in ended] == [0, 0], ended
     started = launch(broken, digits_data, *flags, processes=2, devices=2)
-    wait_for_step(broken, 6, started)
+    wait_for_checkpoint(broken, started)
     started[1].kill()
     time.sleep(1)
     started[0].kill()  # it would notice by its missing heartbeat, after 100 s

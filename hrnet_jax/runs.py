@@ -175,6 +175,7 @@ class Store:
         """
         if self._manager is not None:
             manager, self._manager, self._writing = self._manager, None, False
+            self._newest = None
             with _errors(self.path):
                 manager.wait_until_finished()
                 manager.close()

@@ -144,10 +144,12 @@ class Store:
         # Copies: on a CPU, np.asarray would be a view of what the next step overwrites.
         trees = {k: jax.tree.map(np.array, tree) for k, tree in _parts(state).items() if tree}
         digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
+        # Names are strings in JSON, and sorted as such in its digest.
+        top1 = {str(evaluated): value for evaluated, value in self.top1.items()}
         meta = checkpoint.seal(
             {
                 **self.describe,
-                'training': {**self.describe['training'], 'step': step, 'top1': self.top1},
+                'training': {**self.describe['training'], 'step': step, 'top1': top1},
                 'arrays': digests['raw'],
                 'ema': digests.get('ema'),
                 'rest': digests['rest'],

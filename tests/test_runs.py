@@ -67,16 +67,16 @@ def test_a_state_comes_back_to_the_bit(store, state):
 
 
 def test_the_last_and_the_best_are_kept(store, state):
-    for step, top1 in ((1, 50.0), (2, 70.0), (3, 60.0), (4, 65.0), (5, None)):
+    for step, top1 in ((8, 50.0), (9, 70.0), (10, 60.0), (11, 65.0), (12, None)):
         if top1 is not None:
             store.top1[step] = top1
         save(store, state, step)
-    assert workdir.steps(store.path) == [2, 4, 5]
-    assert store.best() == 2
+    assert workdir.steps(store.path) == [9, 11, 12]
+    assert store.best() == 9
     assert workdir.evaluations(store.path) == store.top1
-    assert checkpoint.find(store.path).name == '2'
+    assert checkpoint.find(store.path).name == '9'
     known, store.top1 = store.top1, {}
-    assert read(store, state).step == 5
+    assert read(store, state).step == 12
     assert store.top1 == known
 
 

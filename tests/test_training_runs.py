@@ -210,8 +210,9 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data
 
 @pytest.mark.long
 def test_two_processes_killed_and_started_again_as_two_and_as_one(digits_data, tmp_path):
-    """At a low learning rate, because training amplifies the rounding of sums in another order."""
-    flags = ['--epochs', '1', '--bn-group-size', '16', '--learning-rate', '1e-4']
+    """As two, the same to the bit. As one, sums are made in another order: the next steps are
+    compared, at a low learning rate, because ReLUs near 0 change sign and training amplifies it."""
+    flags = ['--epochs', '1', '--bn-group-size', '16', '--learning-rate', '1e-6', '--keep', '9']
     flags += ['--warmup-epochs', '0', '--checkpoint-steps', '4']
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     ended = finish(launch(whole, digits_data, *flags, processes=2, devices=2))
@@ -224,23 +225,25 @@ def test_two_processes_killed_and_started_again_as_two_and_as_one(digits_data, t
     finish(started)
     first = workdir.steps(broken)[-1]
     assert 4 <= first < EPOCH
-    copies = {}
+    step = min(first + 4, EPOCH)
+    states = {}
     for name, shape in {'two': (2, 2), 'one': (1, 4), 'alone': (1, 1)}.items():
-        copies[name] = tmp_path / name
-        subprocess.run(['cp', '-r', broken, copies[name]], check=True)
+        run = tmp_path / name
+        subprocess.run(['cp', '-r', broken, run], check=True)
+        more = ('--stop-at', str(step))
         ended = finish(
-            launch(copies[name], digits_data, *flags, processes=shape[0], devices=shape[1])
+            launch(run, digits_data, *flags, *more, processes=shape[0], devices=shape[1])
         )
         assert {code for code, _, _ in ended} == {0}, ended
-    assert digests(copies['two']) == digests(whole)
+        states[name] = checkpoint.load(run / workdir.CHECKPOINTS / str(step))[1]
+    assert digests(tmp_path / 'two', step) == digests(whole, step)
     start = checkpoint.load(broken / workdir.CHECKPOINTS / str(first))[1]
-    reference = checkpoint.load(whole)[1]
-    moved = _largest(start, reference)
+    moved = _largest(start, states['two'])
     for name in ('one', 'alone'):
-        apart = _largest(checkpoint.load(copies[name])[1], reference)
+        apart = _largest(states[name], states['two'])
         print(f'{name}: {apart:.1e} apart, {moved:.1e} moved')
         assert apart <= 1e-6
-        assert moved > 100 * apart
+        assert moved > 10 * apart
 
 
 def _largest(a, b):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from hrnet_jax import checkpoint, cli, data, distributed, files
-from hrnet_jax.archs import list_models
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.evaluation import Result, evaluate, local_batch
@@ -21,16 +20,7 @@ from hrnet_jax.published import expected
 
 def parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
-    p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
-    p.add_argument(
-        '--ckpt',
-        required=True,
-        metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in it',
-    )
-    p.add_argument(
-        '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
-    )
+    checkpoint.add_arguments(p)
     p.add_argument(
         '--dataset',
         help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders; '

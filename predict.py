@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from hrnet_jax import checkpoint, cli, files
-from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import predict
 from hrnet_jax.preprocess import Transform, open_image
@@ -16,16 +15,7 @@ from hrnet_jax.preprocess import Transform, open_image
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
-    p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
-    p.add_argument(
-        '--ckpt',
-        required=True,
-        metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in it',
-    )
-    p.add_argument(
-        '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
-    )
+    checkpoint.add_arguments(p)
     p.add_argument('--topk', type=int, default=5, help='classes an image')
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(

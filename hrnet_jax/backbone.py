@@ -11,6 +11,7 @@ import operator
 
 import flax.linen as nn
 
+from hrnet_jax import winograd
 from hrnet_jax.archs import Arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import (
@@ -19,6 +20,7 @@ from hrnet_jax.layers import (
     Bottleneck,
     Configured,
     Options,
+    WinogradBlock,
     conv_norm,
     upsample,
 )
@@ -44,10 +46,30 @@ class HRModule(nn.Module):
     def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         branches = []
         for i, x in enumerate(maps):
+            if self.opts.winograd:
+                branches.append(self._scanned(x, i))
+                continue
             for b in range(self.blocks):
                 x = BasicBlock(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
             branches.append(x)
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
+
+    def _scanned(self, x: Array, i: int) -> Array:
+        """The blocks of branch i in a loop, on tiles.
+
+        Otherwise XLA's CPU compiler adds up each block's shortcut anew from all blocks before it.
+        """
+        block = nn.scan(
+            WinogradBlock,
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+            length=self.blocks,
+        )
+        size = x.shape[1:3]
+        y, _ = block(self.channels[i], size, self.opts, name=f'branches_{i}')(
+            winograd.split(x), None
+        )
+        return winograd.join(y, size)
 
     def _fuse(self, branches: list[Array], i: int, train: bool) -> Array:
         """relu(sum over j of branch j brought to the size and channels of branch i)."""

@@ -6,11 +6,14 @@ import dataclasses
 import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from hrnet_jax import winograd
 from hrnet_jax.layers import EPSILON
-from hrnet_jax.models import Variables
+from hrnet_jax.models import Variables, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Folded:
     variables: Variables
 
 
-def fold(model: nn.Module, variables: Variables) -> Folded:
+def fold(model: nn.Module, variables: Variables, platform: str | None = None) -> Folded:
     """The same function of images in evaluation, with a bias in each convolution instead.
 
     BatchNorm is (conv(x) - mean) * gain + bias with gain = scale / sqrt(var + epsilon), so kernels
@@ -35,7 +38,35 @@ def fold(model: nn.Module, variables: Variables) -> Folded:
         `fast.model.apply(fast.variables, images)`, and its other methods as before; no training.
     """
     params = _fold(variables['params'], variables['batch_stats'])
-    return Folded(model.clone(folded=True), {'params': params})
+    model = model.clone(folded=True)
+    if (platform or jax.default_backend()) == 'cpu' and model.dtype == jnp.float32:
+        model = model.clone(winograd=True)
+        params = _transform(_stack(params), variable_shapes(model)['params'])
+    return Folded(model, {'params': params})
+
+
+def _stack(params: Variables) -> Variables:
+    """The blocks of each branch as one, with a leading axis: what `nn.scan` runs over."""
+    blocks: dict[str, list[Variables]] = {}
+    result: Variables = {}
+    for name, node in params.items():
+        if found := re.fullmatch(r'(branches_\d+)_\d+', name):
+            blocks.setdefault(found[1], []).append(node)
+        elif any(isinstance(value, dict) for value in node.values()):
+            result[name] = _stack(node)
+        else:
+            result[name] = node
+    stacked = {name: jax.tree.map(lambda *x: np.stack(x), *nodes) for name, nodes in blocks.items()}
+    return result | stacked
+
+
+def _transform(params: Variables, wanted: Variables) -> Variables:
+    """Kernels (..., 3, 3, I, O) as Winograd's where the model has such."""
+
+    def one(leaf, shape):
+        return leaf if leaf.shape == shape.shape else winograd.transform_kernel(leaf)
+
+    return jax.tree.map(one, params, wanted)
 
 
 def _fold(params: Variables, stats: Variables) -> Variables:

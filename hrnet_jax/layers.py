@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from hrnet_jax import winograd
 from hrnet_jax.errors import UserError
 
 Array = jax.Array
@@ -37,6 +38,7 @@ class Options:
         param_dtype: storage of parameters.
         bn_group_size: images that share training statistics; None for the whole batch.
         folded: BatchNorm is folded away; convolutions have a bias instead.
+        winograd: kernels of 3x3 convolutions with stride 1 are transformed (folded models only).
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);
             'bilinear_two_step' by the factor and then to the size (mmsegmentation).
@@ -47,6 +49,7 @@ class Options:
     param_dtype: Any = jnp.float32
     bn_group_size: int | None = 32
     folded: bool = False
+    winograd: bool = False
     upsample: Upsample = 'nearest'
     align_corners: bool = False
 
@@ -64,6 +67,7 @@ class Configured(nn.Module):
     param_dtype: Any = dataclasses.field(default=Options.param_dtype, kw_only=True)
     bn_group_size: int | None = dataclasses.field(default=Options.bn_group_size, kw_only=True)
     folded: bool = dataclasses.field(default=Options.folded, kw_only=True)
+    winograd: bool = dataclasses.field(default=Options.winograd, kw_only=True)
     upsample: Upsample = dataclasses.field(default=Options.upsample, kw_only=True)
     align_corners: bool = dataclasses.field(default=Options.align_corners, kw_only=True)
 
@@ -99,6 +103,23 @@ class Conv(nn.Module):
             bias = self.param('bias', zeros, (self.features,), o.param_dtype)
             y = y + _channels(bias.astype(o.dtype))
         return y
+
+
+class WinogradConv(nn.Module):
+    """3x3 convolution with bias on the tiles of a map of `size`; see `winograd`."""
+
+    features: int
+    size: tuple[int, int]
+    opts: Options
+
+    @nn.compact
+    def __call__(self, tiles: Array) -> Array:
+        o, zeros = self.opts, nn.initializers.zeros_init()
+        channels = tiles.shape[-1] // -(-self.size[1] // winograd.TILE)
+        shape = (winograd.POINTS**2, channels, self.features)
+        kernel = self.param('kernel', zeros, shape, o.param_dtype).astype(o.dtype)
+        bias = self.param('bias', zeros, (self.features,), o.param_dtype).astype(o.dtype)
+        return winograd.convolve(tiles.astype(o.dtype), kernel, bias, self.size)
 
 
 class BatchNorm(nn.Module):
@@ -171,6 +192,10 @@ def conv_norm(
     """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
     if train and opts.folded:
         raise UserError('a folded model has no BatchNorm to train')
+    if opts.winograd and (kernel, stride) == (3, 1):
+        size = x.shape[1:3]
+        conv = WinogradConv(features, size, opts, name=names[0])
+        return winograd.join(conv(winograd.split(x)), size)
     x = Conv(features, kernel, stride, opts, name=names[0])(x)
     return x if opts.folded else BatchNorm(opts, name=names[1])(x, train)
 
@@ -186,6 +211,20 @@ class BasicBlock(nn.Module):
         y = nn.relu(conv_norm(x, self.features, 3, ('conv1', 'bn1'), self.opts, train))
         y = conv_norm(y, self.features, 3, ('conv2', 'bn2'), self.opts, train)
         return nn.relu(y + x)
+
+
+class WinogradBlock(nn.Module):
+    """A `BasicBlock` on the tiles of a map of `size`, the body of a scan over such blocks."""
+
+    features: int
+    size: tuple[int, int]
+    opts: Options
+
+    @nn.compact
+    def __call__(self, tiles: Array, _: None) -> tuple[Array, None]:
+        conv = functools.partial(WinogradConv, self.features, self.size, self.opts)
+        y = nn.relu(conv(name='conv1')(tiles))
+        return nn.relu(conv(name='conv2')(y) + tiles), None
 
 
 class Bottleneck(nn.Module):

@@ -22,6 +22,7 @@ from hrnet_jax.layers import (
     Options,
     WinogradBlock,
     conv_norm,
+    looped,
     upsample,
 )
 
@@ -47,29 +48,15 @@ class HRModule(nn.Module):
         branches = []
         for i, x in enumerate(maps):
             if self.opts.winograd:
-                branches.append(self._scanned(x, i))
+                size = x.shape[1:3]
+                block = WinogradBlock(self.channels[i], size, self.opts, name=f'branches_{i}')
+                x = looped(block, self.blocks, winograd.split(x))
+                branches.append(winograd.join(x, size))
                 continue
             for b in range(self.blocks):
                 x = BasicBlock(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
             branches.append(x)
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
-
-    def _scanned(self, x: Array, i: int) -> Array:
-        """The blocks of branch i in a loop, on tiles.
-
-        Otherwise XLA's CPU compiler adds up each block's shortcut anew from all blocks before it.
-        """
-        block = nn.scan(
-            WinogradBlock,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            length=self.blocks,
-        )
-        size = x.shape[1:3]
-        y, _ = block(self.channels[i], size, self.opts, name=f'branches_{i}')(
-            winograd.split(x), None
-        )
-        return winograd.join(y, size)
 
     def _fuse(self, branches: list[Array], i: int, train: bool) -> Array:
         """relu(sum over j of branch j brought to the size and channels of branch i)."""
@@ -127,8 +114,12 @@ class HRNet(Configured):
         x = conv(images, arch.stem, ('conv1', 'bn1'))
         x = conv(x, arch.stem, ('conv2', 'bn2'))
         blocks, planes = arch.layer1
-        for b in range(blocks):
-            x = Bottleneck(planes, b == 0, opts, name=f'layer1_{b}')(x, train)
+        x = Bottleneck(planes, True, opts, name='layer1_0')(x, train)
+        if opts.winograd and blocks > 1:
+            x = looped(Bottleneck(planes, False, opts, name='layer1'), blocks - 1, x, train)
+        else:
+            for b in range(1, blocks):
+                x = Bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
 
         first = conv(x, arch.channels[0], ('transition1_0_0', 'transition1_0_1'), stride=1)
         maps: tuple[Array, ...] = (first,)

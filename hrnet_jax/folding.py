@@ -46,12 +46,12 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
 
 
 def _stack(params: Variables) -> Variables:
-    """The blocks of each branch as one, with a leading axis: what `nn.scan` runs over."""
+    """Blocks of the same kind as one, with a leading axis: see `layers.looped`."""
     blocks: dict[str, list[Variables]] = {}
     result: Variables = {}
     for name, node in params.items():
-        if found := re.fullmatch(r'(branches_\d+)_\d+', name):
-            blocks.setdefault(found[1], []).append(node)
+        if found := re.fullmatch(r'(branches_\d+)_\d+|(layer1)_[1-9]\d*', name):
+            blocks.setdefault(found[1] or found[2], []).append(node)
         elif any(isinstance(value, dict) for value in node.values()):
             result[name] = _stack(node)
         else:

@@ -214,17 +214,32 @@ class BasicBlock(nn.Module):
 
 
 class WinogradBlock(nn.Module):
-    """A `BasicBlock` on the tiles of a map of `size`, the body of a scan over such blocks."""
+    """A `BasicBlock` on the tiles of a map of `size`."""
 
     features: int
     size: tuple[int, int]
     opts: Options
 
     @nn.compact
-    def __call__(self, tiles: Array, _: None) -> tuple[Array, None]:
+    def __call__(self, tiles: Array) -> Array:
         conv = functools.partial(WinogradConv, self.features, self.size, self.opts)
         y = nn.relu(conv(name='conv1')(tiles))
-        return nn.relu(conv(name='conv2')(y) + tiles), None
+        return nn.relu(conv(name='conv2')(y) + tiles)
+
+
+def looped(block: nn.Module, length: int, x: Array, *args: Any) -> Array:
+    """`length` blocks one after another, their parameters stacked along a first axis.
+
+    In a straight line XLA's CPU compiler does not keep the sum that is a block's result for the
+    next shortcut: every block adds up all before it again.
+    """
+    scan = nn.scan(
+        lambda block, x, _: (block(x, *args), None),
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        length=length,
+    )
+    return scan(block, x, None)[0]
 
 
 class Bottleneck(nn.Module):

@@ -14,6 +14,7 @@ from hrnet_jax import checkpoint, cli, data, distributed, files
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.evaluation import Result, evaluate, local_batch
+from hrnet_jax.folding import fold
 from hrnet_jax.preprocess import SUPPORT, Transform
 from hrnet_jax.published import expected
 
@@ -74,6 +75,7 @@ def main() -> None:
         model, variables = checkpoint.load(
             folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype)
         )
+        fast = fold(model, variables)
         classes = data.competing_classes(source, args.data_dir)
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
@@ -88,8 +90,8 @@ def main() -> None:
     share = -(-total // jax.process_count())
     steps = -(-share // batch)
     result = evaluate(
-        model,
-        variables,
+        fast.model,
+        fast.variables,
         cli.progress(batches, total=steps, desc=args.dataset) if main_process else batches,
         transform,
         classes=classes,

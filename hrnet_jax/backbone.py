@@ -48,7 +48,7 @@ class HRModule(nn.Module):
         branches = []
         for i, x in enumerate(maps):
             if self.opts.winograd:
-                size = x.shape[1:3]
+                size = (x.shape[1], x.shape[2])
                 block = WinogradBlock(self.channels[i], size, self.opts, name=f'branches_{i}')
                 x = looped(block, self.blocks, winograd.split(x))
                 branches.append(winograd.join(x, size))
@@ -88,7 +88,8 @@ class HRNet(Configured):
         in_channels: of the images; checked.
         outputs: maps returned: four, or one for pose networks.
         remat: recompute each HRModule in the backward pass instead of keeping its activations.
-        dtype, param_dtype, bn_group_size, folded, upsample, align_corners: see `layers.Options`.
+        dtype, param_dtype, bn_group_size, upsample, align_corners: see `layers.Options`.
+        folded, winograd, channel_multiple: set by `hrnet_jax.fold`.
     """
 
     arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
@@ -121,25 +122,27 @@ class HRNet(Configured):
             for b in range(1, blocks):
                 x = Bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
 
-        first = conv(x, arch.channels[0], ('transition1_0_0', 'transition1_0_1'), stride=1)
+        unit = self.channel_multiple
+        channels = tuple(-(-width // unit) * unit for width in arch.channels)
+        first = conv(x, channels[0], ('transition1_0_0', 'transition1_0_1'), stride=1)
         maps: tuple[Array, ...] = (first,)
         for stage in (2, 3, 4):
             # The new branch starts from the coarsest map there is.
             source = x if stage == 2 else maps[-1]
             name = f'transition{stage - 1}_{stage - 1}_0'
             names = (f'{name}_0', f'{name}_1')
-            maps = (*maps, conv(source, arch.channels[stage - 1], names))
+            maps = (*maps, conv(source, channels[stage - 1], names))
             modules = arch.modules[stage - 2]
             for m in range(modules):
                 outputs = self.outputs if (stage, m) == (4, modules - 1) else stage
                 maps = module(
-                    arch.channels[:stage],
+                    channels[:stage],
                     arch.blocks[stage - 2],
                     outputs,
                     opts,
                     name=f'stage{stage}_{m}',
                 )(maps, train)
-        return maps
+        return tuple(x[..., :width] for x, width in zip(maps, arch.channels, strict=False))
 
 
 def check_images(shape: tuple[int, ...], channels: int, multiples: bool) -> None:

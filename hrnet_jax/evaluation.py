@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from hrnet_jax import distributed
 from hrnet_jax.errors import UserError
+from hrnet_jax.folding import apply, compiler_options
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
@@ -110,15 +110,20 @@ def make_eval_step(
 
     def step(variables: Variables, totals: Counts, batch: Counts) -> Counts:
         images = normalize(batch['image'], transform, model.dtype)
-        with matmul_precision(model):
-            logits = model.apply(variables, images)
-        finite = jnp.all(jnp.isfinite(logits), -1)  # type: ignore[arg-type]
-        logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)  # type: ignore[arg-type]
+        logits = apply(model, variables, images)
+        finite = jnp.all(jnp.isfinite(logits), -1)
+        logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)
         counts = count_correct(logits, batch['label'], batch['mask'])
         counts['not_finite'] = jnp.sum(batch['mask'] & ~finite, dtype=jnp.int32)
         return jax.tree.map(jnp.add, totals, counts)
 
-    return jax.jit(step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=1)
+    return jax.jit(
+        step,
+        in_shardings=(whole, whole, split),
+        out_shardings=whole,
+        donate_argnums=1,
+        compiler_options=compiler_options(model),
+    )
 
 
 def evaluate(
@@ -166,15 +171,6 @@ def evaluate(
             'the weights are damaged, or the computation overflows'
         )
     return result
-
-
-def matmul_precision(model: Classifier) -> contextlib.AbstractContextManager[Any]:
-    """float32 products as PyTorch has them for a float32 model.
-
-    Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
-    """
-    exact = jnp.dtype(model.dtype) == jnp.float32
-    return jax.default_matmul_precision('highest' if exact else 'default')
 
 
 def _agreed(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

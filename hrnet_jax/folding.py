@@ -3,46 +3,127 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from hrnet_jax import winograd
-from hrnet_jax.layers import EPSILON
+from hrnet_jax.layers import EPSILON, Array, matmul_precision
 from hrnet_jax.models import Variables, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A model without BatchNorm and its variables, {'params': ...}."""
+    """A model without BatchNorm and its variables, {'params': ...}.
 
-    model: nn.Module
+    `fast(images)` is compiled and the fastest way; `fast.model.apply(fast.variables, images)` is
+    for programs of your own: see `compiler_options`.
+    """
+
+    model: Any
     variables: Variables
+
+    def __call__(self, images: Array, method: str = '__call__') -> Any:
+        """What the model's method of that name gives for (N, H, W, C) images, compiled."""
+        return _compiled(self.model, method)(self.variables, images)
 
 
 def fold(model: nn.Module, variables: Variables, platform: str | None = None) -> Folded:
     """The same function of images in evaluation, with a bias in each convolution instead.
 
     BatchNorm is (conv(x) - mean) * gain + bias with gain = scale / sqrt(var + epsilon), so kernels
-    are multiplied by `gain` and the new bias is `bias - mean * gain`.
+    are multiplied by `gain` and the new bias is `bias - mean * gain`. Then what pays on the
+    platform: `PLANS`.
 
     Args:
-        model: an `HRNet` or `Classifier`, or another module with a `folded` field and their names.
-        variables: {'params': ..., 'batch_stats': ...} of the model.
-
-    Returns:
-        `fast.model.apply(fast.variables, images)`, and its other methods as before; no training.
+        model: an `HRNet` or `Classifier`, or another module with their fields and names.
+        variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
+        platform: that it will run on, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
+            right on all.
     """
     params = _fold(variables['params'], variables['batch_stats'])
-    model = model.clone(folded=True)
-    if (platform or jax.default_backend()) == 'cpu' and model.dtype == jnp.float32:
-        model = model.clone(winograd=True)
-        params = _transform(_stack(params), variable_shapes(model)['params'])
-    return Folded(model, {'params': params})
+    dtype = jnp.dtype(model.dtype).name
+    plan = PLANS.get((platform or jax.default_backend(), dtype), {})
+    model = model.clone(folded=True, **plan)
+    if plan:
+        params = _stack(params) if model.winograd else params
+        params = jax.tree.map(_fit, params, variable_shapes(model)['params'])
+    return Folded(model, {'params': jax.device_put(params)})
+
+
+# Fields of the model by platform and type. On CPUs a quarter of the multiplications wins in float32
+# (docs/benchmarks.md); on GPUs the compiler would pad 18 channels to 24 around every convolution.
+PLANS: dict[tuple[str, str], dict[str, Any]] = {
+    ('cpu', 'float32'): {'winograd': True},
+    ('gpu', 'bfloat16'): {'channel_multiple': 8},
+    ('gpu', 'float16'): {'channel_multiple': 8},
+}
+
+
+def apply(model: nn.Module, variables: Variables, images: Array, method: str = '__call__') -> Any:
+    """`model.apply(variables, images, method=method)`, on a CPU a few images at a time.
+
+    There the tiles of many images do not stay in the caches.
+    """
+    n, few = images.shape[0], max(4, 2 * len(_cores()))
+    with matmul_precision(model):
+        if not getattr(model, 'winograd', False) or n <= few:
+            return model.apply(variables, images, method=method)
+        parts = -(-n // few)
+        size = -(-n // parts)
+        padded = jnp.pad(images, ((0, parts * size - n), (0, 0), (0, 0), (0, 0)))
+        results = jax.lax.map(
+            lambda x: model.apply(variables, x, method=method),
+            padded.reshape((parts, size, *images.shape[1:])),
+        )
+        return jax.tree.map(lambda x: x.reshape((parts * size, *x.shape[2:]))[:n], results)
+
+
+def compiler_options(model: nn.Module) -> dict[str, Any] | None:
+    """For `jax.jit(..., compiler_options=)` around a folded model.
+
+    On a CPU: without XLA's default library for convolutions, which uses one core and reaches half
+    the speed of the other (docs/benchmarks.md), and with the widest vectors.
+    """
+    return _options_of_cpu() if getattr(model, 'winograd', False) else None
+
+
+@functools.lru_cache
+def _options_of_cpu() -> dict[str, Any] | None:
+    options = {'xla_cpu_experimental_ynn_fusion_type': '', 'xla_cpu_prefer_vector_width': 512}
+    known = {}
+    for name, value in options.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            known[name] = value
+        except jax.errors.JaxRuntimeError:  # releases of XLA differ in their options
+            pass
+    return known or None
+
+
+def _cores() -> set[int]:
+    if hasattr(os, 'sched_getaffinity'):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(model: nn.Module, method: str) -> Any:
+    step = functools.partial(apply, model, method=method)
+    return jax.jit(step, compiler_options=compiler_options(model))
+
+
+def _fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
+    """`leaf` as a model with other fields has it: a kernel transformed, channels of zeros added."""
+    if leaf.ndim != len(wanted.shape):
+        return winograd.transform_kernel(leaf)
+    return np.pad(leaf, [(0, new - old) for new, old in zip(wanted.shape, leaf.shape, strict=True)])
 
 
 def _stack(params: Variables) -> Variables:
@@ -60,26 +141,21 @@ def _stack(params: Variables) -> Variables:
     return result | stacked
 
 
-def _transform(params: Variables, wanted: Variables) -> Variables:
-    """Kernels (..., 3, 3, I, O) as Winograd's where the model has such."""
-
-    def one(leaf, shape):
-        return leaf if leaf.shape == shape.shape else winograd.transform_kernel(leaf)
-
-    return jax.tree.map(one, params, wanted)
-
-
 def _fold(params: Variables, stats: Variables) -> Variables:
     result: Variables = {}
     norms = {_convolution_of(name): name for name, node in stats.items() if 'mean' in node}
     for name, node in params.items():
         if name in norms:
-            norm, mean = params[norms[name]], stats[norms[name]]
-            dtype, wide = node['kernel'].dtype, mean['var'].dtype
-            gain = norm['scale'].astype(wide) * lax.rsqrt(jnp.asarray(mean['var']) + EPSILON)
-            kernel = node['kernel'].astype(wide) * gain[None, None, None]
-            bias = norm['bias'].astype(wide) - mean['mean'] * gain
-            result[name] = {'kernel': kernel.astype(dtype), 'bias': bias.astype(dtype)}
+            norm, own = params[norms[name]], stats[norms[name]]
+            mean, var, scale, shift, kernel = map(
+                np.asarray, (own['mean'], own['var'], norm['scale'], norm['bias'], node['kernel'])
+            )
+            gain = scale.astype(var.dtype) / np.sqrt(var + var.dtype.type(EPSILON))
+            bias = shift.astype(var.dtype) - mean * gain
+            result[name] = {
+                'kernel': (kernel.astype(var.dtype) * gain).astype(kernel.dtype),
+                'bias': bias.astype(kernel.dtype),
+            }
         elif name in stats and 'mean' not in stats[name]:
             result[name] = _fold(node, stats[name])
         elif name not in norms.values():

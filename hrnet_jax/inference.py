@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import matmul_precision
+from hrnet_jax.folding import apply, compiler_options, fold
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize, resize_crop
@@ -61,12 +61,16 @@ def predict(
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f'images are a list, or an array (N, H, W, 3), not of shape {images.shape}')
     size = min(batch_size, len(images))
+    if not model.folded:
+        fast = fold(model, variables)
+        model, variables = fast.model, fast.variables
+    top = _make_top(model, topk, transform)
     found: list[list[Prediction]] = []
     for start in range(0, len(images), max(size, 1)):
         pixels = np.stack([resize_crop(image, transform) for image in images[start : start + size]])
         count = len(pixels)
         pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-        values, indices = map(np.asarray, _top(model, topk, transform, variables, pixels))
+        values, indices = map(np.asarray, top(variables, pixels))
         for row, best in zip(values[:count], indices[:count], strict=True):
             found.append(
                 [Prediction(int(i), names[i], float(p)) for p, i in zip(row, best, strict=True)]
@@ -74,14 +78,16 @@ def predict(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _top(
-    model: Classifier, topk: int, transform: Transform, variables: Variables, pixels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    with matmul_precision(model):
-        logits = model.apply(variables, normalize(pixels, transform, model.dtype))
-    values, indices = jax.lax.top_k(jax.nn.softmax(logits), topk)  # type: ignore[arg-type]
-    return values, indices
+@functools.lru_cache(maxsize=8)
+def _make_top(model: Classifier, topk: int, transform: Transform) -> Callable[..., Any]:
+    """The compiled function (variables, pixels) -> the best probabilities and their indices."""
+
+    def top(variables: Variables, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = apply(model, variables, normalize(pixels, transform, model.dtype))
+        values, indices = jax.lax.top_k(jax.nn.softmax(logits), topk)
+        return values, indices
+
+    return jax.jit(top, compiler_options=compiler_options(model))
 
 
 def default_class_names(num_classes: int) -> list[str]:

@@ -6,6 +6,7 @@ number where PyTorch has `.`, so that a checkpoint's keys map onto these trees m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any, Literal, get_args
@@ -38,7 +39,8 @@ class Options:
         param_dtype: storage of parameters.
         bn_group_size: images that share training statistics; None for the whole batch.
         folded: BatchNorm is folded away; convolutions have a bias instead.
-        winograd: kernels of 3x3 convolutions with stride 1 are transformed (folded models only).
+        winograd: 3x3 convolutions with stride 1 run by `hrnet_jax.winograd` (folded models only).
+        channel_multiple: inside, the branches' channels are rounded up to it with zeros (folded).
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);
             'bilinear_two_step' by the factor and then to the size (mmsegmentation).
@@ -50,6 +52,7 @@ class Options:
     bn_group_size: int | None = 32
     folded: bool = False
     winograd: bool = False
+    channel_multiple: int = 1
     upsample: Upsample = 'nearest'
     align_corners: bool = False
 
@@ -68,6 +71,7 @@ class Configured(nn.Module):
     bn_group_size: int | None = dataclasses.field(default=Options.bn_group_size, kw_only=True)
     folded: bool = dataclasses.field(default=Options.folded, kw_only=True)
     winograd: bool = dataclasses.field(default=Options.winograd, kw_only=True)
+    channel_multiple: int = dataclasses.field(default=Options.channel_multiple, kw_only=True)
     upsample: Upsample = dataclasses.field(default=Options.upsample, kw_only=True)
     align_corners: bool = dataclasses.field(default=Options.align_corners, kw_only=True)
 
@@ -161,6 +165,15 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape).astype(o.dtype)
 
 
+def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """float32 products as PyTorch has them for a float32 model.
+
+    Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
+    """
+    exact = jnp.dtype(model.dtype) == jnp.float32
+    return jax.default_matmul_precision('highest' if exact else 'default')
+
+
 def at_least_float32(*dtypes: Any) -> Any:
     return jnp.float64 if jnp.float64 in map(jnp.dtype, dtypes) else jnp.float32
 
@@ -193,7 +206,7 @@ def conv_norm(
     if train and opts.folded:
         raise UserError('a folded model has no BatchNorm to train')
     if opts.winograd and (kernel, stride) == (3, 1):
-        size = x.shape[1:3]
+        size = (x.shape[1], x.shape[2])
         conv = WinogradConv(features, size, opts, name=names[0])
         return winograd.join(conv(winograd.split(x)), size)
     x = Conv(features, kernel, stride, opts, name=names[0])(x)

@@ -14,8 +14,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hrnet_jax.evaluation import matmul_precision
 from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
 from hrnet_jax.recipes import Recipe

@@ -43,9 +43,10 @@ POINTS = len(INPUT)
 
 def transform_kernel(kernel: Array) -> np.ndarray:
     """(..., 3, 3, I, O) -> (..., 36, I, O), what `convolve` takes, of the same dtype."""
-    wide = np.asarray(kernel, np.float64)
-    result = np.einsum('ia,jb,...abco->...ijco', KERNEL, KERNEL, wide, optimize=True)
-    return result.reshape((*wide.shape[:-4], POINTS**2, *wide.shape[-2:])).astype(kernel.dtype)
+    *lead, _, _, inputs, outputs = kernel.shape
+    both = np.kron(KERNEL, KERNEL).astype(kernel.dtype)
+    result = both @ np.asarray(kernel).reshape((*lead, 9, inputs * outputs))
+    return result.reshape((*lead, POINTS**2, inputs, outputs))
 
 
 def split(x: Array) -> Array:
@@ -65,6 +66,7 @@ def join(tiles: Array, size: tuple[int, int]) -> Array:
     return x[:, : size[0], : size[1]]
 
 
+@functools.partial(jax.jit, static_argnums=3)  # traced once for each shape
 def convolve(tiles: Array, kernel: Array, bias: Array, size: tuple[int, int]) -> Array:
     """The convolution of a map cut into tiles, padded by 1 as PyTorch pads, plus bias: tiles.
 

@@ -25,7 +25,7 @@ Then they take turns, one at a time, while the others sleep.
 - Ratio: our images/s over theirs of the same round, median (smallest to largest).
 - Floor: FLOPs (three times the forward pass's for training) over the rate of a large matrix product
   in the same precision, and bytes over the bandwidth of a large copy, each the best that either
-  framework reaches in this run. Bytes are parameters, and the input and output of every convolution
+  framework reaches just before. Bytes are parameters, and the input and output of every convolution
   once. `reached` is the part of the lower floor that a contender attains; an algorithm that
   convolves with fewer FLOPs may exceed 100 %.
 - Peak memory: of the process on a CPU, its libraries too; what the framework allocated on a GPU.
@@ -163,25 +163,24 @@ def main() -> None:
         'versions': versions(),
         'processor': processor(),
         'threads': args.threads,
-        'rates': {},
         'cells': [],
     }
-    for dtype in dict.fromkeys(args.dtype):
-        chip, document['rates'][dtype] = machine_rates(common, dtype, bool(against))
-        document |= chip
-        common['platform'] = chip['platform']
-        for name, rate in document['rates'][dtype].items():
-            note(
-                f'{dtype}, {name}: matrix product {rate["flops"] / 1e9:.0f} GFLOP/s, '
-                f'copy {rate["bytes"] / 1e9:.1f} GB/s'
-            )
     print('\n'.join(COLUMNS), flush=True)
     for cell in cells_of(args):
         unknown = [name for name in against if cell['arch'] not in NAMES[name]]
         for name in unknown:
             note(f'{name} has no {cell["arch"]}')
         rivals = [name for name in against if name not in unknown]
-        cell['floor'] = floor(cell, document['rates'][cell['dtype']])
+        # Next to what they are compared with: other programs slow a machine at times.
+        chip, cell['rates'] = machine_rates(common, cell['dtype'], bool(rivals))
+        document |= chip
+        common['platform'] = chip['platform']
+        for name, rate in cell['rates'].items():
+            note(
+                f'{cell["dtype"]}, {name}: matrix product {rate["flops"] / 1e9:.0f} GFLOP/s, '
+                f'copy {rate["bytes"] / 1e9:.1f} GB/s'
+            )
+        cell['floor'] = floor(cell, cell['rates'])
         measure(cell, rivals, common, args.rounds, args.seconds)
         document['cells'].append(cell)
         for name in cell['contenders']:

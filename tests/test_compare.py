@@ -148,12 +148,13 @@ def test_ours_alone(tmp_path, modes):
     assert len(done.stdout.splitlines()) == 2 + len(modes.split())
     document = json.loads((tmp_path / 'x.json').read_text())
     assert {'jax', 'jaxlib', 'flax', 'python'} <= set(document['versions'])
-    for key in ('command', 'date', 'processor', 'platform', 'device', 'threads', 'rates'):
+    for key in ('command', 'date', 'processor', 'platform', 'device', 'threads'):
         assert document[key], key
     assert [cell['mode'] for cell in document['cells']] == modes.split()
     for cell in document['cells']:
         entry = cell['contenders']['hrnet_jax']
         assert entry['failed'] is None
+        assert cell['rates']['JAX']['flops'] > 0
         assert len(entry['rounds']) == 2
         for key in ('images_per_second', 'peak_bytes', 'seconds_to_first_result', 'of_floor'):
             assert entry[key] > 0, key

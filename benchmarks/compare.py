@@ -1,0 +1,198 @@
+r"""hrnet_jax beside timm and mmpretrain: one command, one run, alternating, on the same machine.
+
+    pip install -e . matplotlib optax tqdm torch torchvision timm
+    pip install --no-deps mmpretrain==1.2.0 mmcv-lite mmengine
+    pip install addict einops importlib_metadata mat4py modelindex opencv-python-headless pyyaml \
+        rich termcolor yapf
+
+    python benchmarks/compare.py --arch w18 w48 --batch 32 --dtype float32 bfloat16 --json run.json
+    taskset -c 0 python benchmarks/compare.py --arch w18_small_v1 --mode latency --against timm
+    python benchmarks/compare.py --batch 128 --dtype bfloat16 --mode train --out run.png
+
+It runs on a CPU or on an NVIDIA GPU (jax[cuda12] and PyTorch with CUDA); TensorFlow is not needed.
+
+Every contender is a process of its own, on the same cores, with the same weights (ours, random,
+converted) and the same random images, which lie on the device. Before anything is timed, results
+are compared with ours: the logits, or for a training step its loss and the change of the last bias.
+Then they take turns, one at a time, while the others sleep.
+
+- Ours: without training, BatchNorm folded and jax.jit; for training, `make_train_step` with the
+  Official recipe, statistics over the whole batch, from uint8 images.
+- timm, mmpretrain: channels_last; bfloat16 is autocast. Training is forward, cross-entropy,
+  backward and SGD with the same constants, from normalised images. timm-compile is torch.compile,
+  with mode='reduce-overhead' for latency. float32 means no TF32 on either side.
+- Latency is at batch 1 and waits for every result; the other modes keep a GPU's queue full.
+- Ratio: our images/s over theirs of the same round, median (smallest to largest).
+- Floor: FLOPs (three times the forward pass's for training) over the rate of a large matrix product
+  in the same precision, and bytes over the bandwidth of a large copy, each the best that either
+  framework reaches just before. Bytes are parameters, and the input and output of every convolution
+  once. `reached` is the part of the lower floor that a contender attains; an algorithm that
+  convolves with fewer FLOPs may exceed 100 %.
+- Peak memory: of the process on a CPU, its libraries too; what the framework allocated on a GPU.
+- First result: from model and weights in memory to the first result on the host, compilation (and
+  the folding of ours) included.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from compare_measure import LIMITS, NAMES, OURS, floor, measure
+from compare_report import COLUMNS, cells_of, draw, row
+from compare_worker import Failed, Worker
+
+import hrnet_jax
+from hrnet_jax import cli, files
+from hrnet_jax.backbone import STRIDE
+from hrnet_jax.errors import UserError
+
+NEEDS = {
+    'timm': ('torch', 'torchvision', 'timm'),
+    'timm-compile': ('torch', 'torchvision', 'timm'),
+    'mmpretrain': ('torch', 'torchvision', 'mmcv', 'mmengine', 'mmpretrain'),
+}
+INSTALL = 'pip install torch torchvision timm'
+FILE = Path(__file__).name
+PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'timm', 'mmpretrain', 'mmcv-lite', 'mmcv')
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def installed(contenders: list[str]) -> list[str]:
+    """Those that can be imported; of the others one line each."""
+    found = []
+    for name in contenders:
+        missing = [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]
+        if missing:
+            how = INSTALL if name != 'mmpretrain' else f'{INSTALL}, then as {FILE} begins'
+            note(f'{name} is left out ({", ".join(missing)} missing): {how}')
+        else:
+            found.append(name)
+    return found
+
+
+def machine_rates(common: dict[str, Any], dtype: str, torch: bool) -> tuple[dict, dict]:
+    """(the platform and device of JAX, {'JAX': rates, 'PyTorch': rates})."""
+    rates, found, chip = {}, common, {}
+    for name in ('JAX', 'PyTorch')[: 1 + torch]:
+        side = 'compare_jax' if name == 'JAX' else 'compare_torch'
+        worker = Worker(found | {'mode': 'rates', 'dtype': dtype, 'side': side})
+        try:
+            start = worker.ask('start')
+            if not chip:
+                chip = {key: start[key] for key in ('platform', 'device')}
+                found = common | {'platform': chip['platform']}
+            rates[name] = worker.ask('rates')
+        except Failed as error:
+            raise UserError(f'{name}: {error}') from None
+        finally:
+            worker.end()
+    return chip, rates
+
+
+def processor() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    found = {'python': platform.python_version(), 'hrnet_jax': hrnet_jax.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    count = len(cores) or os.cpu_count() or 1
+    p = cli.Parser(description=__doc__.splitlines()[0])
+    several: dict[str, Any] = {'nargs': '+'}
+    p.add_argument('--arch', choices=hrnet_jax.list_models(), default=['w18'], **several)
+    p.add_argument('--batch', type=int, default=[32], help='images; latency has 1', **several)
+    modes = ['inference', 'train', 'latency']
+    p.add_argument('--mode', choices=modes, default=['inference', 'latency'], **several)
+    p.add_argument('--dtype', choices=list(LIMITS), default=['float32'], **several)
+    p.add_argument(
+        '--against', choices=list(NAMES), default=list(NAMES), nargs='*', help='none: ours alone'
+    )
+    p.add_argument('--image-size', type=int, default=224, help='pixels')
+    p.add_argument('--rounds', type=int, default=7, help='turns of each contender')
+    p.add_argument('--seconds', type=float, default=2.0, help='of a turn')
+    p.add_argument('--threads', type=int, default=count, help='cores for each contender')
+    p.add_argument('--json', metavar='FILE', type=Path, help='write everything there')
+    p.add_argument('--out', metavar='PICTURE', type=Path, help='draw the bars there')
+    args = p.parse_args()
+    if min(args.rounds, args.seconds, args.threads, *args.batch) <= 0 or args.threads > count:
+        p.error(f'numbers must be positive, and --threads at most {count}')
+    if args.image_size < STRIDE or args.image_size % STRIDE:
+        p.error(f'--image-size must be a multiple of {STRIDE}')
+    if args.out:
+        import matplotlib  # noqa: F401  # missed now rather than at the end
+
+        if args.out.suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
+            p.error(f'--out {args.out} should end in .png, .pdf, .svg or .jpg')
+    for path in (args.json, args.out):
+        if path:
+            files.refuse_unwritable(path)
+    jax.config.update('jax_platforms', 'cpu')  # this process computes next to nothing
+    against = installed(list(dict.fromkeys(args.against)))
+    common = {'threads': args.threads, 'cpus': cores[: args.threads], 'platform': None}
+    document: dict[str, Any] = {
+        'command': shlex.join([Path(sys.executable).name, *sys.argv]),
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'versions': versions(),
+        'processor': processor(),
+        'threads': args.threads,
+        'cells': [],
+    }
+    print('\n'.join(COLUMNS), flush=True)
+    for cell in cells_of(args):
+        unknown = [name for name in against if cell['arch'] not in NAMES[name]]
+        for name in unknown:
+            note(f'{name} has no {cell["arch"]}')
+        rivals = [name for name in against if name not in unknown]
+        # Next to what they are compared with: other programs slow a machine at times.
+        chip, cell['rates'] = machine_rates(common, cell['dtype'], bool(rivals))
+        document |= chip
+        common['platform'] = chip['platform']
+        for name, rate in cell['rates'].items():
+            note(
+                f'{cell["dtype"]}, {name}: matrix product {rate["flops"] / 1e9:.0f} GFLOP/s, '
+                f'copy {rate["bytes"] / 1e9:.1f} GB/s'
+            )
+        cell['floor'] = floor(cell, cell['rates'])
+        measure(cell, rivals, common, args.rounds, args.seconds)
+        document['cells'].append(cell)
+        for name in cell['contenders']:
+            print(row(cell, name), flush=True)
+        if args.json:
+            files.write(args.json, json.dumps(document, indent=1) + '\n')
+    if args.out:
+        draw(document, args.out)
+    failed = [cell for cell in document['cells'] if cell['contenders'][OURS]['failed']]
+    if failed:
+        raise UserError(f'{OURS} failed in {len(failed)} of {len(document["cells"])} measurements')
+
+
+if __name__ == '__main__':
+    cli.run(main)

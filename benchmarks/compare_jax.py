@@ -1,0 +1,136 @@
+"""The side of hrnet_jax in compare.py."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from compare_worker import best_rate
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import hrnet_jax
+from hrnet_jax import cli
+from hrnet_jax.evaluation import matmul_precision
+from hrnet_jax.recipes import Official
+from hrnet_jax.training import (
+    SIGNALS,
+    create_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+
+Outputs = dict[str, np.ndarray]
+
+
+def inference(spec: dict[str, Any], model: Any, variables: Any, images: Any) -> Callable[[], Any]:
+    """The call that is timed; making it counts as part of the first result."""
+    fast = hrnet_jax.fold(model, variables)
+
+    def apply(variables, images):
+        with matmul_precision(model):
+            return fast.model.apply(variables, images)
+
+    step, arrays = jax.jit(apply), jax.device_put(fast.variables)
+    return lambda: step(arrays, images)
+
+
+class Training:
+    """The step of `make_train_step` with the Official recipe, on a batch that stays the same."""
+
+    def __init__(self, spec: dict[str, Any], model: Any, variables: Any, file: Any):
+        recipe = Official(
+            batch_size=spec['batch'], dtype=spec['dtype'], image_size=spec['image_size'],
+            bn_group_size=None,
+        )  # fmt: skip
+        schedule = make_schedule(recipe, 1000)
+        tx = make_optimizer(recipe, schedule)
+        mesh = Mesh(np.array(jax.devices()[:1]), ('data',), axis_types=(AxisType.Auto,))
+        whole = NamedSharding(mesh, PartitionSpec())
+        self.state = jax.device_put(create_state(variables, tx, ema=False), whole)
+        batch = {
+            'image': file['pixels'][None],
+            'label': file['labels'][None],
+            'weight': np.ones((1, spec['batch']), np.float32),
+            'signals': np.zeros((1, len(SIGNALS)), np.float32),
+        }
+        self.batch = jax.device_put(batch, whole)
+        self.program = make_train_step(model, recipe, recipe.transform, tx, schedule, mesh)
+
+    def bias(self) -> np.ndarray:
+        return np.array(self.state.params['head']['classifier']['bias'])
+
+    def step(self) -> Any:
+        self.state, metrics = self.program(self.state, self.batch, {})
+        return metrics
+
+    def first(self) -> Outputs:
+        before = self.bias()
+        metrics = self.step()
+        return {'loss': np.asarray(metrics['loss']), 'update': self.bias() - before}
+
+
+class Side:
+    """See compare_worker.py for what it is asked."""
+
+    def __init__(self, spec: dict[str, Any]):
+        cli.quiet()
+        self.spec, self.chip = spec, jax.devices()[0]
+        self.platform, self.device = self.chip.platform, self.chip.device_kind
+        self.step: Callable[[], Any]
+        if spec['mode'] == 'rates':
+            return
+        dtype = jnp.dtype(spec['dtype'])
+        self.model = hrnet_jax.create_model(spec['arch'], dtype=dtype, bn_group_size=None)
+        self.variables: dict[str, Any] = {}
+        with np.load(f'{spec["folder"]}/variables.npz') as file:
+            for name in file.files:
+                *path, last = name.split('/')
+                node = self.variables
+                for key in path:
+                    node = node.setdefault(key, {})
+                node[last] = file[name]
+        self.variables = jax.device_put(self.variables)
+        with np.load(f'{spec["folder"]}/batch.npz') as file:
+            if spec['mode'] == 'train':
+                self.training = Training(spec, self.model, self.variables, file)
+            else:
+                self.images = jax.device_put(file['images'])
+        jax.block_until_ready(jnp.zeros(()) + 1)  # the backend's own start-up
+
+    def first(self) -> Outputs:
+        """Compiles, and fetches the first result."""
+        if self.spec['mode'] == 'train':
+            self.step = self.training.step
+            return self.training.first()
+        self.step = inference(self.spec, self.model, self.variables, self.images)
+        return {'logits': np.asarray(self.step())}
+
+    def wait(self, result: Any) -> None:
+        jax.block_until_ready(result)
+
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def peak(self) -> int | None:
+        return (self.chip.memory_stats() or {}).get('peak_bytes_in_use')
+
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of a large matrix product, bytes/s read and written by a large copy."""
+        size, length = (2048, 2**26) if self.platform == 'cpu' else (8192, 2**28)
+        precision = 'highest' if self.spec['dtype'] == 'float32' else 'default'
+        product = jax.jit(lambda a: jnp.dot(a, a, precision=precision))
+        matrix = jax.random.normal(jax.random.key(0), (size, size), self.spec['dtype'])
+        flops = best_rate(2 * size**3, lambda: product(matrix), jax.block_until_ready)
+        negate = jax.jit(lambda x: -x, donate_argnums=0)
+        held = [jnp.ones(length, jnp.float32)]
+
+        def copy():
+            held.append(negate(held.pop()))
+            return held
+
+        return {'flops': flops, 'bytes': best_rate(8 * length, copy, jax.block_until_ready)}

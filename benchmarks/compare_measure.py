@@ -1,0 +1,253 @@
+"""What compare.py measures with: the same inputs for all, the check of results, turns, floors."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from compare_worker import Failed, Worker
+
+import hrnet_jax
+from convert import to_torch
+from hrnet_jax import cli, summary
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import variable_shapes
+from hrnet_jax.preprocess import Transform
+from hrnet_jax.recipes import Official
+
+OURS = 'hrnet_jax'
+LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value
+PUBLISHED = ('w18', 'w30', 'w32', 'w40', 'w44', 'w48', 'w64')
+TIMM = {name: f'hrnet_{name}' for name in PUBLISHED} | {
+    'w18_small_v1': 'hrnet_w18_small',
+    'w18_small_v2': 'hrnet_w18_small_v2',
+}
+NAMES = {
+    'timm': TIMM,
+    'timm-compile': TIMM,
+    'mmpretrain': {name: f'hrnet-{name}_3rdparty_8xb32_in1k' for name in PUBLISHED},
+}
+
+
+def layout(rival: str) -> str:
+    """Of the state dict that it loads."""
+    return rival.removesuffix('-compile')
+
+
+def variables_of(model: Any, seed: int = 0) -> dict[str, Any]:
+    """Random variables; BatchNorm's are not 0 and 1, so that a mistake with them would show."""
+    random = np.random.default_rng(seed)
+
+    def value(path: Any, leaf: Any) -> np.ndarray:
+        n, name = random.standard_normal(leaf.shape).astype(np.float32), path[-1].key
+        if leaf.ndim != 1 or path[-2].key == 'classifier':
+            return np.asarray(leaf)
+        if name == 'var':
+            return np.exp(np.float32(0.2) * n)
+        return np.float32(0.5) + np.float32(0.1) * n if name == 'scale' else np.float32(0.02) * n
+
+    return jax.tree_util.tree_map_with_path(value, hrnet_jax.init(model, jax.random.key(seed)))
+
+
+def write_inputs(folder: Path, cell: dict[str, Any], rivals: Sequence[str]) -> None:
+    """What all contenders read: variables, state dicts, images, labels."""
+    size, batch = cell['image_size'], cell['batch']
+    variables = variables_of(hrnet_jax.create_model(cell['arch']))
+    flat = {
+        '/'.join(k.key for k in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
+    }
+    np.savez(folder / 'variables.npz', **flat)
+    for name in set(map(layout, rivals)):
+        np.savez(folder / f'{name}.npz', **to_torch(variables, cell['arch'], name))
+    random, transform = np.random.default_rng(1), Transform()
+    pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
+    mean, std = np.float32(transform.mean), np.float32(transform.std)
+    images = ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
+    labels = random.integers(0, 1000, batch).astype(np.int32)
+    np.savez(folder / 'batch.npz', pixels=pixels, images=images, labels=labels)
+
+
+@functools.cache
+def costs(arch: str, image_size: int) -> tuple[int, int, int]:
+    """Multiply-adds, parameters, elements that convolutions read and write; of one image."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == 'conv_general_dilated':
+                shapes = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+                total += sum(map(math.prod, shapes))
+            for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, 'jaxpr')):
+                total += count(inner.jaxpr) if hasattr(inner, 'jaxpr') else 0
+        return total
+
+    model = hrnet_jax.create_model(arch)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    jaxpr = jax.make_jaxpr(model.apply)(variable_shapes(model), images).jaxpr
+    return summary.multiply_adds(model, image_size), summary.parameters(model), count(jaxpr)
+
+
+def floor(cell: dict[str, Any], rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """FLOPs and bytes of a step, and the images/s at which either would be the limit."""
+    products, parameters, elements = costs(cell['arch'], cell['image_size'])
+    times = 3 if cell['mode'] == 'train' else 1
+    width = 2 if cell['dtype'] == 'bfloat16' else 4
+    flops = times * 2 * products * cell['batch']
+    moved = times * width * (parameters + elements * cell['batch'])
+    best = {key: max(rate[key] for rate in rates.values()) for key in ('flops', 'bytes')}
+    return {
+        'flops': flops,
+        'bytes': moved,
+        'images_per_second_by_flops': cell['batch'] * best['flops'] / flops,
+        'images_per_second_by_bytes': cell['batch'] * best['bytes'] / moved,
+    }
+
+
+def floor_speed(cell: dict[str, Any]) -> float:
+    """Images/s: the lower of the two."""
+    return min(cell['floor'][f'images_per_second_by_{key}'] for key in ('flops', 'bytes'))
+
+
+def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+    """max |a - b| / max |b| of each result; infinite where that is no number."""
+    found = {}
+    for name, a in ours.items():
+        a, b = np.asarray(a, np.float64), np.asarray(theirs[name], np.float64)
+        if a.shape != b.shape:
+            raise UserError(f'{name} are {a.shape} here, {b.shape} there')
+        value = float(np.abs(a - b).max() / np.abs(b).max())
+        found[name] = value if math.isfinite(value) else math.inf
+    return found
+
+
+def refuse_different(cell: dict[str, Any], contender: str, found: dict[str, float]) -> None:
+    """Raises UserError where a result differs by more than rounding."""
+    limit = LIMITS[cell['dtype']]
+    for name, value in found.items():
+        if not value < limit:
+            raise UserError(
+                f'{cell["arch"]} {cell["mode"]} {cell["dtype"]}: {name} of {contender} differs '
+                f'from ours by {value:.1e} of its largest value, more than {limit:.0e}; '
+                'nothing is timed'
+            )
+
+
+def spread(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Of the ratio ours / theirs, round by round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {'median': statistics.median(ratios), 'min': min(ratios), 'max': max(ratios)}
+
+
+class Contest:
+    """The contenders for one cell. `entries` has a dict for each, with 'failed' if it did."""
+
+    def __init__(self, cell: dict[str, Any], rivals: Sequence[str], common: dict[str, Any]):
+        self.cell, self.common = cell, common
+        self.workers: dict[str, Worker] = {}
+        self.entries: dict[str, dict[str, Any]] = {n: {'failed': None} for n in (OURS, *rivals)}
+
+    def ask(self, name: str, order: str, **more: Any) -> dict[str, Any] | None:
+        """The answer; None from a contender that fails, or has failed before."""
+        try:
+            return self.workers[name].ask(order, **more) if name in self.workers else None
+        except Failed as error:
+            self.entries[name]['failed'] = str(error)
+            self.workers.pop(name).end()
+            return None
+
+    def start(self, name: str, folder: str) -> None:
+        cell = self.cell
+        spec = self.common | {k: cell[k] for k in ('arch', 'mode', 'dtype', 'batch', 'image_size')}
+        spec |= {'contender': name, 'folder': folder, 'side': 'compare_jax'}
+        if name != OURS:
+            recipe = Official()
+            spec |= {
+                'side': 'compare_torch',
+                'name': NAMES[name][cell['arch']],
+                'layout': layout(name),
+                'sgd': {
+                    'lr': recipe.learning_rate * cell['batch'] / recipe.base_batch,
+                    'momentum': recipe.momentum,
+                    'weight_decay': recipe.weight_decay,
+                    'nesterov': recipe.nesterov,
+                },
+            }
+        self.workers[name] = Worker(spec)
+
+    def build(self, folder: str) -> None:
+        """First results, one contender after the other; raises UserError where they differ."""
+        ours = None
+        for name, entry in self.entries.items():
+            self.start(name, folder)
+            file = f'{folder}/{name}.out.npz'
+            start = self.ask(name, 'start')
+            built = start and self.ask(name, 'build', file=file)
+            if not start or not built:
+                continue
+            entry['bytes_at_start'] = start['bytes']
+            entry['seconds_to_first_result'] = built['seconds']
+            with np.load(file) as arrays:
+                outputs = dict(arrays)
+            if name == OURS:
+                ours = outputs
+            elif ours:
+                entry['difference'] = differences(ours, outputs)
+                refuse_different(self.cell, name, entry['difference'])
+
+    def run(self, rounds: int, seconds: float) -> None:
+        cell, iterations = self.cell, {}
+        for name, entry in self.entries.items():
+            # The first are slower: memory is got, kernels are chosen, graphs recorded.
+            self.ask(name, 'time', iterations=2)
+            probe = self.ask(name, 'time', iterations=2)
+            if probe:
+                iterations[name] = max(1, round(seconds * 2 / probe['seconds']))
+                entry['rounds'] = []
+        names = list(iterations)
+        title = f'{cell["arch"]} {cell["mode"]} {cell["dtype"]} {cell["batch"]}'
+        for i in cli.progress(range(rounds), desc=title):
+            turn = i % max(len(names), 1)
+            for name in names[turn:] + names[:turn]:
+                took = self.ask(name, 'time', iterations=iterations[name])
+                if took:
+                    speed = iterations[name] * cell['batch'] / took['seconds']
+                    self.entries[name]['rounds'].append(speed)
+        for name in names:
+            memory = self.ask(name, 'memory')
+            self.entries[name]['peak_bytes'] = memory and memory['bytes']
+
+    def summarise(self) -> None:
+        ours = self.entries[OURS]
+        for name, entry in self.entries.items():
+            if entry['failed']:
+                continue
+            entry['images_per_second'] = speed = statistics.median(entry['rounds'])
+            entry['milliseconds'] = 1000 * self.cell['batch'] / speed
+            entry['of_floor'] = speed / floor_speed(self.cell)
+            if name != OURS and not ours['failed']:
+                entry['ratio'] = spread(ours['rounds'], entry['rounds'])
+
+
+def measure(
+    cell: dict[str, Any], rivals: Sequence[str], common: dict[str, Any], rounds: int, seconds: float
+) -> None:
+    """Adds 'contenders' to the cell."""
+    contest = Contest(cell, rivals, common)
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), cell, rivals)
+        try:
+            contest.build(folder)
+            contest.run(rounds, seconds)
+        finally:
+            for worker in contest.workers.values():
+                worker.end()
+    contest.summarise()
+    cell['contenders'] = contest.entries

@@ -1,0 +1,143 @@
+"""The side of timm and mmpretrain in compare.py; it imports nothing of hrnet_jax.
+
+Models are channels_last. bfloat16 is autocast, float32 is float32 on GPUs too: TF32 is turned off
+for convolutions, where PyTorch allows it by default. cuDNN chooses its algorithms by measuring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from compare_worker import best_rate
+from torch.nn.functional import cross_entropy
+
+OPERATORS = (
+    'nms', 'qnms', 'roi_align', '_roi_align_backward', 'qroi_align', 'ps_roi_align',
+    '_ps_roi_align_backward', 'roi_pool', '_roi_pool_backward', 'ps_roi_pool',
+    '_ps_roi_pool_backward', 'deform_conv2d', '_deform_conv2d_backward',
+)  # fmt: skip
+_kept = []  # PyTorch forgets the operators of a library that is gone
+
+
+def import_torchvision() -> None:
+    """Declares torchvision's operators where its compiled part does not fit this PyTorch.
+
+    Both rivals import torchvision, and a classifier uses none of its operators.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if 'torchvision::' not in str(error):
+            raise
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in OPERATORS:
+            # Those that the compiled part did bring stay as they are.
+            with contextlib.suppress(RuntimeError):
+                library.define(f'{name}(Tensor x) -> Tensor')
+        _kept.append(library)
+
+
+def make_model(contender: str, name: str) -> torch.nn.Module:
+    import_torchvision()
+    if contender != 'mmpretrain':
+        import timm
+
+        return timm.create_model(name, pretrained=False)
+    import mmpretrain
+
+    return mmpretrain.get_model(name, pretrained=False)
+
+
+class Side:
+    """See compare_worker.py for what it is asked."""
+
+    def __init__(self, spec: dict[str, Any]):
+        torch.set_num_threads(spec['threads'])
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+        self.spec, self.platform = spec, spec['platform']
+        self.train = spec['mode'] == 'train'
+        if self.platform not in ('cpu', 'gpu'):
+            raise RuntimeError(f'PyTorch does not run on the {self.platform} that JAX runs on')
+        if self.platform == 'gpu' and not torch.cuda.is_available():
+            raise RuntimeError('JAX runs on a GPU that this PyTorch does not see')
+        self.where = torch.device('cuda' if self.platform == 'gpu' else 'cpu')
+        self.device = torch.cuda.get_device_name() if self.platform == 'gpu' else 'cpu'
+        if spec['mode'] == 'rates':
+            return
+        self.model = make_model(spec['contender'], spec['name'])
+        with np.load(f'{spec["folder"]}/{spec["layout"]}.npz') as file:
+            state = {name: torch.from_numpy(file[name]) for name in file.files}
+        self.model.load_state_dict(state, strict=True)
+        self.model.to(self.where, memory_format=torch.channels_last).train(self.train)
+        with np.load(f'{spec["folder"]}/batch.npz') as file:
+            images = torch.from_numpy(file['images']).to(self.where).permute(0, 3, 1, 2)
+            self.labels = torch.from_numpy(file['labels']).long().to(self.where)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.parameters = list(self.model.parameters())
+        self.call: Any = self.model
+        if self.train:
+            self.optimizer = torch.optim.SGD(self.parameters, **spec['sgd'])
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        low = self.spec['dtype'] == 'bfloat16'
+        return torch.autocast(self.where.type, torch.bfloat16, enabled=low)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """For any number of steps; without training, weights are then cast once for them all."""
+        if self.train:
+            yield
+        else:
+            with torch.inference_mode(), self.autocast():
+                yield
+
+    def first(self) -> dict[str, np.ndarray]:
+        """Compiles, and fetches the first result."""
+        if self.spec['contender'] == 'timm-compile':
+            latency = self.spec['mode'] == 'latency'
+            self.call = torch.compile(self.model, mode='reduce-overhead' if latency else None)
+        if not self.train:
+            with self.session():
+                return {'logits': self.step().float().cpu().numpy()}
+        # The last linear layer's, under every name that it has.
+        bias = self.parameters[-1]
+        before = bias.detach().cpu().numpy().copy()
+        loss = self.step().detach().cpu().numpy()
+        return {'loss': loss, 'update': bias.detach().cpu().numpy() - before}
+
+    def step(self) -> torch.Tensor:
+        if not self.train:
+            return self.call(self.images)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = cross_entropy(self.call(self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def wait(self, result: Any) -> None:
+        if self.platform == 'gpu':
+            torch.cuda.synchronize()
+
+    def peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated() if self.platform == 'gpu' else None
+
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of a large matrix product, bytes/s read and written by a large copy."""
+        size, length = (2048, 2**26) if self.platform == 'cpu' else (8192, 2**28)
+        dtype = getattr(torch, self.spec['dtype'])
+        matrix = torch.randn(size, size, device=self.where).to(dtype)
+        product = torch.empty_like(matrix)
+        flops = best_rate(2 * size**3, lambda: torch.mm(matrix, matrix, out=product), self.wait)
+        source = torch.ones(length, device=self.where)
+        target = torch.zeros_like(source)
+        return {
+            'flops': flops,
+            'bytes': best_rate(8 * length, lambda: target.copy_(source), self.wait),
+        }

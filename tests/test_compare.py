@@ -1,0 +1,179 @@
+"""benchmarks/compare.py: its arithmetic, its check of results, and a run of ours alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'benchmarks'))
+
+import compare  # noqa: E402
+import compare_measure  # noqa: E402
+import compare_report  # noqa: E402
+import compare_worker  # noqa: E402
+
+from hrnet_jax.errors import UserError  # noqa: E402
+
+CELL = {'arch': 'tiny', 'mode': 'inference', 'dtype': 'float32', 'batch': 2, 'image_size': 32}
+FILE = ROOT / 'benchmarks' / 'compare.py'
+
+
+def test_ratio_is_of_the_same_round():
+    found = compare_measure.spread([10.0, 20.0, 60.0], [10.0, 10.0, 20.0])
+    assert found == {'median': 2.0, 'min': 1.0, 'max': 3.0}
+
+
+def test_difference_is_relative_to_the_largest():
+    ours, theirs = {'logits': np.float32([1, -4])}, {'logits': np.float32([1.5, -5])}
+    found = compare_measure.differences(ours, theirs)
+    assert found == {'logits': pytest.approx(0.2)}
+    compare_measure.refuse_different(CELL, 'timm', {'logits': 9e-5})
+    compare_measure.refuse_different(CELL | {'dtype': 'bfloat16'}, 'timm', {'logits': 0.04})
+    for bad in (2e-4, float('inf')):
+        with pytest.raises(UserError, match='logits of timm differs'):
+            compare_measure.refuse_different(CELL, 'timm', {'logits': bad})
+    nothing = {'logits': np.float32([np.nan, 1])}
+    assert compare_measure.differences(ours, nothing) == {'logits': float('inf')}
+    with pytest.raises(UserError, match='logits'):
+        compare_measure.differences(ours, {'logits': np.zeros(3)})
+
+
+def test_floor():
+    rates = {'JAX': {'flops': 1e9, 'bytes': 4e9}, 'PyTorch': {'flops': 2e9, 'bytes': 1e9}}
+    one = compare_measure.floor(CELL, rates)
+    half = compare_measure.floor(CELL | {'dtype': 'bfloat16'}, rates)
+    train = compare_measure.floor(CELL | {'mode': 'train'}, rates)
+    assert train['flops'] == 3 * one['flops']
+    assert 2 * half['bytes'] == one['bytes']
+    assert one['images_per_second_by_flops'] == pytest.approx(2 * 2e9 / one['flops'])
+    assert one['images_per_second_by_bytes'] == pytest.approx(2 * 4e9 / one['bytes'])
+
+
+@pytest.mark.parametrize(
+    ('value', 'text'), [(0.123, '0.12'), (1.234, '1.23'), (45.67, '45.7'), (1234.5, '1234')]
+)
+def test_digits(value, text):
+    assert compare_report.digits(value) == text
+
+
+class Fake:
+    """A worker that computes nothing: its logits are of the contender, its speed is given."""
+
+    logits = {'hrnet_jax': 1.0, 'timm': 1.0, 'timm-compile': 1.0}
+    seconds = {'hrnet_jax': 0.5, 'timm': 1.0}
+    started, ended = [], []
+
+    def __init__(self, spec):
+        self.name = spec.get('contender', spec['side'])
+        self.started.append(self.name)
+
+    def ask(self, order, **more):
+        if order == 'build':
+            np.savez(more['file'], logits=np.float32([self.logits[self.name], 2]))
+        if order == 'time' and self.name == 'timm-compile':
+            raise compare_worker.Failed('no compiler')
+        return {
+            'start': {'platform': 'cpu', 'device': 'cpu', 'bytes': 1},
+            'rates': {'flops': 1e9, 'bytes': 1e9},
+            'build': {'seconds': 1.0},
+            'time': {'seconds': self.seconds.get(self.name, 1) * more.get('iterations', 1)},
+            'memory': {'bytes': 10**9},
+        }[order]
+
+    def end(self):
+        self.ended.append(self.name)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    for module in (compare, compare_measure):
+        monkeypatch.setattr(module, 'Worker', Fake)
+    monkeypatch.setattr(compare, 'installed', lambda names: names)
+    monkeypatch.setattr(compare_measure, 'write_inputs', lambda *arguments: None)
+    monkeypatch.setattr(compare_measure, 'costs', lambda *arguments: (1, 1, 1))
+    monkeypatch.setattr(Fake, 'started', [])
+    monkeypatch.setattr(Fake, 'ended', [])
+    return ['--arch', 'w18_small_v1', '--mode', 'latency', '--rounds', '3', '--seconds', '1']
+
+
+def test_rows_of_several(fake, command, tmp_path):
+    code, out, err = command(compare.main, *fake, '--json', tmp_path / 'x.json')
+    assert code == 0, err
+    assert '| hrnet_jax | 2.00 | 500 |' in out
+    assert '| timm | 1.00 | 1000 | 2.00 (2.00 to 2.00) |' in out
+    assert '| timm-compile | failed: no compiler |' in out
+    assert 'mmpretrain has no w18_small_v1' in err
+    timm = json.loads((tmp_path / 'x.json').read_text())['cells'][0]['contenders']['timm']
+    assert timm['ratio'] == {'median': 2.0, 'min': 2.0, 'max': 2.0}
+    assert timm['difference'] == {'logits': 0.0}
+    assert sorted(Fake.started) == sorted(Fake.ended)
+
+
+def test_different_results_are_refused(fake, refused, monkeypatch):
+    monkeypatch.setitem(Fake.logits, 'timm', 1.1)
+    monkeypatch.setattr(compare, 'note', lambda text: None)
+    assert 'logits of timm differs from ours by 5.0e-02' in refused(compare.main, *fake)
+    assert sorted(Fake.started) == sorted(Fake.ended)
+
+
+def test_bad_flags(refused, tmp_path):
+    assert '--image-size' in refused(compare.main, '--image-size', 100)
+    assert '--threads' in refused(compare.main, '--threads', 10**6)
+    assert '--out' in refused(compare.main, '--out', tmp_path / 'x.txt')
+
+
+@pytest.mark.parametrize(
+    'modes', ['inference', pytest.param('latency train', marks=pytest.mark.long)]
+)
+def test_ours_alone(tmp_path, modes):
+    """The command as from the shell, where no module of TensorFlow can be imported."""
+    for name in ('tensorflow', 'tensorflow_datasets'):
+        (tmp_path / f'{name}.py').write_text('raise SystemExit("imported")\n')
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')])
+    flags = '--arch tiny --batch 2 --mode MODES --against --image-size 32 --threads 1 --rounds 2 '
+    flags += f'--seconds 0.01 --json {tmp_path}/x.json --out {tmp_path}/x.png'
+    flags = flags.replace('MODES', modes)
+    done = subprocess.run(
+        [sys.executable, FILE, *flags.split()],
+        env=os.environ | {'PYTHONPATH': path}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2 + len(modes.split())
+    document = json.loads((tmp_path / 'x.json').read_text())
+    assert {'jax', 'jaxlib', 'flax', 'python'} <= set(document['versions'])
+    for key in ('command', 'date', 'processor', 'platform', 'device', 'threads'):
+        assert document[key], key
+    assert [cell['mode'] for cell in document['cells']] == modes.split()
+    for cell in document['cells']:
+        entry = cell['contenders']['hrnet_jax']
+        assert entry['failed'] is None
+        assert cell['rates']['JAX']['flops'] > 0
+        assert len(entry['rounds']) == 2
+        for key in ('images_per_second', 'peak_bytes', 'seconds_to_first_result', 'of_floor'):
+            assert entry[key] > 0, key
+    assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_worker_reports_and_ends(tmp_path):
+    """An error of the process is one line; a process that died does not hang its parent."""
+    (tmp_path / 'broken.py').write_text('import os\nprint("noise")\nos._exit(3)\n')
+    spec = {'threads': 1, 'cpus': [], 'mode': 'rates'}
+    if hasattr(os, 'sched_getaffinity'):
+        spec['cpus'] = sorted(os.sched_getaffinity(0))
+    for side, text in (('nowhere', 'ModuleNotFoundError'), ('broken', 'exit code 3')):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('PYTHONPATH', str(tmp_path))
+            worker = compare_worker.Worker(spec | {'side': side})
+        try:
+            with pytest.raises(compare_worker.Failed, match=text):
+                worker.ask('start')
+        finally:
+            worker.end()
+        assert worker.process.returncode is not None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax import checkpoint, cli, data, distributed, files
+from hrnet_jax import checkpoint, cli, compilation, data, distributed, files
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.evaluation import Result, evaluate, local_batch
@@ -32,7 +33,9 @@ def parser() -> cli.Parser:
         '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
     )
     p.add_argument(
-        '--batch-size', type=int, default=128, help='images a step, over all devices and hosts'
+        '--batch-size',
+        type=int,
+        help='images a step, over all devices and hosts; None: 128, on CPUs 32',
     )
     p.add_argument(
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
@@ -57,7 +60,8 @@ def main() -> None:
     if args.json:
         files.refuse_unwritable(Path(args.json))
     distributed.start(args)
-    with distributed.together():
+    compilation.keep()
+    with distributed.together(), ThreadPoolExecutor(1) as pool:
         folder = checkpoint.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         transform = transform_of(args, meta)
@@ -65,22 +69,24 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', 'imagenet2012')
             args.split = args.split or recipe.get('eval_split')
-        # Opened before the model is loaded: its mistakes are the cheapest to find.
+        # Meanwhile: TensorFlow alone takes seconds to import.
+        loading = pool.submit(
+            checkpoint.load, folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype)
+        )
+        folding = pool.submit(lambda: fold(*loading.result()))
         source = data.open_dataset(args.dataset, args.split, args.data_dir)
         if (source.num_classes or meta['num_classes']) != meta['num_classes']:
             raise UserError(
                 f'{args.dataset} has {source.num_classes} classes, '
                 f'the checkpoint {meta["num_classes"]}'
             )
-        model, variables = checkpoint.load(
-            folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype)
-        )
-        fast = fold(model, variables)
         classes = data.competing_classes(source, args.data_dir)
+        fast = folding.result()
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
 
+    args.batch_size = args.batch_size or (32 if jax.default_backend() == 'cpu' else 128)
     total = min(args.limit or source.num_examples, source.num_examples)
     batch = local_batch(min(args.batch_size, total))
     distributed.require_same(examples=total, batch_size=args.batch_size)

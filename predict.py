@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hrnet_jax import checkpoint, cli, files
+from hrnet_jax import checkpoint, cli, compilation, files
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import predict
 from hrnet_jax.preprocess import Transform, open_image
@@ -36,6 +36,7 @@ def main() -> None:
         raise UserError(
             f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
         )
+    compilation.keep()
     images = [open_image(path) for path in args.images]
     model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
     found = predict(

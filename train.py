@@ -15,7 +15,7 @@ import traceback
 import zlib
 from pathlib import Path
 
-from hrnet_jax import cli, distributed, recipes
+from hrnet_jax import cli, compilation, distributed, recipes
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 
@@ -76,6 +76,7 @@ def main() -> None:
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
     shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
+    compilation.keep()
     distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
     # Imported after `start`, so that nothing has touched a device before it.

@@ -110,7 +110,7 @@ def make_eval_step(
 
     def step(variables: Variables, totals: Counts, batch: Counts) -> Counts:
         images = normalize(batch['image'], transform, model.dtype)
-        logits = apply(model, variables, images)
+        logits = apply(model, variables, images, in_pieces=mesh.size == 1)
         finite = jnp.all(jnp.isfinite(logits), -1)
         logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)
         counts = count_correct(logits, batch['label'], batch['mask'])

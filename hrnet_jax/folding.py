@@ -66,14 +66,24 @@ PLANS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def apply(model: nn.Module, variables: Variables, images: Array, method: str = '__call__') -> Any:
+CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': '', 'xla_cpu_prefer_vector_width': 512}
+
+
+def apply(
+    model: nn.Module,
+    variables: Variables,
+    images: Array,
+    method: str = '__call__',
+    in_pieces: bool = True,
+) -> Any:
     """`model.apply(variables, images, method=method)`, on a CPU a few images at a time.
 
-    There the tiles of many images do not stay in the caches.
+    There the tiles of many images do not stay in the caches. Not `in_pieces`: all at once, where
+    the images are spread over devices.
     """
     n, few = images.shape[0], max(4, 2 * len(_cores()))
     with matmul_precision(model):
-        if not getattr(model, 'winograd', False) or n <= few:
+        if not (in_pieces and getattr(model, 'winograd', False)) or n <= few:
             return model.apply(variables, images, method=method)
         parts = -(-n // few)
         size = -(-n // parts)
@@ -96,9 +106,8 @@ def compiler_options(model: nn.Module) -> dict[str, Any] | None:
 
 @functools.lru_cache
 def _options_of_cpu() -> dict[str, Any] | None:
-    options = {'xla_cpu_experimental_ynn_fusion_type': '', 'xla_cpu_prefer_vector_width': 512}
     known = {}
-    for name, value in options.items():
+    for name, value in CPU_OPTIONS.items():
         try:
             jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
             known[name] = value

@@ -80,7 +80,8 @@ def convolve(tiles: Array, kernel: Array, bias: Array, size: tuple[int, int]) ->
     _, channels, features = kernel.shape
     columns = width // channels
     if (TILE * rows, TILE * columns) != tuple(size):
-        tiles = tiles * split(jnp.ones((1, *size, channels), tiles.dtype))
+        inside = split(jnp.ones((1, *size, channels), bool))
+        tiles = jnp.where(jnp.broadcast_to(inside, tiles.shape), tiles, jnp.zeros_like(tiles))
     x = [tiles[:, j] for j in range(TILE)]
     x = [_moved(x[-1], channels, 3), *x, _moved(x[0], -channels, 3)]
     t = jnp.stack(_combined(INPUT, x), 1)  # (4, 6, N, rows, columns * I)

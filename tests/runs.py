@@ -36,7 +36,7 @@ def launch(run, data_dir, *more, processes=1, devices=1):
             cwd=ROOT,
             env=os.environ
             | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
-            | {'JAX_COMPILATION_CACHE_DIR': str(cache)},
+            | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_ENABLE_COMPILATION_CACHE': 'true'},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

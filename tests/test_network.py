@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,13 +265,6 @@ def test_options_that_make_no_network(tiny):
         fast.model.apply(fast.variables, jnp.ones((1, 32, 32, 3)), train=True)
 
 
-def test_folding_bfloat16():
-    model = create_model('tiny', 10, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
-    fast = hrnet_jax.fold(model, init(model, jax.random.key(0)))
-    kernel = fast.variables['params']['backbone']['conv1']
-    assert {leaf.dtype for leaf in kernel.values()} == {jnp.dtype('bfloat16')}
-
-
 def test_groups_must_divide_the_batch():
     layer = BatchNorm(Options(bn_group_size=4))
     with pytest.raises(hrnet_jax.UserError, match='6 images.*groups of 4'):
@@ -309,32 +300,3 @@ def test_one_training_pass_as_pytorch(tiny):
     for name, grad in wanted.items():
         if name not in biases:  # BatchNorm takes them away: their gradient is rounding
             assert close(got[name], grad) < 1e-7, name  # to_torch rounds to float32
-
-
-def test_folding_batch_norm(tiny):
-    """The same maps and logits without a single BatchNorm left."""
-    model, variables = tiny
-    flat, tree = jax.tree_util.tree_flatten_with_path(variables)
-    made = [
-        weight('/'.join(k.key for k in path) + _torch_leaf(path), leaf.shape) for path, leaf in flat
-    ]
-    variables = jax.tree_util.tree_unflatten(tree, made)
-    x = jnp.asarray(image(6, 2, 64, 96))
-    fast = hrnet_jax.fold(model, variables)
-    assert fast.variables.keys() == {'params'}
-    shapes = jax.eval_shape(fast.model.init, jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, fast.variables)
-    for method in ('features', '__call__'):
-        slow, quick = (
-            jax.tree.leaves(jax.jit(functools.partial(m.apply, method=method))(v, x))
-            for m, v in ((model, variables), (fast.model, fast.variables))
-        )
-        assert max(map(close, quick, slow)) < 1e-5
-    text = str(jax.make_jaxpr(fast.model.apply)(fast.variables, x))
-    assert 'rsqrt' not in text
-
-
-def _torch_leaf(path) -> str:
-    """What `weight` tells kinds of values apart by."""
-    names = {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
-    return '.' + names.get(path[-1].key, 'weight')

@@ -17,6 +17,7 @@ from rules import close, image, weight
 from convert import to_torch
 from convert.conversion import convert
 from convert.reference import stages_of
+from hrnet_jax.folding import fold
 from hrnet_jax.models import create_model, variable_shapes
 
 ORACLE = Path(__file__).parent / 'data' / 'oracle'
@@ -62,17 +63,25 @@ def test_names_and_shapes(layout, arch):
 
 @pytest.mark.parametrize('arch', ['w18', 'w32', 'w48', 'w64', 'w18_small_v1', 'w18_small_v2'])
 def test_numbers(arch):
+    """Of the network, and of the folded one as it runs on a CPU."""
     stages = jax.jit(stages_of(create_model(arch)))
     files = sorted(ORACLE.glob(f'*-{arch}.npz'))
     assert files
     for file in files:
         done = convert(state_dict(file.stem.partition('-')[0], arch))
         assert (done.arch.name, done.num_classes) == (arch, 1000)
+        fast = fold(create_model(arch), done.variables)
+        assert fast.model.winograd
         with np.load(file) as oracle:
             kinds = [kind for kind in IMAGES if f'{kind}.logits' in oracle]
             assert kinds[0] == 'default'
             for kind in kinds:
-                seen = stages(done.variables, image(7, 2, *IMAGES[kind]))
+                x = image(7, 2, *IMAGES[kind])
+                seen = stages(done.variables, x)
+                if kind == 'default':
+                    for i, ours in enumerate(fast(x, 'features')):
+                        assert close(ours, seen['stage4'][i]) < 1e-5
+                    assert close(fast(x), seen['logits'][0]) < 1e-5
                 for i, ours in enumerate(seen['stage4']):
                     assert close(ours[:, ::4, ::4, :8], oracle[f'{kind}.map{i}']) < 1e-5
                 assert close(seen['pooled'][0], oracle[f'{kind}.pooled']) < 1e-5

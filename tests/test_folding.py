@@ -64,7 +64,9 @@ def test_winograd_is_the_convolution(size, bits):
         tiles = jnp.where(inside, tiles, jnp.full_like(tiles, jnp.inf))
         got = winograd.convolve(tiles, winograd.transform_kernel(kernel), jnp.asarray(bias), size)
         assert got.dtype == x.dtype
-        assert close(winograd.join(got, size), np.asarray(wanted) + bias) < {32: 5e-6, 64: 1e-14}[bits]
+        assert (
+            close(winograd.join(got, size), np.asarray(wanted) + bias) < {32: 5e-6, 64: 1e-14}[bits]
+        )
 
 
 @pytest.mark.parametrize(

@@ -146,25 +146,40 @@ class BatchNorm(nn.Module):
         bias = self.param('bias', nn.initializers.zeros_init(), size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
         var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
+        # One pass over a map of few digits, around a value known before it: see `_moments`.
+        shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
         x = x.astype(stat_dtype)
         if not train:
-            gain = scale.astype(stat_dtype) * lax.rsqrt(var.value + EPSILON)
-            y = (x - _channels(mean.value)) * _channels(gain)
-            return (y + _channels(bias.astype(stat_dtype))).astype(o.dtype)
-
-        groups = _groups(x.shape[0], o.bn_group_size)
-        grouped = x.reshape((groups, x.shape[0] // groups, *x.shape[1:]))
-        m = jnp.mean(grouped, (1, 2, 3))
-        # Not mean(x^2) - mean(x)^2, which loses all digits where the mean is large.
-        v = jnp.mean(jnp.square(grouped - m[:, None, None, None]), (1, 2, 3))
-        if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
-            n = grouped.size // m.size
-            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * jnp.mean(m, 0)
-            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * jnp.mean(v, 0) * (n / max(n - 1, 1))
+            m, v = mean.value[None], var.value[None]
+        else:
+            groups = _groups(x.shape[0], o.bn_group_size)
+            m, v = _moments(x, groups, shift)
+            if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
+                n = x.size // m.size
+                keep, unbiased = MOMENTUM, n / max(n - 1, 1)
+                mean.value = keep * mean.value + (1 - keep) * jnp.mean(m, 0)
+                var.value = keep * var.value + (1 - keep) * jnp.mean(v, 0) * unbiased
         gain = scale.astype(stat_dtype)[None] * lax.rsqrt(v + EPSILON)
-        y = (grouped - m[:, None, None, None]) * gain[:, None, None, None]
-        y = y + bias.astype(stat_dtype)[None, None, None, None]
-        return y.reshape(x.shape).astype(o.dtype)
+        y = (x - _images(m, x)) * _images(gain, x) + _channels(bias.astype(stat_dtype))
+        return y.astype(o.dtype)
+
+
+def _moments(x: Array, groups: int, shift: Array | None) -> tuple[Array, Array]:
+    """Mean and variance, (groups, C) each, of (N, H, W, C) in `groups` runs of images.
+
+    Without `shift`, (C,), the variance takes a pass of its own, around the mean. With it, one pass
+    does for both; that loses digits where the mean is many deviations away from the shift.
+    """
+
+    def mean(values: Array) -> Array:
+        return jnp.mean(values.reshape((groups, -1, *values.shape[1:])), (1, 2, 3))
+
+    if shift is None:
+        m = mean(x)
+        return m, mean(jnp.square(x - _images(m, x)))
+    centred = x - _channels(shift)
+    m = mean(centred)
+    return shift[None] + m, jnp.maximum(mean(jnp.square(centred)) - jnp.square(m), 0)
 
 
 def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -182,6 +197,13 @@ def at_least_float32(*dtypes: Any) -> Any:
 
 def _channels(vector: Array) -> Array:
     return vector.reshape((1, 1, 1, -1))  # explicit: rank promotion may be an error
+
+
+def _images(values: Array, x: Array) -> Array:
+    """(G, C), of G runs of images, in the form that broadcasts to x, (N, H, W, C)."""
+    if len(values) > 1:
+        values = jnp.repeat(values, x.shape[0] // len(values), 0)
+    return values[:, None, None]
 
 
 def _groups(batch: int, group_size: int | None) -> int:

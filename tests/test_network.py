@@ -12,7 +12,7 @@ from rules import close, image, weight
 import hrnet_jax
 from convert.reference import reference_of
 from hrnet_jax.archs import Arch
-from hrnet_jax.layers import BatchNorm, Options, resize_bilinear, upsample
+from hrnet_jax.layers import BatchNorm, Options, _moments, resize_bilinear, upsample
 from hrnet_jax.models import create_model, init, variable_shapes
 from hrnet_jax.summary import multiply_adds, parameters
 
@@ -247,6 +247,43 @@ def test_training_statistics_keep_their_digits(mean):
     exact = x.astype(np.float64)
     exact = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
     assert close(ours, exact) < 1e-6 * max(mean, 1)
+
+
+@pytest.mark.parametrize(('mean', 'running'), [(0, 0), (3, 0), (100, 0), (100, 100), (100, -20)])
+def test_training_statistics_in_one_pass(mean, running):
+    """In bfloat16, what one pass loses is below the rounding of the map itself."""
+    x = mean + np.random.default_rng(3).standard_normal((32, 28, 28, 3), np.float32)
+    x = jnp.asarray(x, jnp.bfloat16)
+    layer = BatchNorm(Options(dtype=jnp.bfloat16))
+    variables = {
+        'params': {'scale': np.ones(3, np.float32), 'bias': np.zeros(3, np.float32)},
+        'batch_stats': {'mean': np.full(3, running, np.float32), 'var': np.ones(3, np.float32)},
+    }
+    ours, new = layer.apply(variables, x, True, mutable=['batch_stats'])
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=2**-7, atol=1e-4)
+    var = 0.9 + 0.1 * np.asarray(x, np.float64).var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(new['batch_stats']['var'], var, rtol=1e-3)
+
+
+@pytest.mark.parametrize('shift', [None, 0.0, 2.5])
+def test_gradient_of_statistics(shift):
+    """Values and both derivatives are those of mean and variance, whatever the shift."""
+    x = 3 + np.random.default_rng(4).standard_normal((6, 2, 3, 2))
+    with jax.enable_x64(True):
+        near = None if shift is None else jnp.full(2, shift)
+
+        def ours(x):
+            m, v = _moments(x, 2, near)
+            return jnp.sum(jnp.sin(m) * v)
+
+        def plain(x):
+            grouped = x.reshape((2, -1, 2))
+            return jnp.sum(jnp.sin(grouped.mean(1)) * grouped.var(1))
+
+        for of in (lambda f: f, jax.grad, jax.hessian):
+            assert close(of(ours)(jnp.asarray(x)), of(plain)(jnp.asarray(x))) < 1e-13
 
 
 def test_options_that_make_no_network(tiny):

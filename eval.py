@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def main() -> None:
         files.refuse_unwritable(Path(args.json))
     distributed.start(args)
     compilation.keep()
-    with distributed.together(), ThreadPoolExecutor(1) as pool:
+    with distributed.together():
         folder = checkpoint.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         transform = transform_of(args, meta)
@@ -69,11 +68,7 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', 'imagenet2012')
             args.split = args.split or recipe.get('eval_split')
-        # Meanwhile: TensorFlow alone takes seconds to import.
-        loading = pool.submit(
-            checkpoint.load, folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype)
-        )
-        folding = pool.submit(lambda: fold(*loading.result()))
+        # Opened before the model is loaded: its mistakes are the cheapest to find.
         source = data.open_dataset(args.dataset, args.split, args.data_dir)
         if (source.num_classes or meta['num_classes']) != meta['num_classes']:
             raise UserError(
@@ -81,7 +76,9 @@ def main() -> None:
                 f'the checkpoint {meta["num_classes"]}'
             )
         classes = data.competing_classes(source, args.data_dir)
-        fast = folding.result()
+        fast = fold(
+            *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
+        )
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')

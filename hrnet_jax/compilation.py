@@ -5,35 +5,48 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 from pathlib import Path
 
 import jax
 
 LIMIT = 2 * 2**30  # bytes; then the programs unused for longest go
+VARIABLES = ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE')
 
 
 def keep() -> None:
     """Turns JAX's persistent compilation cache on, in the user's cache folder.
 
-    Where JAX_COMPILATION_CACHE_DIR or JAX_ENABLE_COMPILATION_CACHE is set, that holds. Several
-    processes on CPUs compile anew: their programs are bound to the run.
+    Not where one of JAX's own `VARIABLES` is set, where that folder cannot be written, without the
+    package filelock (JAX evicts nothing without it), nor for several processes on CPUs, whose
+    programs are bound to the run.
     """
-    settings = jax.config.values
-    chosen = settings['jax_compilation_cache_dir'] or not settings['jax_enable_compilation_cache']
     cpu = jax.default_backend() == 'cpu'
-    if chosen or (cpu and jax.process_count() > 1):
+    if any(name in os.environ for name in VARIABLES) or not importlib.util.find_spec('filelock'):
         return
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hrnet_jax' / 'xla'
-    if cpu:  # A home folder may be shared by machines with other instructions.
-        cache /= hashlib.sha256(_processor().encode()).hexdigest()[:16]
+    if cpu and jax.process_count() > 1:
+        return
+    try:
+        cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+        cache = cache / 'hrnet_jax' / 'xla'
+        if cpu:  # A home folder may be shared by machines with other instructions.
+            cache /= hashlib.sha256(_processor().encode()).hexdigest()[:16]
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # nowhere to keep them: no reason to stop
+        return
+    if not os.access(cache, os.W_OK):
+        return
     jax.config.update('jax_compilation_cache_dir', str(cache))
-    if importlib.util.find_spec('filelock'):  # which JAX needs to evict
+    if 'JAX_COMPILATION_CACHE_MAX_SIZE' not in os.environ:
         jax.config.update('jax_compilation_cache_max_size', LIMIT)
 
 
 def _processor() -> str:
+    """What tells processors with other instructions apart."""
+    kinds = ('model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
-        return ' '.join(os.uname()[::4]) if hasattr(os, 'uname') else ''
-    return '\n'.join(sorted({line for line in lines if line.startswith(('model name', 'flags'))}))
+        lines = []
+    found = sorted({line for line in lines if line.startswith(kinds)})
+    return '\n'.join((platform.system(), platform.machine(), platform.processor(), *found))

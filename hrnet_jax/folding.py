@@ -8,6 +8,7 @@ import os
 import re
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from hrnet_jax.layers import EPSILON, Array, matmul_precision
 from hrnet_jax.models import Variables, variable_shapes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Folded:
     """A model without BatchNorm and its variables, {'params': ...}.
 
@@ -31,6 +32,8 @@ class Folded:
 
     def __call__(self, images: Array, method: str = '__call__') -> Any:
         """What the model's method of that name gives for (N, H, W, C) images, compiled."""
+        if isinstance(images, jax.core.Tracer):  # options are for the outermost program
+            return apply(self.model, self.variables, images, method)
         return _compiled(self.model, method)(self.variables, images)
 
 
@@ -44,9 +47,10 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     Args:
         model: an `HRNet` or `Classifier`, or another module with their fields and names.
         variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
-        platform: that it will run on, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
-            right on all.
+        platform: whose form is wanted, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
+            right on all, and lies on JAX's default device.
     """
+    variables = flax.core.unfreeze(variables)
     params = _fold(variables['params'], variables['batch_stats'])
     dtype = jnp.dtype(model.dtype).name
     plan = PLANS.get((platform or jax.default_backend(), dtype), {})
@@ -83,7 +87,8 @@ def apply(
     """
     n, few = images.shape[0], max(4, 2 * len(_cores()))
     with matmul_precision(model):
-        if not (in_pieces and getattr(model, 'winograd', False)) or n <= few:
+        tiled = in_pieces and images.ndim == 4 and getattr(model, 'winograd', False)
+        if not tiled or n <= few:
             return model.apply(variables, images, method=method)
         parts = -(-n // few)
         size = -(-n // parts)
@@ -139,10 +144,11 @@ def _stack(params: Variables) -> Variables:
     """Blocks of the same kind as one, with a leading axis: see `layers.looped`."""
     blocks: dict[str, list[Variables]] = {}
     result: Variables = {}
-    for name, node in params.items():
+    # Trees sort '10' before '2'.
+    for name, node in sorted(params.items(), key=lambda item: (len(item[0]), item[0])):
         if found := re.fullmatch(r'(branches_\d+)_\d+|(layer1)_[1-9]\d*', name):
             blocks.setdefault(found[1] or found[2], []).append(node)
-        elif any(isinstance(value, dict) for value in node.values()):
+        elif isinstance(node, dict):
             result[name] = _stack(node)
         else:
             result[name] = node

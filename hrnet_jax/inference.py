@@ -40,6 +40,8 @@ def predict(
     """The `topk` most probable classes of each image, most probable first.
 
     Args:
+        model, variables: folded here, unless they are those of `hrnet_jax.fold`; give these for
+            many calls.
         images: uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or PIL images, of any
             sizes; a uint8 array (N, H, W, 3) will do. Not normalised: `transform` does that.
         topk: at most the number of classes.
@@ -61,6 +63,8 @@ def predict(
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f'images are a list, or an array (N, H, W, 3), not of shape {images.shape}')
     size = min(batch_size, len(images))
+    if not len(images):
+        return []
     if not model.folded:
         fast = fold(model, variables)
         model, variables = fast.model, fast.variables

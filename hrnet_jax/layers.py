@@ -61,6 +61,8 @@ class Options:
             raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
         if self.bn_group_size is not None and self.bn_group_size < 1:
             raise UserError(f'bn_group_size must be at least 1, or None, not {self.bn_group_size}')
+        if not self.folded and (self.winograd or self.channel_multiple != 1):
+            raise UserError('winograd and channel_multiple are for folded models: hrnet_jax.fold')
 
 
 class Configured(nn.Module):
@@ -168,7 +170,8 @@ def _moments(x: Array, groups: int, shift: Array | None) -> tuple[Array, Array]:
     """Mean and variance, (groups, C) each, of (N, H, W, C) in `groups` runs of images.
 
     Without `shift`, (C,), the variance takes a pass of its own, around the mean. With it, one pass
-    does for both; that loses digits where the mean is many deviations away from the shift.
+    does for both; that loses digits where the mean is many deviations away from the shift (over
+    32 maps of 112 x 112, at 10 deviations 1e-5 of the variance, at 100 1e-3, at 1000 a tenth).
     """
 
     def mean(values: Array) -> Array:

@@ -3,7 +3,8 @@
 Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
 2016): a tile of 4x4 outputs takes 36 products a pair of channels instead of 144, as 36 matrix
 products over all tiles. Between convolutions a map stays cut into tiles, so that the transforms
-read and write long rows. Errors are those of float32 sums; not for lower precisions.
+read and write long rows. Rounding errors are about eight times those of a direct sum (in float32
+5e-6 of the largest value); not for lower precisions.
 
 Tiles are (4, 4, N, ceil(H / 4), ceil(W / 4) * C): row and column inside the tile come first.
 """
@@ -61,8 +62,9 @@ def split(x: Array) -> Array:
 def join(tiles: Array, size: tuple[int, int]) -> Array:
     """Tiles -> (N, *size, C)."""
     n, rows, columns = *tiles.shape[2:4], -(-size[1] // TILE)
-    x = tiles.reshape((TILE, TILE, n, rows, columns, -1)).transpose((2, 3, 0, 4, 1, 5))
-    x = x.reshape((n, TILE * rows, TILE * columns, -1))
+    channels = tiles.shape[-1] // columns
+    x = tiles.reshape((TILE, TILE, n, rows, columns, channels)).transpose((2, 3, 0, 4, 1, 5))
+    x = x.reshape((n, TILE * rows, TILE * columns, channels))
     return x[:, : size[0], : size[1]]
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 # Nothing is left in the user's folders, and no test depends on the one before.
-os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 # PyTorch's threads of two workers wait for each other: a step took 25 times as long with two.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +18,7 @@ from rules import close, image, weight
 
 import hrnet_jax
 from hrnet_jax import folding, winograd
+from hrnet_jax.archs import Arch
 from hrnet_jax.models import create_model, init, variable_shapes
 
 SIZES = ((8, 4), (7, 7), (14, 10), (5, 9), (1, 1), (2, 13))
@@ -65,7 +71,7 @@ def test_winograd_is_the_convolution(size, bits):
         got = winograd.convolve(tiles, winograd.transform_kernel(kernel), jnp.asarray(bias), size)
         assert got.dtype == x.dtype
         assert (
-            close(winograd.join(got, size), np.asarray(wanted) + bias) < {32: 5e-6, 64: 1e-14}[bits]
+            close(winograd.join(got, size), np.asarray(wanted) + bias) < {32: 2e-5, 64: 1e-13}[bits]
         )
 
 
@@ -126,17 +132,93 @@ def test_many_images_go_in_pieces(narrow, monkeypatch):
     pieces = jax.make_jaxpr(functools.partial(folding.apply, fast.model))(fast.variables, x)
     assert 'f32[3,4,32,32,3]' in str(pieces)
     whole = fast.model.apply(fast.variables, x)
-    assert close(fast(x), whole) < 1e-6
+    assert close(fast(x), whole) < 1e-5
     assert [m.shape[0] for m in fast(x, 'features')] == [11] * 4
 
 
-def test_options_that_the_compiler_does_not_know(monkeypatch):
-    """Are left out: releases differ."""
+def test_more_than_ten_equal_blocks():
+    """The tenth follows the ninth, though '10' sorts before '9'."""
+    arch = Arch('mine', (6, 12, 24, 48), (12, 12), (1, 1, 1), (11, 1, 1), 4, (16, 32, 48, 64), 64)
+    model = create_model(arch, 10)
+    variables = rule_made(variable_shapes(model))
+    x = jnp.asarray(image(4, 2, 32, 32))
+    fast = hrnet_jax.fold(model, flax.core.freeze(variables), 'cpu')
+    branch = fast.variables['params']['backbone']['stage2_0']['branches_0']
+    assert branch['conv1']['bias'].shape == (11, 6)
+    assert close(fast(x), jax.jit(model.apply)(variables, x)) < 1e-5
+
+
+def test_inside_programs_of_ones_own(narrow):
+    model, variables = narrow
+    fast = hrnet_jax.fold(model, variables)
+    x = jnp.asarray(image(5, 2, 32, 32))
+    assert close(jax.jit(fast)(x), fast(x)) < 1e-5
+    assert fast(x[:0]).shape == (0, 10)
+    for wrong in (x[0], x[..., :2]):
+        with pytest.raises(hrnet_jax.UserError, match='shape'):
+            fast(wrong)
+    with pytest.raises(hrnet_jax.UserError, match='folded'):
+        init(create_model('tiny', 10, winograd=True), jax.random.key(0))
+
+
+@pytest.fixture
+def fresh_options():
     folding._options_of_cpu.cache_clear()
+    yield
+    folding._options_of_cpu.cache_clear()
+
+
+def test_options_that_the_compiler_does_not_know(monkeypatch, fresh_options):
+    """Are left out: releases differ."""
     known = folding._options_of_cpu()
     assert known
     assert all(name.startswith('xla_cpu') for name in known)
     monkeypatch.setattr(folding, 'CPU_OPTIONS', {'xla_cpu_of_tomorrow': True})
     folding._options_of_cpu.cache_clear()
     assert folding._options_of_cpu() is None
-    folding._options_of_cpu.cache_clear()
+
+
+KEEP = """
+import os, sys
+from hrnet_jax import compilation
+import jax
+{before}
+compilation.keep()
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+"""
+
+
+HOMELESS = """
+from pathlib import Path
+def home(): raise RuntimeError
+Path.home = home
+"""
+
+
+@pytest.mark.parametrize(
+    ('before', 'environment', 'kept'),
+    [
+        ('', {}, True),
+        ('', {'JAX_COMPILATION_CACHE_MAX_SIZE': '1000'}, True),
+        ('', {'XDG_CACHE_HOME': '/proc/nowhere'}, False),
+        ('', {'JAX_ENABLE_COMPILATION_CACHE': 'false'}, False),
+        (HOMELESS, {'XDG_CACHE_HOME': ''}, False),
+    ],
+)
+def test_programs_are_kept(before, environment, kept, tmp_path):
+    """In the user's cache folder, unless told not to; without a folder there is no cache."""
+    given = {k: v for k, v in os.environ.items() if not k.startswith('JAX_')}
+    given |= {'JAX_PLATFORMS': 'cpu', 'XDG_CACHE_HOME': str(tmp_path)} | environment
+    done = subprocess.run(
+        [sys.executable, '-c', KEEP.format(before=before)],
+        env=given | {'PYTHONPATH': str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    folder, size = done.stdout.split()
+    assert folder.startswith(f'{tmp_path}/hrnet_jax/xla/') == kept
+    if kept:
+        limit = int(environment.get('JAX_COMPILATION_CACHE_MAX_SIZE', 2 * 2**30))
+        assert int(size) == limit

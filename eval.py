@@ -34,7 +34,7 @@ def parser() -> cli.Parser:
     p.add_argument(
         '--batch-size',
         type=int,
-        help='images a step, over all devices and hosts; None: 128, on CPUs 32',
+        help='images a step, over all devices and hosts; None: 128, on CPUs 16',
     )
     p.add_argument(
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
@@ -76,20 +76,20 @@ def main() -> None:
                 f'the checkpoint {meta["num_classes"]}'
             )
         classes = data.competing_classes(source, args.data_dir)
+        args.batch_size = args.batch_size or (16 if jax.default_backend() == 'cpu' else 128)
+        total = min(args.limit or source.num_examples, source.num_examples)
+        batch = local_batch(min(args.batch_size, total))
+        # Decoding has begun while the model is loaded.
+        batches = data.batches(
+            source, transform, batch, jax.process_index(), jax.process_count(), args.limit
+        )
         fast = fold(
             *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
         )
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
-
-    args.batch_size = args.batch_size or (32 if jax.default_backend() == 'cpu' else 128)
-    total = min(args.limit or source.num_examples, source.num_examples)
-    batch = local_batch(min(args.batch_size, total))
     distributed.require_same(examples=total, batch_size=args.batch_size)
-    batches = data.batches(
-        source, transform, batch, jax.process_index(), jax.process_count(), args.limit
-    )
     share = -(-total // jax.process_count())
     steps = -(-share // batch)
     result = evaluate(

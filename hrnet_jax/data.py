@@ -74,7 +74,7 @@ def batches(
     process_count: int = 1,
     limit: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The share of one process, in as many batches on every process.
+    """The share of one process, in as many batches on every process; decoding begins at once.
 
     Labels are checked against their file names in passing: that covers every example that counts
     and costs nothing, where a pass of its own would read the whole set once more.
@@ -119,6 +119,7 @@ def _batches(
 
     options = tf.data.Options()
     options.deterministic = True
+    options.experimental_warm_start = True  # While the model is loaded and compiled.
     options.threading.max_intra_op_parallelism = 1  # Parallel over images, not inside one.
     records = source.records(first, stop)
     data = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
@@ -127,25 +128,30 @@ def _batches(
         name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
         for name, spec in data.element_spec.items()
     }
-    iterator, done = data.as_numpy_iterator(), 0
-    for _ in range(steps):
-        try:
-            batch = next(iterator, nothing)
-        except tf.errors.OpError as error:
-            raise _culprit(source, records.skip(done), transform, error) from error
-        check_labels(source, batch)
-        count = len(batch['label'])
-        done += count
-        yield {
-            'image': pad(batch['image']),
-            'label': pad(batch['label'], -1 if source.dataset.max_labels else 0),
-            'mask': np.arange(batch_size) < count,
-        }
-    if done != stop - first:
-        raise UserError(
-            f'{source.dataset.name}: its files hold {done} examples where dataset_info.json says '
-            f'{stop - first}; they are damaged, prepare it again'
-        )
+    iterator = data.as_numpy_iterator()
+
+    def checked() -> Iterator[dict[str, np.ndarray]]:
+        done = 0
+        for _ in range(steps):
+            try:
+                batch = next(iterator, nothing)
+            except tf.errors.OpError as error:
+                raise _culprit(source, records.skip(done), transform, error) from error
+            check_labels(source, batch)
+            count = len(batch['label'])
+            done += count
+            yield {
+                'image': pad(batch['image']),
+                'label': pad(batch['label'], -1 if source.dataset.max_labels else 0),
+                'mask': np.arange(batch_size) < count,
+            }
+        if done != stop - first:
+            raise UserError(
+                f'{source.dataset.name}: its files hold {done} examples where dataset_info.json '
+                f'says {stop - first}; they are damaged, prepare it again'
+            )
+
+    return checked()
 
 
 def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray | None:

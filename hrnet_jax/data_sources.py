@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -336,13 +337,28 @@ def _official_labels(tfds: Any) -> Mapping[str, int]:
 
 def tensorflow() -> Any:
     """The module, kept off the accelerators, which are JAX's."""
-    import tensorflow as tf
+    with _without_keras():
+        import tensorflow as tf
 
     for kind in ('GPU', 'TPU'):
         # An error means that someone used TensorFlow before: its devices are settled.
         with contextlib.suppress(RuntimeError):
             tf.config.set_visible_devices([], kind)
     return tf
+
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """TensorFlow looks for Keras while it is imported: two of five seconds, for nothing used here.
+    Who asks for `tf.keras` later gets it."""
+    if {'tensorflow', 'keras'} & sys.modules.keys():
+        yield
+        return
+    sys.modules['keras'] = None  # type: ignore[assignment]  # how Python says: not installed
+    try:
+        yield
+    finally:
+        del sys.modules['keras']
 
 
 def brief(error: Exception) -> str:

@@ -116,14 +116,16 @@ def compiler_options(model: nn.Module) -> dict[str, Any] | None:
 
 @functools.lru_cache
 def _options_of_cpu() -> dict[str, Any] | None:
-    known = {}
-    for name, value in CPU_OPTIONS.items():
+    def known(options: dict[str, Any]) -> bool:
         try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-            known[name] = value
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
         except jax.errors.JaxRuntimeError:  # releases of XLA differ in their options
-            pass
-    return known or None
+            return False
+        return True
+
+    if known(CPU_OPTIONS):
+        return CPU_OPTIONS
+    return {name: value for name, value in CPU_OPTIONS.items() if known({name: value})} or None
 
 
 def _cores() -> set[int]:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from hrnet_jax import cli
-from hrnet_jax.preprocess import Transform, evaluation_image, resize_crop
+from hrnet_jax.pixels import evaluation_image
+from hrnet_jax.preprocess import Transform, resize_crop
 
 if TYPE_CHECKING:
     import tensorflow as tf

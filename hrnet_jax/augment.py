@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from hrnet_jax.preprocess import Transform, reader, resize_crop_tf
+from hrnet_jax.pixels import reader, resize_crop_tf
+from hrnet_jax.preprocess import Transform
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -16,10 +16,12 @@ from hrnet_jax.data_sources import (
     brief,
     open_folder,
     open_tfds,
+    opened,
     tensorflow,
 )
 from hrnet_jax.errors import UserError
-from hrnet_jax.preprocess import Transform, evaluation_image
+from hrnet_jax.pixels import evaluation_image
+from hrnet_jax.preprocess import Transform
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -110,6 +112,7 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     tf = tensorflow()
 
+    @tf.autograph.experimental.do_not_convert  # There is nothing to convert, and it takes a second.
     def decode(record):
         return {**record, 'image': evaluation_image(record['image'], transform)}
 
@@ -128,7 +131,7 @@ def _batches(
         name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
         for name, spec in data.element_spec.items()
     }
-    iterator = data.as_numpy_iterator()
+    iterator = opened(data)
 
     def checked() -> Iterator[dict[str, np.ndarray]]:
         done = 0

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,9 @@ class Source:
     def records(self, first: int, stop: int) -> tf.data.Dataset:
         """These examples in their fixed order, undecoded: image (string), label (int32, scalar or
         (max_labels,)), original (int32) and name (string)."""
-        parallel = tensorflow().data.AUTOTUNE
-        return self.raw(first, stop).map(self.parse, num_parallel_calls=parallel)
+        tf = tensorflow()
+        parse = tf.autograph.experimental.do_not_convert(self.parse)
+        return self.raw(first, stop).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def open_folder(path: str, split: str | None) -> Source:
@@ -234,7 +236,7 @@ def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, An
         table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
         # Several files at once: one alone is too slow from remote storage.
         data = table.interleave(
-            read,
+            tf.autograph.experimental.do_not_convert(read),
             cycle_length=16 if seed is None else _TOGETHER,
             block_length=16,
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -359,6 +361,21 @@ def _without_keras() -> Iterator[None]:
         yield
     finally:
         del sys.modules['keras']
+
+
+def opened(data: tf.data.Dataset) -> Iterator[Any]:
+    """`data.as_numpy_iterator()`, closed at the latest when Python begins to end: after that its
+    threads, which run Python to decode some images, are waited for without an end."""
+    held = [data.as_numpy_iterator()]
+
+    def elements() -> Iterator[Any]:
+        nothing = object()
+        while held and (element := next(held[0], nothing)) is not nothing:
+            yield element
+
+    result = elements()
+    weakref.finalize(result, held.clear)
+    return result
 
 
 def brief(error: Exception) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from hrnet_jax.augment import rand_augment, random_flip, random_resized_crop
 from hrnet_jax.data import check_labels
-from hrnet_jax.data_sources import Source, brief, tensorflow
+from hrnet_jax.data_sources import Source, brief, opened, tensorflow
 from hrnet_jax.errors import UserError
 from hrnet_jax.recipes import Recipe
 
@@ -121,15 +121,16 @@ class TrainData:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # Parallel over images, not inside one.
+        example = functools.partial(self._example, epoch, first)
         data = (
             marked.enumerate()
-            .map(functools.partial(self._example, epoch, first), tf.data.AUTOTUNE)
+            .map(tf.autograph.experimental.do_not_convert(example), tf.data.AUTOTUNE)
             .ignore_errors()
             .batch(size)
             .prefetch(2)
             .with_options(options)
         )
-        iterator = data.as_numpy_iterator()
+        iterator = opened(data)
         return itertools.chain([next(iterator)], iterator)
 
     def _epoch(

@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from hrnet_jax import augment, pixels
+from hrnet_jax import augment
+from hrnet_jax import pixels as filters
 from hrnet_jax.augment import OPERATIONS
 
 BEFORE_13 = int(PIL.__version__.split('.')[0]) < 13
@@ -165,7 +166,7 @@ def test_a_whole_square_is_resized():
 def test_large_pictures_are_filtered_in_pieces(monkeypatch):
     encoded = imagenet.jpeg(1)
     whole = crop(64)(encoded, (0, 3)).numpy()
-    monkeypatch.setattr(pixels, '_LARGE', 1000)
+    monkeypatch.setattr(filters, '_LARGE', 1000)
     pieces = augment.random_resized_crop(tf.constant(encoded), (0, 3), size=64).numpy()
     np.testing.assert_array_equal(pieces, whole)
 

@@ -1,11 +1,12 @@
 """HRNet in JAX: Flax modules, converted PyTorch weights, exact evaluation."""
 
 from hrnet_jax.archs import Arch, list_models
-from hrnet_jax.backbone import HRNet
+from hrnet_jax.backbone import FeatureInfo, HRNet
 from hrnet_jax.checkpoint import load
 from hrnet_jax.errors import UserError
 from hrnet_jax.folding import Folded, fold
 from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.heads.features import FeatureMaps
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
@@ -15,6 +16,8 @@ __all__ = [
     '__version__',
     'Arch',
     'Classifier',
+    'FeatureInfo',
+    'FeatureMaps',
     'Folded',
     'HRNet',
     'Prediction',

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from hrnet_jax import winograd
-from hrnet_jax.archs import Arch
+from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import (
     Array,
@@ -94,41 +94,65 @@ _Module = _traced_once(HRModule)
 _Remat = _traced_once(nn.remat(HRModule, static_argnums=(2,)))
 
 
+class FeatureInfo(NamedTuple):
+    """One map that a network returns: what it is called, its channels, and its stride."""
+
+    name: str
+    channels: int
+    stride: int
+
+
 class HRNet(Configured):
     """The HRNet backbone: (N, H, W, in_channels) -> four maps at strides 4, 8, 16 and 32.
 
     H and W must be multiples of 32 unless `upsample` is one of the bilinear ways.
 
     Attributes:
-        arch: the sizes, an entry of `hrnet_jax.archs.ARCHS` or your own `Arch`.
+        arch: the sizes: a name of `list_models()` or your own `Arch`.
         in_channels: of the images; checked.
-        outputs: maps returned: four, or one for pose networks.
+        outputs: branches that the last module fuses: four, or one for pose networks.
+        out_indices: the maps that are returned: 0 is the stem's first (stride 2), 1 to 4 are the
+            branches; by default all branches that there are.
         remat: recompute each HRModule in the backward pass instead of keeping its activations.
-        dtype, param_dtype, bn_group_size, upsample, align_corners: see `layers.Options`.
+        dtype, param_dtype, bn_group_size, frozen_norm, upsample, align_corners: see
+            `layers.Options`.
         folded, winograd, channel_multiple: set by `hrnet_jax.fold`.
     """
 
-    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
+    arch: Arch | str
     in_channels: int = 3
     outputs: int = 4
     remat: bool = False
+    out_indices: tuple[int, ...] | None = None
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Of the maps that are returned, in their order."""
+        arch = get_arch(self.arch)
+        known = [FeatureInfo('stem', arch.stem, 2)]
+        for i, channels in enumerate(arch.channels[: self.outputs]):
+            known.append(FeatureInfo(f'branch{i}', channels, 4 * 2**i))
+        chosen = range(1, len(known)) if self.out_indices is None else self.out_indices
+        if not chosen or not set(chosen) <= set(range(len(known))):
+            raise UserError(f'out_indices {tuple(chosen)} are not all of 0 to {len(known) - 1}')
+        return tuple(known[i] for i in chosen)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> tuple[Array, ...]:
-        """Returns maps (N, H / s, W / s, arch.channels[i]) for s = 4, 8, 16, 32.
+        """Returns maps (N, H / stride, W / stride, channels), as `feature_info` says.
 
         Raises:
             UserError: for images of a shape that does not fit.
         """
-        arch, opts = self.arch, self.opts
+        arch, opts, info = get_arch(self.arch), self.opts, self.feature_info
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
         module = _Remat if self.remat else _Module
 
         def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
             return nn.relu(conv_norm(x, features, 3, names, opts, train, stride))
 
-        x = conv(images, arch.stem, ('conv1', 'bn1'))
-        x = conv(x, arch.stem, ('conv2', 'bn2'))
+        stem = conv(images, arch.stem, ('conv1', 'bn1'))
+        x = conv(stem, arch.stem, ('conv2', 'bn2'))
         blocks, planes = arch.layer1
         x = Bottleneck(planes, True, opts, name='layer1_0')(x, train)
         if opts.winograd and blocks > 1:
@@ -157,7 +181,8 @@ class HRNet(Configured):
                     opts,
                     name=f'stage{stage}_{m}',
                 )(maps, train)
-        return tuple(x[..., :width] for x, width in zip(maps, arch.channels, strict=False))
+        known = {4 * 2**i: x for i, x in enumerate(maps)} | {2: stem}
+        return tuple(known[stride][..., :channels] for _, channels, stride in info)
 
 
 def check_images(shape: tuple[int, ...], channels: int, multiples: bool) -> None:

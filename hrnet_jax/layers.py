@@ -38,6 +38,8 @@ class Options:
         dtype: computation of convolutions; statistics and logits are never below float32.
         param_dtype: storage of parameters.
         bn_group_size: images that share training statistics; None for the whole batch.
+        frozen_norm: BatchNorm keeps its running statistics in training, and uses them (for
+            fine-tuning with small batches).
         folded: BatchNorm is folded away; convolutions have a bias instead.
         winograd: 3x3 convolutions with stride 1 run by `hrnet_jax.winograd` (folded models only).
         channel_multiple: inside, the branches' channels are rounded up to it with zeros (folded).
@@ -50,6 +52,7 @@ class Options:
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     bn_group_size: int | None = 32
+    frozen_norm: bool = False
     folded: bool = False
     winograd: bool = False
     channel_multiple: int = 1
@@ -65,17 +68,18 @@ class Options:
             raise UserError('winograd and channel_multiple are for folded models: hrnet_jax.fold')
 
 
-class Configured(nn.Module):
+class Configured(nn.Module, kw_only=True):
     """A module with the fields of `Options`, given by keyword, and `opts` made of them."""
 
-    dtype: Any = dataclasses.field(default=Options.dtype, kw_only=True)
-    param_dtype: Any = dataclasses.field(default=Options.param_dtype, kw_only=True)
-    bn_group_size: int | None = dataclasses.field(default=Options.bn_group_size, kw_only=True)
-    folded: bool = dataclasses.field(default=Options.folded, kw_only=True)
-    winograd: bool = dataclasses.field(default=Options.winograd, kw_only=True)
-    channel_multiple: int = dataclasses.field(default=Options.channel_multiple, kw_only=True)
-    upsample: Upsample = dataclasses.field(default=Options.upsample, kw_only=True)
-    align_corners: bool = dataclasses.field(default=Options.align_corners, kw_only=True)
+    dtype: Any = Options.dtype
+    param_dtype: Any = Options.param_dtype
+    bn_group_size: int | None = Options.bn_group_size
+    frozen_norm: bool = Options.frozen_norm
+    folded: bool = Options.folded
+    winograd: bool = Options.winograd
+    channel_multiple: int = Options.channel_multiple
+    upsample: Upsample = Options.upsample
+    align_corners: bool = Options.align_corners
 
     @property
     def opts(self) -> Options:
@@ -151,7 +155,7 @@ class BatchNorm(nn.Module):
         # One pass over a map of few digits, around a value known before it: see `_moments`.
         shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
         x = x.astype(stat_dtype)
-        if not train:
+        if not train or o.frozen_norm:
             m, v = mean.value[None], var.value[None]
         else:
             groups = _groups(x.shape[0], o.bn_group_size)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch
-from hrnet_jax.backbone import HRNet
+from hrnet_jax.backbone import FeatureInfo, HRNet
 from hrnet_jax.layers import Array, Bottleneck, Configured, Options, at_least_float32, conv_norm
 
 
@@ -24,6 +24,11 @@ def linear_init(fan_in: int):
     return init
 
 
+def widen(x: Array, i: int, arch: Arch, opts: Options, train: bool) -> Array:
+    """The map of branch i with arch.head[i] channels, as layers of the module that calls this."""
+    return Bottleneck(arch.head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
+
+
 class ClassificationHead(nn.Module):
     """Four maps -> widened, joined from fine to coarse, pooled, classified."""
 
@@ -35,10 +40,7 @@ class ClassificationHead(nn.Module):
     def __call__(self, maps: tuple[Array, ...], train: bool, logits: bool = True) -> Array:
         """Returns (N, num_classes) logits, or the (N, arch.features) pooled features; float32."""
         opts, head = self.opts, self.arch.head
-        widened = [
-            Bottleneck(head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
-            for i, x in enumerate(maps)
-        ]
+        widened = [widen(x, i, self.arch, opts, train) for i, x in enumerate(maps)]
         y = widened[0]
         for i, x in enumerate(widened[1:]):
             names = (f'downsamp_modules_{i}_0', f'downsamp_modules_{i}_1')
@@ -67,10 +69,15 @@ class Classifier(Configured):
     Attributes: as of `hrnet_jax.HRNet`, and num_classes.
     """
 
-    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
+    arch: Arch
     num_classes: int = 1000
     in_channels: int = 3
     remat: bool = False
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Of the maps that `features` returns."""
+        return HRNet(self.arch, parent=None).feature_info
 
     def setup(self) -> None:
         self.backbone = HRNet(self.arch, self.in_channels, remat=self.remat, **vars(self.opts))

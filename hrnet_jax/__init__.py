@@ -10,6 +10,7 @@ from hrnet_jax.heads.features import FeatureMaps
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
+from hrnet_jax.transfer import Transferred, matching, transfer
 from hrnet_jax.version import __version__
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     'Folded',
     'HRNet',
     'Prediction',
+    'Transferred',
     'Transform',
     'UserError',
     'create_model',
@@ -28,5 +30,7 @@ __all__ = [
     'init',
     'list_models',
     'load',
+    'matching',
     'predict',
+    'transfer',
 ]

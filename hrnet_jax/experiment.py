@@ -28,6 +28,7 @@ from hrnet_jax.training import (
     make_schedule,
     make_train_step,
 )
+from hrnet_jax.transfer import transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,13 +228,11 @@ class Experiment:
         folder = checkpoint.find(str(self.recipe.init), self.model.arch.name)
         before = checkpoint.read_json(folder)['num_classes']
         _, loaded = checkpoint.load(folder, self.model.arch.name)
-        if before != self.num_classes:
-            loaded['params']['head']['classifier'] = fresh['params']['head']['classifier']
-        self.say(
-            f'init    {folder}'
-            + (f', last layer new for {self.num_classes} classes' * (before != self.num_classes))
-        )
-        return loaded
+        new = before != self.num_classes
+        variables, report = transfer(fresh, loaded, fresh='^head/classifier/' if new else ())
+        self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')
+        self.say(str(report))
+        return variables
 
     def _describe(self) -> dict[str, Any]:
         names = self.source.class_names

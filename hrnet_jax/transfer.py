@@ -1,0 +1,172 @@
+"""Weights of one network in another: a backbone in any model, a new head, other input channels."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.core
+import flax.traverse_util
+import jax
+import numpy as np
+
+from hrnet_jax import checkpoint
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import Variables
+
+log = logging.getLogger('hrnet_jax')
+
+Path = tuple[str, ...]
+_OF_A_BACKBONE = {'conv1', 'conv2', 'layer1_0', 'stage2_0', 'stage3_0', 'stage4_0'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transferred:
+    """What `transfer` did with each array, by its name in the target (`left`: in the source).
+
+    Attributes:
+        loaded: taken as they are.
+        adapted: taken, changed for another number of input channels.
+        initialised: as they were in the target: not in the source, or named by `fresh`.
+        left: of the source, without a place in the target or named by `fresh`.
+    """
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    initialised: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for field in dataclasses.fields(self):
+            names = getattr(self, field.name)
+            lines.append(f'{field.name:12}{len(names):6}  {_grouped(names)}'.rstrip())
+        return '\n'.join(lines)
+
+
+def transfer(
+    target: Variables,
+    source: Variables | str | os.PathLike,
+    *,
+    fresh: str | Sequence[str] = (),
+) -> tuple[Variables, Transferred]:
+    """`target` with the arrays of `source`; what was done is logged and returned.
+
+    The HRNet backbone is found wherever it is in either tree, so that a classifier's goes into any
+    model with an `HRNet` inside; what lies beside it (the head) is taken too where it has the same
+    name. The first kernel fits another number of input channels as timm does it
+    (`adapt_input_conv`): summed over the colours for one; else repeated, times 3 / channels.
+
+    Args:
+        target: {'params': ..., 'batch_stats': ...} of the model to fill, such as `init` gives.
+        source: variables, or the folder of a checkpoint: see `hrnet_jax.load`.
+        fresh: regular expressions; arrays whose name they match (`re.search`; for instance
+            'head/classifier') stay as they are in `target`.
+
+    Returns:
+        (variables, in the types of `target`; a `Transferred`).
+
+    Raises:
+        UserError: if either has no backbone or several, or if shapes differ, naming all of them.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = checkpoint.load(source)[1]
+    patterns = [re.compile(p) for p in ([fresh] if isinstance(fresh, str) else fresh)]
+    flat_target, flat_source = _flat(target), _flat(source)
+    theirs, ours = _backbone(flat_source, 'source'), _backbone(flat_target, 'target')
+    if theirs[-1:] == ours[-1:] == ('backbone',):  # what is beside it corresponds, too
+        theirs, ours = theirs[:-1], ours[:-1]
+    result: dict[Path, Any] = {}
+    done: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Transferred)}
+    problems, taken = [], set()
+    for (collection, *rest), leaf in flat_target.items():
+        path = tuple(rest)
+        key = (collection, *path)
+        from_ = (collection, *theirs, *path[len(ours) :])
+        name = '/'.join(path)
+        inside = path[: len(ours)] == ours and from_ in flat_source
+        if not inside or any(p.search(name) for p in patterns):
+            result[key] = leaf
+            done['initialised'].append(name)
+            continue
+        value, how = np.asarray(flat_source[from_]), 'loaded'
+        if value.shape != leaf.shape and path[-2:] == ('conv1', 'kernel') and value.ndim == 4:
+            value, how = _adapted(value, leaf.shape), 'adapted'
+        if value.shape != leaf.shape:
+            problems.append(f'{name} {value.shape} for {leaf.shape}')
+        taken.add(from_)
+        result[key] = jax.numpy.asarray(value, leaf.dtype)
+        done[how].append(name)
+    if problems:
+        raise UserError(
+            f'the source does not fit: {"; ".join(problems[:5])}'
+            f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; '
+            "name in fresh what is to stay as it is, such as fresh='head/classifier'"
+        )
+    done['left'] = ['/'.join(path[1:]) for path in flat_source if path not in taken]
+    report = Transferred(**{name: tuple(names) for name, names in done.items()})
+    log.info('weights transferred:\n%s', report)
+    return flax.traverse_util.unflatten_dict(result), report
+
+
+def matching(params: Variables, *patterns: str) -> Variables:
+    """The tree of `params` with True where a regular expression matches an array's name.
+
+    A mask for optax: `optax.masked(optax.set_to_zero(), hrnet_jax.matching(params, '^backbone/'))`
+    after the optimiser leaves these arrays as they are.
+
+    Raises:
+        UserError: if a pattern matches nothing.
+    """
+    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(params))
+    names = {path: '/'.join(path) for path in flat}
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names.values()):
+            raise UserError(f'{pattern!r} matches no array; names are like {names[min(names)]}')
+    found = {path: any(re.search(p, name) for p in patterns) for path, name in names.items()}
+    return flax.traverse_util.unflatten_dict(found)
+
+
+def _flat(variables: Variables) -> dict[Path, Any]:
+    return flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
+
+
+def _backbone(flat: dict[Path, Any], which: str) -> Path:
+    """Where in params the backbone is."""
+    children: dict[Path, set[str]] = collections.defaultdict(set)
+    for collection, *rest in flat:
+        if collection == 'params':
+            for i in range(len(rest) - 1):
+                children[tuple(rest[:i])].add(rest[i])
+    found = [path for path, names in children.items() if names >= _OF_A_BACKBONE]
+    if len(found) != 1:
+        places = ', '.join('/'.join(path) or 'the root' for path in found)
+        what = f'{len(found)} HRNet backbones: {places}' if found else 'no HRNet backbone'
+        raise UserError(f'the {which} holds {what}')
+    return found[0]
+
+
+def _adapted(kernel: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+    """(3, 3, 3, O) for other input channels; as it is where the rest differs, too."""
+    channels = wanted[2]
+    if kernel.shape[2] != 3 or kernel.shape[:2] + kernel.shape[3:] != wanted[:2] + wanted[3:]:
+        return kernel
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    repeated = np.tile(kernel, (1, 1, -(-channels // 3), 1))[:, :, :channels]
+    return repeated * np.asarray(3 / channels, kernel.dtype)
+
+
+def _grouped(names: Sequence[str]) -> str:
+    """Whole parts with their number of arrays; a few names are told apart."""
+    if len(names) <= 4:
+        return ', '.join(names)
+    counts = collections.Counter('/'.join(name.split('/')[:2]) for name in names)
+    if len(counts) > 8:
+        counts = collections.Counter(name.split('/')[0] for name in names)
+    return ', '.join(f'{part} ({count})' for part, count in counts.items())

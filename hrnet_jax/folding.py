@@ -45,7 +45,7 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     platform: `PLANS`.
 
     Args:
-        model: an `HRNet` or `Classifier`, or another module with their fields and names.
+        model: an `HRNet`, `FeatureMaps` or `Classifier`, or another module with their fields and names.
         variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
         platform: whose form is wanted, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
             right on all, and lies on JAX's default device.
@@ -57,7 +57,7 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     model = model.clone(folded=True, **plan)
     if plan:
         params = _stack(params) if model.winograd else params
-        params = jax.tree.map(_fit, params, variable_shapes(model)['params'])
+        params = _fitted(params, variable_shapes(model)['params'])
     return Folded(model, {'params': jax.device_put(params)})
 
 
@@ -138,6 +138,14 @@ def _cores() -> set[int]:
 def _compiled(model: nn.Module, method: str) -> Any:
     step = functools.partial(apply, model, method=method)
     return jax.jit(step, compiler_options=compiler_options(model))
+
+
+def _fitted(params: Variables, shapes: Variables) -> Variables:
+    """What `shapes` has of `params`: a feature extractor takes a classifier's variables."""
+    return {
+        name: _fitted(params[name], inner) if isinstance(inner, dict) else _fit(params[name], inner)
+        for name, inner in shapes.items()
+    }
 
 
 def _fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:

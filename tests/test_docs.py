@@ -1,0 +1,98 @@
+"""The code of README and docs runs, on `tiny` and small images instead of `w18` to save time."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+QUICK = '--image-size 32 --eval-resize 32 --eval-crop 32 --epochs 4 --batch-size 16'
+
+
+def blocks(page: str, language: str = 'python') -> list[str]:
+    found = re.findall(rf'```{language}\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
+    assert found
+    return [block.replace("'w18'", "'tiny'").replace('224', '64') for block in found]
+
+
+def run(page: str) -> dict:
+    scope: dict = {}
+    for block in blocks(page):
+        exec(compile(block, page, 'exec'), scope)
+    return scope
+
+
+def test_readme():
+    scope = run('README.md')
+    assert scope['logits'].shape == (2, 1000)
+    assert [m.shape[1] for m in scope['maps']] == [16, 8, 4, 2]
+    assert scope['pooled'].shape == (2, 64)
+    images = jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(scope['Landmarks']().init, jax.random.key(0), images)
+    assert shapes['params']['backbone'].keys() == scope['variables']['params']['backbone'].keys()
+
+
+def test_library(capsys):
+    scope = run('docs/library.md')
+    assert [m.shape[1] for m in scope['maps']] == [32, 16, 8, 4, 2]
+    assert 'initialised' in capsys.readouterr().out
+    assert scope['report'].adapted == ('backbone/conv1/kernel',)
+    assert set(scope['report'].initialised) == {'head/classifier/bias', 'head/classifier/kernel'}
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch):
+    """Two classes of scans of digits, and the converted digits checkpoint as converted/tiny."""
+    sys.path.append(str(ROOT / 'examples'))
+    from digits import scans
+
+    for split, folder, count in (('train', 'train', 40), ('test', 'val', 20)):
+        images, labels = scans()[split]
+        for digit, name in enumerate(('daisy', 'rose')):
+            place = tmp_path / 'flowers' / folder / name
+            place.mkdir(parents=True)
+            for i, pixels in enumerate(images[labels == digit][:count]):
+                Image.fromarray(pixels[..., 0]).resize((40, 40)).save(place / f'{i}.jpg')
+    monkeypatch.chdir(tmp_path)
+    python(f'-m convert {ROOT}/examples/tiny_digits.pth --out converted')
+    return tmp_path
+
+
+def python(arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *shlex.split(arguments)],
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fine_tuning(flowers, capsys):
+    commands = [block.replace('w18', 'tiny') for block in blocks('docs/finetune.md', 'sh')]
+    outputs = []
+    for command in commands[:2]:
+        arguments = command.replace('python ', f'{ROOT}/', 1)
+        outputs.append(python(f'{arguments} {QUICK}' if 'train.py' in command else arguments))
+    assert re.search(r'initialised +2 .*head/classifier', outputs[0])
+    scope = run('docs/finetune.md')
+    confusion = scope['confusion']
+    assert confusion.sum() == 40
+    assert f'top-1{100 * np.trace(confusion) / 40:15.3f}' in outputs[1]
+    assert np.trace(confusion) >= 36
+    assert Image.open('confusion.png').size > (300, 200)
+    assert 'rose' in python(commands[2].replace('python ', f'{ROOT}/', 1))
+    python(commands[3].replace('python ', '', 1))
+    assert Path('flowers.safetensors').stat().st_size > 10_000

@@ -40,8 +40,8 @@ def predict(
     """The `topk` most probable classes of each image, most probable first.
 
     Args:
-        model, variables: folded here, unless they are those of `hrnet_jax.fold`; give these for
-            many calls.
+        model: folded here, unless it is that of `hrnet_jax.fold`; give that for many calls.
+        variables: the model's.
         images: uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or PIL images, of any
             sizes; a uint8 array (N, H, W, 3) will do. Not normalised: `transform` does that.
         topk: at most the number of classes.

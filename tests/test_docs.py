@@ -50,6 +50,10 @@ def test_library(capsys):
     assert set(scope['report'].initialised) == {'head/classifier/bias', 'head/classifier/kernel'}
 
 
+def test_quick_start():
+    assert run('docs/index.md')['logits'].shape == (1, 1000)
+
+
 @pytest.fixture
 def flowers(tmp_path, monkeypatch):
     """Two classes of scans of digits, and the converted digits checkpoint as converted/tiny."""

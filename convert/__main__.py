@@ -1,4 +1,7 @@
-"""python -m convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to."""
+"""hrnet-convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to.
+
+`python -m convert` is the same.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ FORMATS = ('.pth', '.safetensors')
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog='python -m convert', description=__doc__)
+    # What argparse makes of `python -m convert` before Python 3.14 is no command.
+    p = cli.Parser(description=__doc__)
+    p.prog = 'python -m convert' if p.prog == '__main__.py' else p.prog
     p.add_argument(
         'source',
         metavar='SRC',
@@ -214,5 +219,9 @@ def _class_names(file: str | None) -> list[str] | None:
         raise UserError(f'cannot read --class-names {file}: {error}') from None
 
 
-if __name__ == '__main__':
+def entry() -> None:
     cli.run(main)
+
+
+if __name__ == '__main__':
+    entry()

@@ -108,7 +108,7 @@ class HRNet(Configured):
         folded, winograd, channel_multiple: set by `hrnet_jax.fold`.
     """
 
-    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
+    arch: Arch
     in_channels: int = 3
     outputs: int = 4
     remat: bool = False

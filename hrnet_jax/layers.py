@@ -65,17 +65,17 @@ class Options:
             raise UserError('winograd and channel_multiple are for folded models: hrnet_jax.fold')
 
 
-class Configured(nn.Module):
+class Configured(nn.Module, kw_only=True):
     """A module with the fields of `Options`, given by keyword, and `opts` made of them."""
 
-    dtype: Any = dataclasses.field(default=Options.dtype, kw_only=True)
-    param_dtype: Any = dataclasses.field(default=Options.param_dtype, kw_only=True)
-    bn_group_size: int | None = dataclasses.field(default=Options.bn_group_size, kw_only=True)
-    folded: bool = dataclasses.field(default=Options.folded, kw_only=True)
-    winograd: bool = dataclasses.field(default=Options.winograd, kw_only=True)
-    channel_multiple: int = dataclasses.field(default=Options.channel_multiple, kw_only=True)
-    upsample: Upsample = dataclasses.field(default=Options.upsample, kw_only=True)
-    align_corners: bool = dataclasses.field(default=Options.align_corners, kw_only=True)
+    dtype: Any = Options.dtype
+    param_dtype: Any = Options.param_dtype
+    bn_group_size: int | None = Options.bn_group_size
+    folded: bool = Options.folded
+    winograd: bool = Options.winograd
+    channel_multiple: int = Options.channel_multiple
+    upsample: Upsample = Options.upsample
+    align_corners: bool = Options.align_corners
 
     @property
     def opts(self) -> Options:

@@ -67,7 +67,7 @@ class Classifier(Configured):
     Attributes: as of `hrnet_jax.HRNet`, and num_classes.
     """
 
-    arch: Arch  # type: ignore[misc]  # the fields before it are by keyword
+    arch: Arch
     num_classes: int = 1000
     in_channels: int = 3
     remat: bool = False

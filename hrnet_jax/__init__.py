@@ -6,6 +6,7 @@ from hrnet_jax.checkpoint import load
 from hrnet_jax.errors import UserError
 from hrnet_jax.folding import Folded, fold
 from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.hub import push as push_to_hub
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
@@ -26,4 +27,5 @@ __all__ = [
     'list_models',
     'load',
     'predict',
+    'push_to_hub',
 ]

@@ -1,4 +1,7 @@
-"""python -m convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to."""
+"""hrnet-convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to.
+
+`python -m convert` is the same.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import hrnet_jax
-from convert import readers
+from convert import folders, readers
 from convert.conversion import Converted, array, convert, official_names, to_torch
 from convert.layouts import LAYOUTS
 from hrnet_jax import checkpoint, cli
@@ -15,7 +17,6 @@ from hrnet_jax.archs import ARCHS, list_models
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.files import refuse_existing, replacing
-from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import SUPPORT, Transform
 from hrnet_jax.published import PUBLISHED, Published, recognise
 
@@ -24,7 +25,9 @@ FORMATS = ('.pth', '.safetensors')
 
 
 def parser() -> cli.Parser:
-    p = cli.Parser(prog='python -m convert', description=__doc__)
+    # What argparse makes of `python -m convert` before Python 3.14 is no command.
+    p = cli.Parser(description=__doc__)
+    p.prog = 'python -m convert' if p.prog == '__main__.py' else p.prog
     p.add_argument(
         'source',
         metavar='SRC',
@@ -93,25 +96,10 @@ def from_file(args: Any) -> None:
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
     transform = (known.transform if known else Transform()).override(*edges)
-    meta = {
-        **checkpoint.describe(model),
-        'hrnet_jax': hrnet_jax.__version__,
-        'transform': transform.to_json(),
-        'published': known.to_json() if known else None,
-        'class_names': names,
-        'source': {
-            'file': source.path.name,
-            'origin': source.origin if source.origin.startswith('hf:') else source.path.name,
-            'sha256': source.sha256,
-            'container': source.container,
-            'layout': done.layout,
-            'head_bias': done.head_bias,
-        },
-    }
+    meta = folders.describe(source, done, known, transform, names)
     if args.verify:
-        verify(model, done, source.tensors)
+        verify(checkpoint.model_of(meta), done, source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
     for note in (*source.notes, *done.notes):
         print(f'note: {note}')
@@ -214,5 +202,9 @@ def _class_names(file: str | None) -> list[str] | None:
         raise UserError(f'cannot read --class-names {file}: {error}') from None
 
 
-if __name__ == '__main__':
+def entry() -> None:
     cli.run(main)
+
+
+if __name__ == '__main__':
+    entry()

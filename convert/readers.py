@@ -15,6 +15,7 @@ import numpy as np
 from convert.formats import checked_digest, recognise
 from convert.pickles import Inert, LazyTensor
 from hrnet_jax.errors import UserError
+from hrnet_jax.hub_files import download
 
 _DEPTH = 3  # of mappings in mappings
 _SHOWN = 6  # names in a message
@@ -33,13 +34,6 @@ _EXTRAS = re.compile(
 # Counters of averaged models, and the image statistics of OpenMMLab.
 _DROPPED = ('n_averaged', 'steps', 'data_preprocessor.mean', 'data_preprocessor.std')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
-_HUB_ERRORS = {
-    'LocalEntryNotFoundError': 'the hub cannot be reached and the file is not in the cache',
-    'EntryNotFoundError': f'the repository has neither {" nor ".join(_HUB_FILES)}',
-    'GatedRepoError': 'its owner must let you in: ask on its page, then run `hf auth login`',
-    'RepositoryNotFoundError': 'no such repository; if it is private, run `hf auth login` first',
-    'RevisionNotFoundError': 'the repository has no such revision',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +70,7 @@ def read(source: str | os.PathLike) -> Source:
     if not origin:
         raise UserError('the name of the checkpoint is empty')
     try:
-        path = _download(origin) if origin.startswith('hf:') else Path(origin)
+        path = download(origin, _HUB_FILES) if origin.startswith('hf:') else Path(origin)
         reader = recognise(path)
         sha256 = checked_digest(path)
         try:
@@ -169,30 +163,3 @@ def _shown(key: Any) -> str:
 def _some(names: list[str]) -> str:
     more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     return ', '.join(names[:_SHOWN]) + more
-
-
-def _download(origin: str) -> Path:
-    """The local copy of a repository's weights."""
-    match = re.fullmatch(r'hf:(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?', origin)
-    if not match:
-        raise UserError('is no repository: write hf:OWNER/REPO or hf:OWNER/REPO@REVISION')
-    try:
-        from huggingface_hub import hf_hub_download
-    except ModuleNotFoundError:
-        raise UserError('needs a package that is missing: pip install huggingface_hub') from None
-    failure, kinds = None, []
-    for name in _HUB_FILES:
-        # Where nobody answered to the first name, half a minute of tries is enough.
-        offline = 'LocalEntryNotFoundError' in kinds
-        try:
-            return Path(
-                hf_hub_download(match[1], name, revision=match[2], local_files_only=offline)
-            )
-        except Exception as error:
-            failure = error
-            kinds = [kind.__name__ for kind in type(error).__mro__]
-            if 'EntryNotFoundError' not in kinds:  # the other file may be there, or in the cache
-                break
-    known = [_HUB_ERRORS[kind] for kind in kinds if kind in _HUB_ERRORS]
-    reason = known[0] if known else ' '.join(f'{kinds[0]}: {failure}'.split())
-    raise UserError(f'cannot be downloaded: {reason}') from failure

@@ -7,6 +7,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.folding import Folded, fold
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.heads.features import FeatureMaps
+from hrnet_jax.hub import push as push_to_hub
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
@@ -32,5 +33,6 @@ __all__ = [
     'load',
     'matching',
     'predict',
+    'push_to_hub',
     'transfer',
 ]

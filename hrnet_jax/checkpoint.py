@@ -40,7 +40,7 @@ _REMEDY = '; convert again, or take another step of the run'
 
 
 def save(
-    path: str | os.PathLike, variables: Variables, meta: dict[str, Any], force: bool = False
+    path: str | os.PathLike[str], variables: Variables, meta: dict[str, Any], force: bool = False
 ) -> None:
     """Writes a checkpoint folder, whole or not at all.
 
@@ -81,7 +81,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         '--ckpt',
         required=True,
         metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in it',
+        help='converted checkpoint, or the folder of it; or a training folder, or a step in it; or '
+        'hf:OWNER/REPO',
     )
     p.add_argument(
         '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
@@ -90,7 +91,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 
 def entries(tree: Variables) -> dict[str, Any]:
     """Path -> shape, type and digest of each array."""
-    return {name: _entry(np.asarray(leaf)) for name, leaf in _named(tree)}
+    return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -108,14 +109,19 @@ def describe(model: Classifier) -> dict[str, Any]:
     }
 
 
-def find(path: str | os.PathLike, arch: str | None = None) -> Path:
+def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
     """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
 
     Of a training folder, that of the step with the best evaluation; before the first, the last.
+    Of `hf:OWNER/REPO`, what `hub.fetch` has made of it.
 
     Raises:
         UserError: if there is none, or several and nothing says which.
     """
+    if os.fspath(path).startswith('hf:'):
+        from hrnet_jax import hub
+
+        return hub.fetch(os.fspath(path))
     path = Path(path)
     if (path / JSON).is_file() or (path / workdir.META).is_file():
         return path
@@ -144,7 +150,7 @@ def find(path: str | os.PathLike, arch: str | None = None) -> Path:
     raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The description of the checkpoint folder `path`.
 
     Raises:
@@ -179,13 +185,18 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def load(
-    path: str | os.PathLike, arch: str | None = None, *, weights: str | None = None, **options: Any
+    path: str | os.PathLike[str],
+    arch: str | None = None,
+    *,
+    weights: str | None = None,
+    **options: Any,
 ) -> tuple[Classifier, Variables]:
     """The model and the variables of a converted checkpoint, or of a training run.
 
     Args:
         path: a checkpoint folder, or a folder with checkpoint folders in it; or a training folder,
-            or one step of it (WORKDIR/checkpoints/STEP).
+            or one step of it (WORKDIR/checkpoints/STEP); or `hf:OWNER/REPO[@REVISION]`, PyTorch's
+            or of `push_to_hub`: downloaded and converted once, then in the user's cache.
         arch: which one; refused where the checkpoint is of another architecture.
         weights: of a training run, 'ema' or 'raw'; by default the averaged ones if there are any.
         **options: for the model: dtype, remat, ...: see `create_model`.
@@ -227,7 +238,7 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
     """
     _check_shapes(path.parent, expected, target)
     tree = _restore(path, target)
-    damaged = [name for name, leaf in _named(tree) if _entry(leaf) != expected[name]]
+    damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
     if damaged:
         raise UserError(
             f'{path.parent} is damaged: {", ".join(damaged[:5])}'
@@ -272,16 +283,19 @@ def first_line(error: Exception) -> str:
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
-    expected = {name: list(leaf.shape) for name, leaf in _named(shapes)}
+    if wrong := differing(arrays, shapes):
+        raise Misfit(f'{folder} does not fit what it is read for: it differs at {", ".join(wrong)}')
+
+
+def differing(arrays: dict[str, Any], shapes: Variables) -> list[str]:
+    """Paths, at most five, at which the `entries` are not of these shapes."""
+    expected = {name: list(leaf.shape) for name, leaf in named(shapes)}
     got = {name: entry['shape'] for name, entry in arrays.items()}
-    if got != expected:
-        wrong = sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
-        raise Misfit(
-            f'{folder} does not fit what it is read for: it differs at {", ".join(wrong[:5])}'
-        )
+    return sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))[:5]
 
 
-def _named(tree: Variables) -> list[tuple[str, Any]]:
+def named(tree: Variables) -> list[tuple[str, Any]]:
+    """Path, such as 'params/backbone/conv1/kernel', and array, in the order of the tree."""
     flat = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
     return [('/'.join(str(k.key) for k in path), leaf) for path, leaf in flat]
 

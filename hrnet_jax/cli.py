@@ -6,12 +6,15 @@ import argparse
 import gc
 import logging
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from typing import Any, NoReturn, TypeVar
 
 from hrnet_jax.errors import UserError
+from hrnet_jax.version import __version__
 
 T = TypeVar('T')
 # Module -> what to install for it.
@@ -32,11 +35,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        others = (f'{name} {metadata.version(name)}' for name in ('jax', 'flax'))
+        print(f'hrnet_jax {__version__} ({", ".join(others)}, Python {platform.python_version()})')
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with defaults in its help and one line for each mistake."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
+        self.add_argument('--version', action=_Version, nargs=0, help='print versions and exit')
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')

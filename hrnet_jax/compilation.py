@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from hrnet_jax.files import cache_folder
+
 LIMIT = 2 * 2**30  # bytes; then the programs unused for longest go
 VARIABLES = ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE')
 
@@ -27,8 +29,7 @@ def keep() -> None:
     if cpu and jax.process_count() > 1:
         return
     try:
-        cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-        cache = cache / 'hrnet_jax' / 'xla'
+        cache = cache_folder() / 'xla'
         if cpu:  # A home folder may be shared by machines with other instructions.
             cache /= hashlib.sha256(_processor().encode()).hexdigest()[:16]
         cache.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,15 @@ from pathlib import Path
 from hrnet_jax.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Where this program may keep what it can make again: $XDG_CACHE_HOME or ~/.cache, of the user.
+
+    Raises:
+        RuntimeError: without a home folder.
+    """
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hrnet_jax'
+
+
 def refuse_existing(path: Path, force: bool, marker: str | None = None) -> None:
     """Raises UserError where `path` exists, unless `force` is set and it is of the kind to replace.
 

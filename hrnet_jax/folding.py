@@ -45,7 +45,7 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     platform: `PLANS`.
 
     Args:
-        model: an `HRNet`, `FeatureMaps` or `Classifier`, or another module with their fields and names.
+        model: an `HRNet`, `FeatureMaps` or `Classifier`, or a module with their fields and names.
         variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
         platform: whose form is wanted, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
             right on all, and lies on JAX's default device.

@@ -1,58 +1,15 @@
-"""The Hugging Face hub, played by a server on loopback."""
+"""Weights from the Hugging Face hub, played by a server on loopback."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import http.server
 import json
-import os
-import subprocess
 import sys
-import threading
 
+import hub
 import huggingface_hub
 import pytest
 import torch
-from checkpoints import ROOT, message, save
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What a download needs of the hub; `files` has bytes by repository, revision, name."""
-
-    files: dict = {}  # noqa: RUF012
-    asked: list = []  # noqa: RUF012
-
-    def do_HEAD(self):
-        repository, _, rest = self.path[1:].partition('/resolve/')
-        revision, _, name = rest.partition('/')
-        self.asked.append((repository, revision, name))
-        known = {key[:2] for key in self.files}
-        error = (
-            ('GatedRepo', 403) if repository == 'timm/gated'
-            else ('RepoNotFound', 401) if repository not in {key[0] for key in known}
-            else ('RevisionNotFound', 404) if (repository, revision) not in known
-            else ('EntryNotFound', 404) if (repository, revision, name) not in self.files
-            else None
-        )  # fmt: skip
-        data = b'' if error else self.files[repository, revision, name]
-        self.send_response(error[1] if error else 200)
-        if error:
-            self.send_header('X-Error-Code', error[0])
-        self.send_header('X-Repo-Commit', '0123456789' * 4)
-        self.send_header('ETag', f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header('Content-Length', str(len(data)))
-        self.end_headers()
-        return data
-
-    def do_GET(self):
-        data = self.do_HEAD()
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
+from checkpoints import message, save
 
 SCRIPT = """
 import json, sys
@@ -72,49 +29,24 @@ print(json.dumps(answers))
 
 
 def in_subprocess(tmp_path, endpoint, *origins, **env):
-    env = {name: value for name, value in os.environ.items() if not name.startswith('HF_')} | {
-        **{
-            'HF_ENDPOINT': endpoint,
-            'HF_HUB_CACHE': str(tmp_path / 'hub'),
-            'HF_HOME': str(tmp_path),
-        },
-        **{'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_TELEMETRY': '1', 'NO_PROXY': '127.0.0.1'},
-        **env,
-    }
-    done = subprocess.run(
-        [sys.executable, '-c', SCRIPT, *origins],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(hub.run(SCRIPT, tmp_path, endpoint, *origins, **env))
 
 
 def test_hub(tmp_path):
     one, two = {'a': torch.tensor([1.0])}, {'a': torch.tensor([2.0])}
     st = save(one, tmp_path / 'x.safetensors', 'safetensors').read_bytes()
     old = save({'state_dict': two}, tmp_path / 'x.bin').read_bytes()
-    Hub.files = {
+    files = {
         ('timm/both', 'main', 'model.safetensors'): st,
         ('timm/both', 'main', 'pytorch_model.bin'): old,
         ('timm/bin', 'v1.0', 'pytorch_model.bin'): old,
         ('timm/none', 'main', 'README.md'): b'',
     }
-    Hub.asked = []
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f'http://127.0.0.1:{server.server_address[1]}'
     names = ('both', 'bin@v1.0', 'none', 'bin@v2', 'gated', 'absent')
-    try:
+    with hub.serve(files) as (endpoint, asked):
         both, binary, *errors = in_subprocess(
             tmp_path, endpoint, *(f'hf:timm/{name}' for name in names)
         )
-    finally:
-        server.shutdown()
-        server.server_close()
     assert both == ['model.safetensors', 'hf:timm/both', {'a': [1.0]}]
     assert binary == ['pytorch_model.bin', 'hf:timm/bin@v1.0', {'a': [2.0]}]
     reasons = (
@@ -125,7 +57,7 @@ def test_hub(tmp_path):
     )
     for name, reason, error in zip(names[2:], reasons, errors, strict=True):
         assert error == f'UserError: hf:timm/{name} cannot be downloaded: {reason}'
-    assert ('timm/both', 'main', 'pytorch_model.bin') not in Hub.asked
+    assert ('timm/both', 'main', 'pytorch_model.bin') not in asked
     # Nobody answers any more: what is in the cache still loads.
     answers = in_subprocess(
         tmp_path, endpoint, 'hf:timm/both', 'hf:timm/bin@v1.0', 'hf:timm/new', HF_HUB_OFFLINE='1'

@@ -1,0 +1,59 @@
+"""The checkpoint folder of a converted file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convert import readers
+from convert.conversion import Converted, convert
+from hrnet_jax import checkpoint
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import create_model
+from hrnet_jax.preprocess import Transform
+from hrnet_jax.published import Published, recognise
+from hrnet_jax.version import __version__
+
+
+def describe(
+    source: readers.Source,
+    done: Converted,
+    known: Published | None,
+    transform: Transform,
+    class_names: list[str] | None,
+) -> dict[str, Any]:
+    """The JSON of the checkpoint: see `hrnet_jax.checkpoint`."""
+    model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
+    return {
+        **checkpoint.describe(model),
+        'hrnet_jax': __version__,
+        'transform': transform.to_json(),
+        'published': known.to_json() if known else None,
+        'class_names': class_names,
+        'source': {
+            'file': source.path.name,
+            'origin': source.origin if source.origin.startswith('hf:') else source.path.name,
+            'sha256': source.sha256,
+            'container': source.container,
+            'layout': done.layout,
+            'head_bias': done.head_bias,
+        },
+    }
+
+
+def write(origin: str, folder: Path) -> None:
+    """Converts a file, or `hf:OWNER/REPO`, to a folder, as the command does without flags.
+
+    Raises:
+        UserError: if it cannot be read, or is no HRNet.
+    """
+    source = readers.read(origin)
+    try:
+        done = convert(source.tensors)
+    except UserError as error:
+        raise UserError(f'{origin}: {error}') from error
+    known = recognise(None, origin)
+    if known and (known.arch, 1000) != (done.arch.name, done.num_classes):
+        known = None  # a file of another content under a published name
+    transform = known.transform if known else Transform()
+    checkpoint.save(folder, done.variables, describe(source, done, known, transform, None))

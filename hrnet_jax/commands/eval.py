@@ -1,0 +1,168 @@
+"""hrnet-eval --arch A --ckpt DIR: the accuracy of a converted checkpoint; or python eval.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hrnet_jax import checkpoint, cli, compilation, data, distributed, files
+from hrnet_jax.backbone import STRIDE
+from hrnet_jax.errors import UserError
+from hrnet_jax.evaluation import Result, evaluate, local_batch
+from hrnet_jax.folding import fold
+from hrnet_jax.preprocess import SUPPORT, Transform
+from hrnet_jax.published import expected
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(description=__doc__)
+    checkpoint.add_arguments(p)
+    p.add_argument(
+        '--dataset',
+        help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders; '
+        "None: a training folder's own, or imagenet2012",
+    )
+    p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
+    p.add_argument(
+        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+    )
+    p.add_argument(
+        '--batch-size',
+        type=int,
+        help='images a step, over all devices and hosts; None: 128, on CPUs 16',
+    )
+    p.add_argument(
+        '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
+    )
+    p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    p.add_argument('--json', metavar='FILE', help='write the result there')
+    p.add_argument('--resize', type=int, help="shorter edge in pixels, instead of the checkpoint's")
+    p.add_argument(
+        '--crop', type=int, help="edge of the central square, instead of the checkpoint's"
+    )
+    p.add_argument('--interpolation', choices=list(SUPPORT), help="instead of the checkpoint's")
+    distributed.add_arguments(p)
+    return p
+
+
+def main() -> None:
+    args = parser().parse_args()
+    for name in ('batch_size', 'limit'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if args.json:
+        files.refuse_unwritable(Path(args.json))
+    distributed.start(args)
+    compilation.keep()
+    with distributed.together():
+        folder = checkpoint.find(args.ckpt, args.arch)
+        meta = checkpoint.read_json(folder)
+        transform = transform_of(args, meta)
+        if args.dataset is None:
+            recipe = meta.get('training', {}).get('recipe', {})
+            args.dataset = recipe.get('dataset', 'imagenet2012')
+            args.split = args.split or recipe.get('eval_split')
+        # Opened before the model is loaded: its mistakes are the cheapest to find.
+        source = data.open_dataset(args.dataset, args.split, args.data_dir)
+        if (source.num_classes or meta['num_classes']) != meta['num_classes']:
+            raise UserError(
+                f'{args.dataset} has {source.num_classes} classes, '
+                f'the checkpoint {meta["num_classes"]}'
+            )
+        classes = data.competing_classes(source, args.data_dir)
+        args.batch_size = args.batch_size or (16 if jax.default_backend() == 'cpu' else 128)
+        total = min(args.limit or source.num_examples, source.num_examples)
+        batch = local_batch(min(args.batch_size, total))
+        # Decoding has begun while the model is loaded.
+        batches = data.batches(
+            source, transform, batch, jax.process_index(), jax.process_count(), args.limit
+        )
+        fast = fold(
+            *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
+        )
+    main_process = distributed.is_main()
+    for note in source.notes if main_process else ():
+        print(f'note: {note}')
+    distributed.require_same(examples=total, batch_size=args.batch_size)
+    share = -(-total // jax.process_count())
+    steps = -(-share // batch)
+    result = evaluate(
+        fast.model,
+        fast.variables,
+        cli.progress(batches, total=steps, desc=args.dataset) if main_process else batches,
+        transform,
+        classes=classes,
+    )
+    if result.seen != total:
+        raise RuntimeError(f'counted {result.seen} of {total} images')
+    if main_process:
+        report(args, meta, source, transform, result, total)
+
+
+def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
+    """The checkpoint's transform with what the flags override."""
+    return Transform.from_json(meta['transform']).override(
+        args.resize, args.crop, args.interpolation, STRIDE
+    )
+
+
+def report(
+    args: argparse.Namespace,
+    meta: dict[str, Any],
+    source: data.Source,
+    transform: Transform,
+    result: Result,
+    total: int,
+) -> None:
+    """Prints the table and writes the JSON."""
+    name, partial = source.dataset.name, source.is_partial or total < source.num_examples
+    published = None if partial else expected(meta['published'], transform, name)
+    rows = (('top-1', result.top1), ('top-5', result.top5))
+    known = (meta['published'] or {}).get('name')
+    if 'training' in meta:
+        print(f'step {meta["training"]["step"]} of a run with train.py')
+    print(
+        f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
+        f'split {source.split or "-"}, resized to {transform.resize}, cropped to {transform.crop}'
+    )
+    if partial:
+        whole = max(source.dataset.num_examples or 0, source.num_examples)
+        print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
+    print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
+    correct = (result.top1_correct, result.top5_correct)
+    for i, (label, percent) in enumerate(rows):
+        theirs = (
+            f'{published[i]:11.3f}{percent - published[i]:+12.3f}'
+            if published
+            else f'{"-":>11}{"-":>12}'
+        )
+        print(f'{label:10}{percent:10.3f}{correct[i]:10,}{theirs}')
+    print(f'{"examples":10}{result.num_examples:10,}')
+    if args.json:
+        content = {
+            'arch': meta['arch']['name'],
+            'dataset': name,
+            'split': source.split,
+            'num_examples': result.num_examples,
+            'top1': result.top1,
+            'top5': result.top5,
+            'top1_correct': result.top1_correct,
+            'top5_correct': result.top5_correct,
+            'partial': partial,
+            'published': list(published) if published else None,
+            'transform': transform.to_json(),
+            'dtype': args.dtype,
+            'checkpoint': (meta['published'] or {}).get('name'),
+            'source_sha256': meta['source']['sha256'],
+        }
+        files.write(args.json, json.dumps(content, indent=1) + '\n')
+
+
+def entry() -> None:
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""hrnet-train --arch A --recipe R --workdir W: trains HRNet, on one device or a pod.
+
+`python train.py` is the same. Start it once on every host. It may be killed at any moment: the same
+command goes on from the last checkpoint, and the result is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+import traceback
+import zlib
+from pathlib import Path
+
+from hrnet_jax import cli, compilation, distributed, recipes
+from hrnet_jax.archs import list_models
+from hrnet_jax.errors import UserError
+
+
+def parser(recipe: recipes.Recipe) -> cli.Parser:
+    p = cli.Parser(description=__doc__, epilog=recipes.describe())
+    p.add_argument('--arch', choices=list_models(), required=True, help='network')
+    p.add_argument(
+        '--recipe',
+        choices=list(recipes.RECIPES),
+        default='official',
+        help='see below; --recipe R --help shows its defaults',
+    )
+    p.add_argument(
+        '--workdir',
+        required=True,
+        help='training folder; the same for all hosts, on shared storage',
+    )
+    p.add_argument(
+        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+    )
+    recipes.add_arguments(p.add_argument_group('recipe', 'what the result depends on'), recipe)
+    g = p.add_argument_group('run', 'what the result does not depend on')
+    g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
+    g.add_argument('--log-every', type=int, default=50, help='steps between records')
+    g.add_argument('--checkpoint-steps', type=int, default=2000, help='steps between checkpoints')
+    g.add_argument('--checkpoint-minutes', type=float, default=15.0, help='and at most so long')
+    g.add_argument('--keep', type=int, default=2, help='last checkpoints kept, beside the best')
+    g.add_argument('--stop-at', type=int, metavar='STEP', help='end there, to go on another time')
+    g.add_argument('--tensorboard', action=argparse.BooleanOptionalAction, default=True,
+                   help='write WORKDIR/tensorboard')  # fmt: skip
+    g.add_argument('--wandb', metavar='PROJECT', help='log to Weights & Biases too')
+    g.add_argument('--profile', type=int, nargs=2, metavar=('FIRST', 'LAST'),
+                   help='trace these steps into WORKDIR/profile')  # fmt: skip
+    g.add_argument('--force', action='store_true', help='go on with another recipe than before')
+    distributed.add_arguments(p)
+    return p
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument('--recipe', default='official')
+    cls = recipes.RECIPES.get(first.parse_known_args()[0].recipe, recipes.Official)
+    args = parser(cls()).parse_args()
+    for name in ('log_every', 'checkpoint_steps', 'keep', 'stop_at', 'eval_batch_size'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if '://' in args.workdir:
+        raise UserError(
+            f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
+        )
+    recipe = recipes.from_arguments(cls, args)
+    if args.wandb and importlib.util.find_spec('wandb') is None:
+        raise UserError('wandb is missing: pip install wandb')
+    if args.profile and args.profile[0] >= args.profile[1]:
+        raise UserError(f'--profile {args.profile[0]} {args.profile[1]}: the first must come first')
+    distributed.start(args)
+    own = ('process_id', 'data_dir')  # may differ between hosts
+    shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
+    compilation.keep()
+    distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
+
+    # Imported after `start`, so that nothing has touched a device before it.
+    from hrnet_jax.experiment import Experiment, Options
+    from hrnet_jax.reporting import Reporter
+    from hrnet_jax.trainer import Trainer
+
+    reporter: Reporter | None = None
+
+    def say(line: str) -> None:
+        if reporter:
+            reporter.say(line)
+        elif distributed.is_main():
+            print(line, flush=True)
+
+    fields = {field.name for field in dataclasses.fields(Options)}
+    values = {name: value for name, value in vars(args).items() if name in fields}
+    profile = tuple(args.profile) if args.profile else None
+    options = Options(**values | {'workdir': Path(args.workdir), 'profile': profile})
+    experiment = Experiment(args.arch, recipe, options, say)
+    state = experiment.start()
+    step = int(state.step)
+    experiment.introduce(step)
+    with distributed.together():
+        if distributed.is_main():
+            reporter = Reporter(
+                options.workdir,
+                total_steps=experiment.total,
+                start_step=step,
+                tensorboard=options.tensorboard,
+                wandb=options.wandb,
+                config=experiment.config,
+            )
+            if 0 < step < experiment.total:
+                reporter.event(step, 'resumed', f'on {experiment.mesh.size} devices')
+    try:
+        code = Trainer(experiment, reporter).run(state)
+    except UserError:
+        raise
+    except Exception:
+        if distributed.alone():
+            raise
+        traceback.print_exc()
+        os._exit(1)  # an exit in order would wait for the others, who wait for this process
+    finally:
+        if reporter:
+            try:
+                reporter.close()
+            except Exception as error:  # must not hide what ended the run
+                print(f'warning: {error}', file=sys.stderr)
+    best = experiment.store.best()
+    if best is not None:
+        say(f'best    {experiment.store.top1[best]:.3f} % top-1 at step {best:,}')
+    if code:
+        sys.exit(code)
+
+
+def entry() -> None:
+    cli.run(main)

@@ -199,6 +199,7 @@ def main() -> None:
         crop=args.image_size, multiple=STRIDE
     )
     compilation.keep()
+    jax.config.update('jax_traceback_in_locations_limit', 0)  # no paths of this machine inside
     model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
     fast = fold_for(model, variables, platforms)
     program = export(

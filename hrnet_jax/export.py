@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -150,7 +151,7 @@ def difference(
         size = (n, *shape)
         x = random.integers(0, 256, size, np.uint8) if raw else random.standard_normal(size, 'f')
         got = np.asarray(call(x) if weights is None else call(weights, x))
-        pixels = normalize(x, transform) if raw else x
+        pixels = normalize(x, transform) if raw else jnp.asarray(x)
         # One at a time: one program for all, and any batch fits.
         wanted = np.concatenate([reference(pixels[i : i + 1]) for i in range(n)])
         # Of arrays, where NaN stays.

@@ -1,0 +1,246 @@
+"""Exported programs run with JAX alone, give the model's logits, and are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rules import close, image
+from test_predict import DIGITS, TRANSFORM
+
+import hrnet_jax
+from convert import from_torch
+from hrnet_jax import checkpoint, export
+from hrnet_jax.models import create_model
+from hrnet_jax.preprocess import normalize
+
+# In a process of its own: FILE INPUT OUTPUT, over and over.
+ALONE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split('.')[0] in ('hrnet_jax', 'flax', 'orbax'):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import jax.export, numpy, os
+try:
+    import hrnet_jax
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit('hrnet_jax can be imported')
+for i in range(1, len(sys.argv), 3):
+    file, images, out = sys.argv[i : i + 3]
+    program = jax.export.deserialize(bytearray(open(file, 'rb').read()))
+    arguments = [numpy.load(images)]
+    if os.path.exists(file + '.npz'):
+        arguments.insert(0, jax.device_put(dict(numpy.load(file + '.npz'))))
+    numpy.save(out, jax.jit(program.call)(*arguments))
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The converted digits checkpoint."""
+    folder = tmp_path_factory.mktemp('digits')
+    meta = checkpoint.describe(create_model('tiny', 10)) | {'transform': TRANSFORM.to_json()}
+    checkpoint.save(folder / 'tiny', from_torch(DIGITS)[1], meta)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def source(folder):
+    model, variables = hrnet_jax.load(folder)
+    return model, variables, jax.jit(model.apply)
+
+
+def read(path):
+    return jax.export.deserialize(bytearray(path.read_bytes()))
+
+
+def test_runs_with_jax_alone(command, folder, source, tmp_path):
+    model, variables, apply = source
+    several = ('--platforms', 'cpu,cuda,tpu')
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    images = {
+        'float': image(1, 5, 32, 32),
+        'wide': image(3, 2, 64, 64),
+        'pixels': pixels,
+    }
+    cases = {
+        'plain': ((), 'float'),
+        'fixed': (('--image-size', 64, '--batch', 2, *several), 'wide'),
+        'both': (('--weights-beside', '--preprocess', *several), 'pixels'),
+    }
+    for name, values in images.items():
+        np.save(tmp_path / f'{name}.npy', values)
+    arguments, wanted = [], {}
+    for name, (options, given) in cases.items():
+        file = tmp_path / name
+        code, out, err = command(export.main, '--ckpt', folder, '--out', file, *options)
+        assert code == 0, err
+        worst = re.search(r'on cpu, relative to the largest logit: (\S+)\n', out)
+        assert 0 < float(worst[1]) < 1e-5
+        assert (tmp_path / f'{name}.npz').exists() == ('--weights-beside' in options)
+        result = tmp_path / f'{name}_logits.npy'
+        arguments += [file, tmp_path / f'{given}.npy', result]
+        x = images[given]
+        x = normalize(x, TRANSFORM) if x.dtype == np.uint8 else x
+        wanted[result] = np.asarray(apply(variables, x))
+    done = subprocess.run(
+        [sys.executable, '-c', ALONE, *map(str, arguments)],
+        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for result, logits in wanted.items():
+        got = np.load(result)
+        assert got.dtype == np.float32
+        assert close(got, logits) < 1e-5, result.name
+    assert (tmp_path / 'both').stat().st_size < (tmp_path / 'plain').stat().st_size / 5
+    assert not re.search(rb'/\w+\.py', (tmp_path / 'plain').read_bytes())
+    with np.load(tmp_path / 'both.npz') as stored:
+        total = sum(array.size for array in stored.values())
+        assert 'params/backbone/conv1/kernel' in stored
+    plain = hrnet_jax.fold(model, variables, 'tpu').variables
+    assert total == sum(leaf.size for leaf in jax.tree.leaves(plain))
+
+
+def test_form_and_precision(source):
+    """The platform's own form for one, the plain one for several; float32 products are exact."""
+    model, variables, _ = source
+    programs = {
+        names: export.export(model, variables, image_size=32, platforms=names)
+        for names in (('cpu',), ('cpu', 'cuda', 'tpu'), ('cuda', 'rocm'))
+    }
+    for names, program in programs.items():
+        assert program.platforms == names
+        products = [
+            line
+            for line in program.mlir_module().splitlines()
+            if re.search(r'stablehlo\.(convolution|dot_general)', line)
+        ]
+        assert len(products) > 50
+        assert all(line.count('HIGHEST') == 2 for line in products)
+        tiled = any('tensor<36x' in line for line in products)
+        assert tiled == (names == ('cpu',))
+    assert str(programs['cpu',].in_avals[0].shape) == '(batch, 32, 32, 3)'
+
+
+def test_library(source):
+    model, variables, apply = source
+    x = image(4, 2, 32, 64)
+    fast = export.fold_for(model, variables, ['cpu'])
+    options = {'image_size': (32, 64), 'platforms': ['cpu', 'cpu'], 'weights_beside': True}
+    program = export.export(fast.model, fast.variables, **options)
+    assert program.platforms == ('cpu',)
+    weights = export.flat_weights(fast.variables)
+    call = jax.jit(program.call)
+    assert close(call(weights, x), apply(variables, x)) < 1e-5
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    assert not np.any(call(zeros, x))  # the weights are nowhere else
+
+    grey = create_model('tiny', 10, in_channels=1)
+    for changed, options, message in (
+        (model, {'platforms': ['gpu']}, "'gpu'; known: cpu, cuda, rocm, tpu"),
+        (model, {'platforms': []}, 'no platform'),
+        (model, {'image_size': 40}, 'multiple of 32'),
+        (model, {'image_size': -32}, 'at least 1'),
+        (model, {'batch': 0}, 'at least 1'),
+        (grey, {'transform': TRANSFORM}, '1 channels'),
+    ):
+        with pytest.raises(hrnet_jax.UserError, match=message):
+            export.export(changed, variables, **options)
+
+
+def test_weights_too_large_for_one_file(source, monkeypatch):
+    model, variables, _ = source
+    monkeypatch.setattr(export, 'LIMIT', 1000)
+    options = {'image_size': 32, 'platforms': ['tpu']}
+    with pytest.raises(hrnet_jax.UserError, match='beside'):
+        export.export(model, variables, **options)
+    export.export(model, variables, weights_beside=True, **options)
+
+
+def test_other_platforms_are_not_compared(command, folder, tmp_path):
+    out = tmp_path / 'tpu'
+    code, text, err = command(
+        export.main, '--ckpt', folder, '--out', out, '--platforms', 'tpu', '--batch', 8
+    )
+    assert code == 0, err
+    assert 'float32[8,32,32,3] -> float32[8,10], for tpu' in text
+    assert 'note: not compared with the model, because this machine runs cpu' in text
+    assert read(out).platforms == ('tpu',)
+
+
+@pytest.mark.parametrize('factor', [1.0001, np.nan])
+def test_a_program_that_differs_is_not_kept(refused, folder, tmp_path, monkeypatch, factor):
+    """Neither it nor its weights; what was there stays."""
+
+    def wrong(model, variables, platforms):
+        fast = fold_for(model, variables, platforms)
+        kernel = fast.variables['params']['head']['classifier']['kernel']
+        fast.variables['params']['head']['classifier']['kernel'] = kernel * factor
+        return fast
+
+    fold_for = export.fold_for
+    monkeypatch.setattr(export, 'fold_for', wrong)
+    out, beside = tmp_path / 'out', tmp_path / 'out.npz'
+    out.write_text('old')
+    beside.write_text('old')
+    arguments = ('--ckpt', folder, '--out', out, '--weights-beside', '--force')
+    assert 'differs from the model' in refused(export.main, *arguments, '--batch', 1)
+    assert (out.read_text(), beside.read_text()) == ('old', 'old')
+    assert sorted(tmp_path.iterdir()) == [out, beside]
+
+
+def test_wrong_arguments(refused, command, folder, tmp_path):
+    there, out = tmp_path / 'there', tmp_path / 'out'
+    (tmp_path / 'out2.npz').write_text('mine')
+    there.write_text('mine')
+    right = ('--ckpt', folder, '--out', out)
+    for arguments, part in (
+        (('--out', out), '--ckpt'),
+        ((*right, '--platforms', 'cpu,abacus'), "unknown platform 'abacus'; known: cpu, cuda"),
+        ((*right, '--platforms', ''), 'unknown platform'),
+        ((*right, '--batch', 0), '--batch 0'),
+        ((*right, '--batch', 'many'), '--batch many'),
+        ((*right, '--image-size', 33), 'not a multiple of 32'),
+        ((*right, '--image-size', 0), 'above 0'),
+        ((*right, '--weights', 'ema'), 'no averaged weights'),
+        ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
+        (('--ckpt', folder, '--out', there), 'there exists; remove it or give --force'),
+        (('--ckpt', folder, '--out', tmp_path / 'out2', '--weights-beside'), 'out2.npz exists'),
+        (('--ckpt', folder, '--out', tmp_path), f'cannot write {tmp_path}'),
+        (('--ckpt', folder, '--out', tmp_path / 'no' / 'out'), 'does not exist'),
+        (('--ckpt', tmp_path / 'none', '--out', out), 'does not exist'),
+    ):
+        assert part in refused(export.main, *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out2.npz', 'there']
+    assert there.read_text() == 'mine'
+    assert command(export.main, *right[:3], there, '--force', '--platforms', 'tpu')[0] == 0
+    assert read(there).out_avals[0].shape[1:] == (10,)
+
+
+def test_damaged_checkpoint(refused, source, tmp_path):
+    model, variables, _ = source
+    meta = checkpoint.describe(model) | {'transform': TRANSFORM.to_json()}
+    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    data = max((tmp_path / 'tiny').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    out = tmp_path / 'out'
+    assert 'damaged' in refused(export.main, '--ckpt', tmp_path / 'tiny', '--out', out)
+    assert not out.exists()

@@ -21,8 +21,9 @@ RATE, MOMENTUM = 0.1, 0.9
 @pytest.fixture(scope='module', autouse=True)
 def quick():
     """Compiles in a part of the time."""
-    with jax._src.config.disable_most_optimizations(True):
-        yield
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
@@ -90,7 +91,9 @@ def test_the_same_outputs(tiny, batch):
     def ours(module, images):
         return [module(images), module.features(images), module.embed(images)]
 
-    same(ours(from_linen(model, variables), batch[0]), linen(variables, batch[0]))
+    module = from_linen(model, variables)
+    same(ours(module, batch[0]), linen(variables, batch[0]))
+    same(module.variables(), variables)
 
 
 def test_backbones_and_folded_models(tiny, batch):
@@ -108,12 +111,11 @@ def test_backbones_and_folded_models(tiny, batch):
         module(batch[0], train=True)
 
 
-@pytest.mark.parametrize('graph', [None, False], ids=['graph', 'tree'])
-def test_training_as_linen_trains(tiny, batch, linen_steps, graph):
+def test_training_as_linen_trains(tiny, batch, linen_steps):
     """Losses, parameters and running statistics of two steps, to the bit."""
     module = from_linen(*tiny)
     optimizer = nnx.Optimizer(module, optax.sgd(RATE, MOMENTUM), wrt=nnx.Param)
-    step = nnx.jit(train_step) if graph is None else nnx.jit(train_step, graph=graph)
+    step = nnx.jit(train_step)
     for value, variables in linen_steps:
         same(step(module, optimizer, *batch), value)
         same(module.variables(), variables)
@@ -169,16 +171,12 @@ def test_part_of_a_module_of_ones_own(tiny, batch):
         different = [np.any(a != b) for a, b in zip(*pairs, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(tiny[1]), different)
 
-    step(detector, optimizer, batch[0])  # in evaluation, as a module is at first
-    now = changed()
-    assert not any(jax.tree.leaves(now['batch_stats']))
-    assert not any(jax.tree.leaves(now['params']['backbone']))
-    assert any(jax.tree.leaves(now['params']['head']['incre_modules_0_0']))
     detector.train()
     step(detector, optimizer, batch[0])
     now = changed()
     assert all(jax.tree.leaves(now['batch_stats']))
     assert not any(jax.tree.leaves(now['params']['backbone']))
+    assert any(jax.tree.leaves(now['params']['head']['incre_modules_0_0']))
     detector.eval()
     assert detector.network.use_running_average
 

@@ -1,16 +1,16 @@
-"""Milliseconds a call of a model in Flax NNX, by the ways there are to call it, beside Linen.
+"""What a call of a model through Flax NNX costs, by the ways there are to call it, beside Linen.
 
     taskset -c 0 python benchmarks/nnx_call.py --arch w18
 
-Two functions: one that adds up two numbers, so that what is left is the cost of handing over the
-model, and the logits of one image of 32 x 32. All ways take turns in one process; medians. JAX
-hands work over asynchronously: on an accelerator the first figure is hidden behind the computation
-where that takes longer.
+The function adds up two numbers, so that what is left is the cost of handing over the model; the
+network itself, once, gives the measure. All ways take turns in one process; medians. JAX hands
+work over asynchronously: an accelerator that computes for longer than that hides it.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -25,53 +25,41 @@ from hrnet_jax import cli
 from hrnet_jax.nnx import from_linen
 
 
-def ways(model: Any, variables: Any, images: Any, whole: bool) -> dict[str, Callable[[], Any]]:
-    """Name -> a call. `whole` is the network, otherwise two numbers of it and the images."""
+def ways(model: Any, variables: Any, images: Any) -> dict[str, Callable[[], Any]]:
+    """Name -> a call of a function of all arrays of the model that computes next to nothing."""
     module = from_linen(model, variables)
     graphdef, state = nnx.split(module)
-
-    def linen(variables, images):
-        if whole:
-            return model.apply(variables, images)
-        return variables['params']['backbone']['conv1']['kernel'][0, 0, 0, 0] + images[0, 0, 0, 0]
-
-    def ours(module, images):
-        if whole:
-            return module(images)
-        return module.params['backbone']['conv1']['kernel'][0, 0, 0, 0] + images[0, 0, 0, 0]
-
-    def bridge(module, images):
-        if whole:
-            return module(images)
-        return module.backbone['conv1']['kernel'][0, 0, 0, 0] + images[0, 0, 0, 0]
-
-    def jit(function):
-        return jax.jit(function, keep_unused=True)  # all arrays are looked at, as they would be
-
-    def merged(state, images):
-        return ours(nnx.merge(graphdef, state), images)
-
     to_nnx = nnx.bridge.ToNNX(model)
     for name, value in nnx.bridge.variables.linen_vars_to_nnx_attrs(variables).items():
         setattr(to_nnx, name, nnx.data(value))
 
-    apply, merge, direct = jit(linen), jit(merged), jit(ours)
-    graph = nnx.jit(ours, keep_unused=True)
+    def add(backbone: Any, images: Any) -> Any:
+        return backbone['conv1']['kernel'][0, 0, 0, 0] + images[0, 0, 0, 0]
+
+    def linen(variables: Any, images: Any) -> Any:
+        return add(variables['params']['backbone'], images)
+
+    def ours(module: Any, images: Any) -> Any:
+        return add(module.params['backbone'], images)
+
+    def merged(state: Any, images: Any) -> Any:
+        return ours(nnx.merge(graphdef, state), images)
+
+    def bridge(module: Any, images: Any) -> Any:
+        return add(module.backbone, images)
+
+    # A network uses all of its arrays.
+    jax_jit, nnx_jit = (functools.partial(jit, keep_unused=True) for jit in (jax.jit, nnx.jit))
     table = {
-        'jax.jit, the Linen model': lambda: apply(variables, images),
-        'jax.jit, split once, merge inside': lambda: merge(state, images),
-        'jax.jit, the module itself': lambda: direct(module, images),
-        'nnx.jit': lambda: graph(module, images),
-        'nnx.jit, nnx.bridge.ToNNX': functools.partial(
-            nnx.jit(bridge, keep_unused=True), to_nnx, images
-        ),
+        'jax.jit, Linen': (jax_jit(linen), variables),
+        'jax.jit, split once, merged inside': (jax_jit(merged), state),
+        'jax.jit, the module as an argument': (jax_jit(ours), module),
+        'nnx.jit': (nnx_jit(ours), module),
+        'nnx.jit of nnx.bridge.ToNNX': (nnx_jit(bridge), to_nnx),
     }
-    try:
-        tree = nnx.jit(ours, keep_unused=True, graph=False)
-    except TypeError:  # of later releases of Flax
-        return table
-    table['nnx.jit, graph=False'] = lambda: tree(module, images)
-    return table
+    if 'graph' in inspect.signature(nnx.jit).parameters:  # later releases of Flax
+        table['nnx.jit, graph=False'] = (nnx_jit(ours, graph=False), module)
+    return {name: functools.partial(f, first, images) for name, (f, first) in table.items()}
 
 
 def measured(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -94,16 +82,15 @@ def main() -> None:
     model = hrnet_jax.create_model(args.arch)
     variables = hrnet_jax.init(model, jax.random.key(0))
     images = jnp.zeros((1, 32, 32, 3))
-    columns = [
-        measured(ways(model, variables, images, whole), max(args.rounds, 1))
-        for whole in (False, True)
-    ]
-    arrays = len(jax.tree.leaves(variables))
+    rounds = max(args.rounds, 1)
+    call = functools.partial(jax.jit(model.apply), variables, images)
+    network = measured({'network': call}, rounds)['network']
+    calls = measured(ways(model, variables, images), rounds)
+    arrays, plain = len(jax.tree.leaves(variables)), next(iter(calls.values()))
     print(f'{args.arch}, {arrays} arrays, on {jax.devices()[0].device_kind}; milliseconds a call')
-    print(f'{"":36}{"handing over":>18}{"with the network":>22}')
-    for name in columns[0]:
-        cells = [(column[name], column[name] / next(iter(column.values()))) for column in columns]
-        print(f'{name:36}' + ''.join(f'{ms:13.2f} {ratio:6.2f}x' for ms, ratio in cells))
+    print(f'the network, one image of 32 x 32, Linen: {network:.2f}')
+    for name, ms in calls.items():
+        print(f'{name:36}{ms:8.2f}{ms / plain:8.1f} x Linen')
 
 
 if __name__ == '__main__':

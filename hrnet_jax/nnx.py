@@ -72,7 +72,7 @@ class Network(nnx.Module):
         trees = {'params': self.params}
         if self.batch_stats:
             trees['batch_stats'] = self.batch_stats
-        return jax.tree.map(lambda variable: variable.get_value(), trees, is_leaf=_is)
+        return jax.tree.map(lambda variable: variable[...], trees, is_leaf=_is)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """For `nnx.view`."""
@@ -112,4 +112,4 @@ def _is(x: Any) -> bool:
 
 
 def _set(variable: nnx.Variable, value: Array) -> None:
-    variable.set_value(value)
+    variable[...] = value

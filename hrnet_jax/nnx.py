@@ -112,4 +112,7 @@ def _is(x: Any) -> bool:
 
 
 def _set(variable: nnx.Variable, value: Array) -> None:
-    variable[...] = value
+    if hasattr(variable, 'set_value'):  # later releases; there the other writes into NumPy arrays
+        variable.set_value(value)
+    else:
+        variable[...] = value

@@ -83,9 +83,15 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
             start = (count + warmup) // steps_per_epoch * steps_per_epoch - warmup
             return by_step(jnp.maximum(start, 0))
 
-    if not warmup:
-        return main
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+    whole = main
+    if warmup:
+        whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+    def schedule(count):
+        with jax.numpy_dtype_promotion('standard'):  # Optax multiplies counters by floats
+            return whole(count)
+
+    return schedule
 
 
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:

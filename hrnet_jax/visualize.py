@@ -193,8 +193,8 @@ def find_class(wanted: str, names: Sequence[str]) -> int:
         raise UserError(f'class {wanted!r} is not one but {found}; give the number')
     if wanted.isdecimal() and int(wanted) < len(names):
         return int(wanted)
-    near = difflib.get_close_matches(wanted.casefold(), folded, 3)
-    near += [name for name in folded if wanted.casefold() in name and name not in near][:3]
+    near = [name for name in folded if wanted.casefold() in name]
+    near = near or difflib.get_close_matches(wanted.casefold(), folded, 3)
     hint = f'perhaps {", ".join(names[folded.index(name)] for name in near[:3])}; ' if near else ''
     raise UserError(f'unknown class {wanted!r}; {hint}or a number from 0 to {len(names) - 1}')
 

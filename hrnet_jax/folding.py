@@ -173,7 +173,7 @@ def _stack(params: Variables) -> Variables:
 
 def _fold(params: Variables, stats: Variables) -> Variables:
     result: Variables = {}
-    norms = {_convolution_of(name): name for name, node in stats.items() if 'mean' in node}
+    norms = {convolution_of(name): name for name, node in stats.items() if 'mean' in node}
     for name, node in params.items():
         if name in norms:
             norm, own = params[norms[name]], stats[norms[name]]
@@ -193,7 +193,7 @@ def _fold(params: Variables, stats: Variables) -> Variables:
     return result
 
 
-def _convolution_of(norm: str) -> str:
+def convolution_of(norm: str) -> str:
     """`bn2` follows `conv2`; `downsample_1` follows `downsample_0`."""
     if norm.startswith('bn'):
         return norm.replace('bn', 'conv')

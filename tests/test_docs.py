@@ -32,9 +32,10 @@ def run(page: str) -> dict:
     return scope
 
 
-def test_readme():
+def test_readme(standard_promotion):
     scope = run('README.md')
     assert scope['logits'].shape == (2, 1000)
+    assert float(scope['value']) > 0
     assert [m.shape[1] for m in scope['maps']] == [16, 8, 4, 2]
     assert scope['pooled'].shape == (2, 64)
     images = jnp.zeros((1, 64, 64, 3))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +103,21 @@ def test_fine_tuning(flowers, capsys):
     assert 'rose' in python(commands[2].replace('python ', f'{ROOT}/', 1))
     python(commands[3].replace('python ', '', 1))
     assert Path('flowers.safetensors').stat().st_size > 10_000
+
+
+def test_notebook(tmp_path, monkeypatch, capsys, standard_promotion):
+    """From top to bottom, in a folder of its own."""
+    for name in ('digits.py', 'tiny_digits.pth'):
+        shutil.copy(ROOT / 'examples' / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cells = json.loads((ROOT / 'examples/tour.ipynb').read_text())['cells']
+    scope: dict = {}
+    for i, cell in enumerate(cells):
+        if cell['cell_type'] == 'code':
+            exec(compile(''.join(cell['source']), f'tour.ipynb, cell {i}', 'exec'), scope)
+            assert not cell['outputs']
+    assert scope['accuracy'] > 0.98
+    assert scope['right'].mean() > 0.9
+    assert scope['logits'].shape == (4, 2)
+    assert '99.17 % of 599 scans' in capsys.readouterr().out

@@ -11,8 +11,8 @@ from hrnet_jax.hub import push as push_to_hub
 from hrnet_jax.inference import Prediction, predict
 from hrnet_jax.models import create_model, init
 from hrnet_jax.preprocess import Transform
-from hrnet_jax.transfer import Transferred, matching, transfer
 from hrnet_jax.version import __version__
+from hrnet_jax.weights import Transferred, matching, transfer
 
 __all__ = [
     '__version__',

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,15 +31,25 @@ from hrnet_jax.layers import (
 STRIDE = 32  # of the coarsest branch
 
 
-def _traced_once(layer: type[nn.Module]) -> Any:
+def _traced_once(layer: type[nn.Module]) -> Callable[..., nn.Module]:
     """`layer`, traced once for all that are equal; argument 2 is `train`, counted with self.
 
-    A training step is traced in a third of the time. XLA sees the same program.
+    A training step is traced in a third of the time; XLA sees the same program. Not where Flax
+    looks at or changes every call (interceptors, captured intermediates, tabulate): it would see
+    equal layers once, and what it made of them would stay.
     """
-    return nn.jit(layer, static_argnums=(2,))
+    once = nn.jit(layer, static_argnums=(2,))
+
+    def make(*args: Any, **kwargs: Any) -> nn.Module:
+        context = getattr(nn.module, '_context', None)
+        stacks = ('interceptor_stack', 'capture_stack', 'call_info_stack')
+        watched = any(len(getattr(context, name, ())) for name in stacks)
+        return (layer if watched else once)(*args, **kwargs)
+
+    return make
 
 
-_Block, _Bottleneck = _traced_once(BasicBlock), _traced_once(Bottleneck)
+_block, _bottleneck = _traced_once(BasicBlock), _traced_once(Bottleneck)
 
 
 class HRModule(nn.Module):
@@ -66,7 +77,7 @@ class HRModule(nn.Module):
                 branches.append(winograd.join(x, size))
                 continue
             for b in range(self.blocks):
-                x = _Block(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
+                x = _block(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
             branches.append(x)
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
 
@@ -90,8 +101,8 @@ class HRModule(nn.Module):
         return nn.relu(functools.reduce(operator.add, terms))
 
 
-_Module = _traced_once(HRModule)
-_Remat = _traced_once(nn.remat(HRModule, static_argnums=(2,)))
+_module = _traced_once(HRModule)
+_recomputed = _traced_once(nn.remat(HRModule, static_argnums=(2,)))
 
 
 class FeatureInfo(NamedTuple):
@@ -125,6 +136,11 @@ class HRNet(Configured):
     remat: bool = False
     out_indices: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.out_indices is not None:  # a list could not be hashed
+            object.__setattr__(self, 'out_indices', tuple(self.out_indices))
+        super().__post_init__()
+
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
         """Of the maps that are returned, in their order."""
@@ -133,8 +149,10 @@ class HRNet(Configured):
         for i, channels in enumerate(arch.channels[: self.outputs]):
             known.append(FeatureInfo(f'branch{i}', channels, 4 * 2**i))
         chosen = range(1, len(known)) if self.out_indices is None else self.out_indices
-        if not chosen or not set(chosen) <= set(range(len(known))):
-            raise UserError(f'out_indices {tuple(chosen)} are not all of 0 to {len(known) - 1}')
+        if not chosen or not set(chosen) <= set(range(len(known))) or len({*chosen}) < len(chosen):
+            raise UserError(
+                f'out_indices {tuple(chosen)} are not different ones of 0 to {len(known) - 1}'
+            )
         return tuple(known[i] for i in chosen)
 
     @nn.compact
@@ -146,7 +164,7 @@ class HRNet(Configured):
         """
         arch, opts, info = get_arch(self.arch), self.opts, self.feature_info
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
-        module = _Remat if self.remat else _Module
+        module = _recomputed if self.remat else _module
 
         def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
             return nn.relu(conv_norm(x, features, 3, names, opts, train, stride))
@@ -159,7 +177,7 @@ class HRNet(Configured):
             x = looped(Bottleneck(planes, False, opts, name='layer1'), blocks - 1, x, train)
         else:
             for b in range(1, blocks):
-                x = _Bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
+                x = _bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
 
         unit = self.channel_multiple
         channels = tuple(-(-width // unit) * unit for width in arch.channels)

@@ -28,7 +28,7 @@ from hrnet_jax.training import (
     make_schedule,
     make_train_step,
 )
-from hrnet_jax.transfer import transfer
+from hrnet_jax.weights import transfer
 
 
 @dataclasses.dataclass(frozen=True)

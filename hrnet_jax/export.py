@@ -1,6 +1,7 @@
 """python -m hrnet_jax.export --arch A --ckpt DIR --out FILE: the network as one program.
 
-FILE is StableHLO as `jax.export` writes it. It needs JAX alone, not hrnet_jax or Flax:
+FILE is StableHLO as `jax.export` writes it. It needs JAX alone (and flatbuffers, in which JAX reads
+and writes it), not hrnet_jax or Flax:
 
     import jax.export
     program = jax.export.deserialize(open('w18.stablehlo', 'rb').read())
@@ -19,7 +20,8 @@ jax.jit(program.call, compiler_options=...), with `hrnet_jax.folding.CPU_OPTIONS
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,23 @@ def export(
     number = jax.export.symbolic_shape('batch')[0] if batch is None else batch
     shape = (number, height, width, model.in_channels)
     images = jax.ShapeDtypeStruct(shape, np.uint8 if transform else np.float32)
-    if weights_beside:
-        return jax.export.export(jax.jit(logits), platforms=platforms)(weights, images)
     inside = jax.jit(lambda images: logits(weights, images))
-    return jax.export.export(inside, platforms=platforms)(images)
+    with _without_paths():
+        if weights_beside:
+            return jax.export.export(jax.jit(logits), platforms=platforms)(weights, images)
+        return jax.export.export(inside, platforms=platforms)(images)
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """No paths of this machine in the program."""
+    name = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def fold_for(model: Classifier, variables: Variables, platforms: Sequence[str] | None) -> Folded:
@@ -185,6 +200,8 @@ def parser() -> cli.Parser:
 
 def main() -> None:
     args = parser().parse_args()
+    if importlib.util.find_spec('flatbuffers') is None:
+        raise UserError('flatbuffers is missing: pip install flatbuffers')
     if args.batch != 'dynamic' and not (args.batch.isdecimal() and int(args.batch)):
         raise UserError(f'--batch {args.batch} is neither a number above 0 nor dynamic')
     batch = None if args.batch == 'dynamic' else int(args.batch)
@@ -199,7 +216,6 @@ def main() -> None:
         crop=args.image_size, multiple=STRIDE
     )
     compilation.keep()
-    jax.config.update('jax_traceback_in_locations_limit', 0)  # no paths of this machine inside
     model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
     fast = fold_for(model, variables, platforms)
     program = export(

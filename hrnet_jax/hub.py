@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import tempfile
 import urllib.parse
 from pathlib import Path
@@ -43,7 +42,6 @@ def fetch(origin: str) -> Path:
         place = _place(repository, revision)
         if _whole(place):
             return place
-        shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as temporary:
             made = Path(temporary) / 'checkpoint'
@@ -57,10 +55,12 @@ def fetch(origin: str) -> Path:
                 arrays = download(f'{PREFIX}{repository}@{described.parent.name}', FILES[:1])
                 variables = _read(arrays, meta)
                 checkpoint.save(made, variables, meta)
+            if not _whole(place):  # otherwise another process was first
+                _remove(place)
             try:
                 os.replace(made, place)
             except OSError:
-                if not _whole(place):  # otherwise another process was first
+                if not _whole(place):
                     raise
     except OSError as error:
         raise UserError(f'{origin}: cannot write {place}: {error.strerror or error}') from error
@@ -99,7 +99,11 @@ def push(
     Raises:
         UserError: if the variables are not the model's, or the hub refuses.
     """
-    repository, _ = parse(PREFIX + repository.removeprefix(PREFIX))
+    repository, named = parse(PREFIX + repository.removeprefix(PREFIX))
+    if revision and named and revision != named:
+        raise UserError(f'{repository}: push to {named} or to {revision}?')
+    revision = revision or named
+    cached = _place(repository, revision)
     try:
         import huggingface_hub as hub
         from safetensors.numpy import save_file
@@ -119,9 +123,14 @@ def push(
     meta |= {'class_names': list(class_names)} if class_names else {}
     if meta['class_names'] and len(meta['class_names']) != model.num_classes:
         raise UserError(f'{len(meta["class_names"])} class names for {model.num_classes} classes')
+    described = checkpoint.model_of(checkpoint.describe(model))  # what `load` will make of it
+    if model.folded or (model.upsample, model.align_corners) != ('nearest', False):
+        raise UserError(
+            'only models as `create_model` makes them can be pushed: not folded, nearest'
+        )
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), dict(variables))
     entries = checkpoint.entries(variables)
-    if wrong := checkpoint.differing(entries, variable_shapes(model)):
+    if wrong := checkpoint.differing(entries, variable_shapes(described)):
         raise UserError(f'the variables are not of this model: they differ at {", ".join(wrong)}')
     content = checkpoint.seal({**meta, **checkpoint.describe(model), 'arrays': entries})
     with tempfile.TemporaryDirectory() as temporary:
@@ -138,7 +147,7 @@ def push(
             )
         except Exception as error:  # the hub's, and those of its HTTP library
             raise UserError(f'{repository} cannot be pushed: {reason_of(error)}') from error
-    shutil.rmtree(_place(repository, revision), ignore_errors=True)
+    _remove(cached)
     return str(done.commit_url)
 
 
@@ -148,6 +157,13 @@ def _place(repository: str, revision: str | None) -> Path:
         return cache_folder() / 'checkpoints' / urllib.parse.quote(name, safe='@')
     except RuntimeError:
         raise UserError('there is no home folder for the cache; set XDG_CACHE_HOME') from None
+
+
+def _remove(place: Path) -> None:
+    """Aside first, so that nobody reads one that is half gone."""
+    if place.exists():
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix='.') as aside:
+            os.replace(place, Path(aside) / 'old')
 
 
 def _whole(place: Path) -> bool:

@@ -173,7 +173,10 @@ def _count(equations: Sequence[Any]) -> int:
 
 
 def main() -> None:
-    p = cli.Parser(description='Parameters, multiply-adds and output sizes of a network.')
+    p = cli.Parser(
+        prog='python -m hrnet_jax.summary',
+        description='Parameters, multiply-adds and output sizes of a network.',
+    )
     p.add_argument('--arch', required=True, choices=list_models())
     p.add_argument('--num-classes', type=int, default=1000)
     p.add_argument(

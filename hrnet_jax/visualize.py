@@ -137,6 +137,8 @@ def view(
     """
     transform = transform or Transform()
     names = class_names or default_class_names(model.num_classes)
+    if len(names) != model.num_classes:
+        raise UserError(f'{len(names)} class names for a model of {model.num_classes} classes')
     if target is not None and not 0 <= target < model.num_classes:
         raise UserError(f'class {target} is not between 0 and {model.num_classes - 1}')
     if not model.folded:
@@ -200,7 +202,10 @@ def find_class(wanted: str, names: Sequence[str]) -> int:
 
 
 def main() -> None:
-    p = cli.Parser(description='Draw the four maps of an image and the Grad-CAM in each.')
+    p = cli.Parser(
+        prog='python -m hrnet_jax.visualize',
+        description='Draw the four maps of an image and the Grad-CAM in each.',
+    )
     p.add_argument('image', metavar='IMAGE', help='file of any common format')
     checkpoint.add_arguments(p)
     p.add_argument('--out', required=True, metavar='PICTURE', help=f'ends in {", ".join(FORMATS)}')

@@ -27,7 +27,8 @@ import sys
 
 class Refuse:
     def find_spec(self, name, *_):
-        if name.split('.')[0] in ('hrnet_jax', 'flax', 'orbax'):
+        known = ('jax', 'jaxlib', 'numpy', 'scipy', 'ml_dtypes', 'opt_einsum', 'flatbuffers')
+        if name.split('.')[0] not in known and name.split('.')[0] not in sys.stdlib_module_names:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refuse())

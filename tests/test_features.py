@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +79,39 @@ def test_only_what_is_returned_has_variables():
     assert variable_shapes(hrnet_jax.FeatureMaps('w18'))['params'].keys() == {'backbone'}
 
 
+def test_lists_and_names_will_do():
+    assert hrnet_jax.FeatureMaps('tiny', out_indices=[1, 2]).feature_info[1].stride == 8
+    shapes = variable_shapes(hrnet_jax.HRNet('tiny', out_indices=[1, 2]))
+    assert shapes == variable_shapes(hrnet_jax.HRNet(ARCHS['tiny']))
+    assert variable_shapes(hrnet_jax.Classifier('tiny', 10)).keys() == {'params', 'batch_stats'}
+
+
+def test_flax_sees_every_call():
+    """Interceptors change every layer, and nothing of it stays; intermediates are all captured."""
+    model = hrnet_jax.HRNet('tiny')
+    shapes = variable_shapes(model)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+
+    def sines():
+        return str(jax.make_jaxpr(model.apply)(shapes, x)).count('sin ')
+
+    def intercept(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        return jnp.sin(out) if type(context.module).__name__ == 'Conv' else out
+
+    assert sines() == 0
+    with nn.intercept_methods(intercept):
+        assert sines() == 53
+    assert sines() == 0
+
+    def captured(which):
+        run = functools.partial(model.apply, capture_intermediates=which, mutable='intermediates')
+        return len(jax.tree.leaves(jax.eval_shape(run, shapes, x)[1]))
+
+    captured(True)
+    assert captured(lambda module, _: type(module).__name__ == 'Conv') == 53
+
+
 def test_feature_info():
     w18 = hrnet_jax.create_model('w18')
     assert w18.feature_info == hrnet_jax.HRNet('w18').feature_info
@@ -97,6 +133,7 @@ def test_feature_info():
         ({'kind': 'wide'}, 'branches, widened, concatenated'),
         ({'out_indices': (1, 5)}, '0 to 4'),
         ({'out_indices': ()}, '0 to 4'),
+        ({'out_indices': [1, 1]}, 'different'),
         ({'kind': 'concatenated', 'out_indices': (2, 1)}, 'rise'),
         ({'arch': 'w19'}, 'unknown architecture'),
     ],

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax.archs import Arch
+from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.backbone import FeatureInfo, HRNet
 from hrnet_jax.layers import Array, Bottleneck, Configured, Options, at_least_float32, conv_norm
 
@@ -66,7 +66,7 @@ class ClassificationHead(nn.Module):
 class Classifier(Configured):
     """HRNet for image classification: `backbone`, then `head`.
 
-    Attributes: as of `hrnet_jax.HRNet`, and num_classes.
+    Attributes: as of `hrnet_jax.HRNet` (without `outputs` and `out_indices`), and num_classes.
     """
 
     arch: Arch
@@ -80,10 +80,11 @@ class Classifier(Configured):
         return HRNet(self.arch, parent=None).feature_info
 
     def setup(self) -> None:
-        self.backbone = HRNet(self.arch, self.in_channels, remat=self.remat, **vars(self.opts))
+        arch = get_arch(self.arch)
+        self.backbone = HRNet(arch, self.in_channels, remat=self.remat, **vars(self.opts))
         # Convolutions of four sizes, each once: Winograd's would be a fifth of what is compiled.
         opts = dataclasses.replace(self.opts, winograd=False)
-        self.head = ClassificationHead(self.arch, self.num_classes, opts)
+        self.head = ClassificationHead(arch, self.num_classes, opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:
         """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""

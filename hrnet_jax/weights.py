@@ -72,12 +72,16 @@ def transfer(
         (variables, in the types of `target`; a `Transferred`).
 
     Raises:
-        UserError: if either has no backbone or several, or if shapes differ, naming all of them.
+        UserError: if either has no backbone or several, if a pattern matches nothing, or if shapes
+            differ, naming all of them.
     """
     if isinstance(source, (str, os.PathLike)):
         source = checkpoint.load(source)[1]
-    patterns = [re.compile(p) for p in ([fresh] if isinstance(fresh, str) else fresh)]
     flat_target, flat_source = _flat(target), _flat(source)
+    patterns = [fresh] if isinstance(fresh, str) else list(fresh)
+    _require_matches(patterns, ['/'.join(path[1:]) for path in flat_target])
+    if 'batch_stats' in target and 'batch_stats' not in source:
+        raise UserError('the source has no batch_stats: it is folded, or only its params are given')
     theirs, ours = _backbone(flat_source, 'source'), _backbone(flat_target, 'target')
     if theirs[-1:] == ours[-1:] == ('backbone',):  # what is beside it corresponds, too
         theirs, ours = theirs[:-1], ours[:-1]
@@ -90,7 +94,7 @@ def transfer(
         from_ = (collection, *theirs, *path[len(ours) :])
         name = '/'.join(path)
         inside = path[: len(ours)] == ours and from_ in flat_source
-        if not inside or any(p.search(name) for p in patterns):
+        if not inside or any(re.search(p, name) for p in patterns):
             result[key] = leaf
             done['initialised'].append(name)
             continue
@@ -125,11 +129,19 @@ def matching(params: Variables, *patterns: str) -> Variables:
     """
     flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(params))
     names = {path: '/'.join(path) for path in flat}
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names.values()):
-            raise UserError(f'{pattern!r} matches no array; names are like {names[min(names)]}')
+    _require_matches(patterns, list(names.values()))
     found = {path: any(re.search(p, name) for p in patterns) for path, name in names.items()}
     return flax.traverse_util.unflatten_dict(found)
+
+
+def _require_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(f'{pattern!r} is no regular expression: {error}') from None
+        if not found:
+            raise UserError(f'{pattern!r} matches no array; names are like {min(names)}')
 
 
 def _flat(variables: Variables) -> dict[Path, Any]:

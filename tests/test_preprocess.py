@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hrnet_jax import pixels
+from hrnet_jax import pixels as filters
 from hrnet_jax.errors import UserError
 from hrnet_jax.preprocess import Transform, normalize, open_image, resize_crop
 
@@ -51,7 +51,7 @@ def graph(function, transform: Transform, dtype, shape):
 
 
 def from_pixels(pixels, transform: Transform):
-    return pixels.resize_crop_tf(
+    return filters.resize_crop_tf(
         tf.shape(pixels)[:2], lambda first, last: (pixels, tf.zeros(2, tf.int32)), transform
     )
 
@@ -61,7 +61,7 @@ def by_tf(pixels: np.ndarray, transform: Transform) -> np.ndarray:
 
 
 def from_bytes(encoded: bytes, transform: Transform) -> np.ndarray:
-    return graph(pixels.evaluation_image, transform, tf.string, ())(encoded).numpy()
+    return graph(filters.evaluation_image, transform, tf.string, ())(encoded).numpy()
 
 
 def encode(image: Image.Image, form: str, **options) -> bytes:
@@ -101,7 +101,7 @@ def test_large_images_are_filtered_in_pieces(monkeypatch, interpolation):
     transform = Transform(31, 27, interpolation)
     pixels = np.asarray(imagenet.picture(0, 400, 333))
     whole = by_tf(pixels, transform)
-    monkeypatch.setattr(pixels, '_LARGE', 1000)
+    monkeypatch.setattr(filters, '_LARGE', 1000)
     pieces = from_pixels(tf.constant(pixels), transform).numpy()
     np.testing.assert_array_equal(pieces, whole)
 

@@ -27,8 +27,9 @@ import sys
 
 class Refuse:
     def find_spec(self, name, *_):
-        known = ('jax', 'jaxlib', 'numpy', 'scipy', 'ml_dtypes', 'opt_einsum', 'flatbuffers')
-        if name.split('.')[0] not in known and name.split('.')[0] not in sys.stdlib_module_names:
+        known = {'jax', 'jaxlib', 'numpy', 'scipy', 'ml_dtypes', 'opt_einsum', 'flatbuffers'}
+        first = name.split('.')[0]
+        if first not in known | sys.stdlib_module_names and first[0] != '_':
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refuse())

@@ -139,7 +139,8 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     """What is uploaded, and what is refused before anything is."""
     sent = {}
 
-    def create_commit(repository, operations, **options):
+    def create_commit(repository, operations, revision=None, **options):
+        sent['revision'] = revision
         for one in operations:
             sent[one.path_in_repo] = Path(one.path_or_fileobj).read_bytes()
         return type('Commit', (), {'commit_url': f'https://hub/{repository}'})
@@ -149,8 +150,9 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     model, variables = hrnet_jax.create_model('tiny', 10), converted[1]
     halves = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.bfloat16), variables)
     small = hrnet_jax.Transform(32, 32)
-    url = hrnet_jax.push_to_hub((model, halves), 'me/net', transform=small)
+    url = hrnet_jax.push_to_hub((model, halves), 'me/net@v1', transform=small)
     assert url == 'https://hub/me/net'
+    assert sent['revision'] == 'v1'
     meta = json.loads(sent[checkpoint.JSON])
     rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), halves)
     assert meta['arrays'] == entries(rounded)
@@ -160,9 +162,12 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
         ((hrnet_jax.create_model('tiny', 9), variables), {}, 'params/head/classifier/bias'),
         ((model, variables), {'class_names': ['a']}, '1 class names for 10 classes'),
         ((model, variables['params']), {}, 'the variables are not of this model'),
+        (tuple(vars(hrnet_jax.fold(model, variables)).values()), {}, 'folded'),
+        ((model.clone(upsample='bilinear'), variables), {}, 'upsamples in another way'),
+        ((model, variables), {'revision': 'v2'}, 'push to v1 or to v2'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=reason):
-            hrnet_jax.push_to_hub(source, 'me/net', **options)
+            hrnet_jax.push_to_hub(source, 'me/net@v1', **options)
     with pytest.raises(hrnet_jax.UserError, match='is no repository'):
         hrnet_jax.push_to_hub((model, variables), 'net')
     assert not sent

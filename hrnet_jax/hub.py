@@ -125,9 +125,7 @@ def push(
         raise UserError(f'{len(meta["class_names"])} class names for {model.num_classes} classes')
     described = checkpoint.model_of(checkpoint.describe(model))  # what `load` will make of it
     if model.folded or (model.upsample, model.align_corners) != ('nearest', False):
-        raise UserError(
-            'only models as `create_model` makes them can be pushed: not folded, nearest'
-        )
+        raise UserError('a model that is folded or upsamples in another way cannot be pushed')
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), dict(variables))
     entries = checkpoint.entries(variables)
     if wrong := checkpoint.differing(entries, variable_shapes(described)):

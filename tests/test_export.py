@@ -27,9 +27,8 @@ import sys
 
 class Refuse:
     def find_spec(self, name, *_):
-        known = {'jax', 'jaxlib', 'numpy', 'scipy', 'ml_dtypes', 'opt_einsum', 'flatbuffers'}
-        first = name.split('.')[0]
-        if first not in known | sys.stdlib_module_names and first[0] != '_':
+        others = ('hrnet_jax', 'flax', 'orbax', 'optax', 'tensorflow', 'tensorstore', 'etils')
+        if name.split('.')[0] in others:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refuse())

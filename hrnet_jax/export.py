@@ -59,7 +59,8 @@ def export(
     """The program (images) -> logits (N, num_classes) in float32; `.serialize()` gives its bytes.
 
     Args:
-        model, variables: folded here by `fold_for`, unless they are folded.
+        model: folded here by `fold_for`, unless it is folded.
+        variables: the model's.
         image_size: height and width, or both in one.
         batch: images a call; None for any number from 1.
         platforms: those of `PLATFORMS` that the program shall run on; None for JAX's own.

@@ -88,7 +88,8 @@ def push(
         source: a converted checkpoint or training folder (`arch` and `weights` as for `load`); or
             a model and its variables.
         repository: OWNER/REPO; made if it is not there.
-        transform, class_names: instead of the folder's; of a model, ImageNet's and none.
+        transform: instead of the folder's; of a model, ImageNet's.
+        class_names: instead of the folder's; of a model, none.
         private: of a repository that is made; None: the owner's default.
         revision: the branch; None: main.
         message: of the commit.

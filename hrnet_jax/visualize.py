@@ -66,7 +66,8 @@ def grad_cam(
     without what is negative, is divided by its maximum. An image without any evidence has zeros.
 
     Args:
-        model, variables: as of `load`, or the fields of `hrnet_jax.fold`'s result.
+        model: as of `load`, or that of `hrnet_jax.fold`'s result.
+        variables: the model's.
         images: (N, H, W, in_channels), normalised.
         classes: one for all images or one for each; by default that with the largest logit.
         stride: 4, 8, 16 or 32.
@@ -129,7 +130,11 @@ def view(
     """One image inside the network, for `draw`.
 
     Args:
-        model, variables, image, transform, class_names: as of `hrnet_jax.predict`, for one image.
+        model: as of `hrnet_jax.predict`.
+        variables: the model's.
+        image: one, as of `hrnet_jax.predict`.
+        transform: as of `hrnet_jax.predict`.
+        class_names: as of `hrnet_jax.predict`.
         target: the class to look for; by default the most probable.
 
     Raises:

@@ -76,3 +76,12 @@ def standard_promotion():
     """Optax multiplies counters by floats, and float32 targets meet float64 logits here."""
     with jax.numpy_dtype_promotion('standard'):
         yield
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    """A small classifier of ten classes, and fresh variables."""
+    from hrnet_jax.models import create_model, init
+
+    model = create_model('tiny', 10)
+    return model, init(model, jax.random.key(0))

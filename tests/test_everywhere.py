@@ -18,17 +18,11 @@ from rules import close, image
 from steps import binary_batch, host, prepared
 
 import hrnet_jax
-from hrnet_jax.models import create_model, init
+from hrnet_jax.models import create_model
 from hrnet_jax.recipes import Official, Strong
 from hrnet_jax.training import make_schedule
 
 QUICK = {'xla_backend_optimization_level': 0}
-
-
-@pytest.fixture(scope='module')
-def tiny():
-    model = create_model('tiny', 10)
-    return model, init(model, jax.random.key(0))
 
 
 @pytest.fixture(scope='module')

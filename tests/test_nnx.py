@@ -12,7 +12,7 @@ from flax import nnx
 from rules import image
 
 import hrnet_jax
-from hrnet_jax.models import create_model, init
+from hrnet_jax.models import create_model
 from hrnet_jax.nnx import Network, from_linen
 
 RATE, MOMENTUM = 0.1, 0.9
@@ -24,12 +24,6 @@ def quick():
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture(scope='module')
-def tiny():
-    model = create_model('tiny', 10)
-    return model, init(model, jax.random.key(0))
 
 
 @pytest.fixture(scope='module')

@@ -92,7 +92,7 @@ def apply(
     n, few = images.shape[0], max(4, 2 * len(_cores()))
     with matmul_precision(model):
         tiled = in_pieces and images.ndim == 4 and getattr(model, 'winograd', False)
-        if not tiled or n <= few:
+        if not tiled or not isinstance(n, int) or n <= few:  # a symbolic batch stays whole
             return model.apply(variables, images, method=method)
         parts = -(-n // few)
         size = -(-n // parts)

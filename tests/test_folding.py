@@ -10,6 +10,7 @@ from pathlib import Path
 
 import flax.core
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -154,6 +155,9 @@ def test_inside_programs_of_ones_own(narrow):
     x = jnp.asarray(image(5, 2, 32, 32))
     assert close(jax.jit(fast)(x), fast(x)) < 1e-5
     assert fast(x[:0]).shape == (0, 10)
+    any_batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('n'), 32, 32, 3), x.dtype)
+    program = jax.export.export(jax.jit(fast))(any_batch)
+    assert program.out_avals[0].shape[1] == 10
     for wrong in (x[0], x[..., :2]):
         with pytest.raises(hrnet_jax.UserError, match='shape'):
             fast(wrong)

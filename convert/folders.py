@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.published import Published, recognise
 from hrnet_jax.version import __version__
+
+log = logging.getLogger('hrnet_jax')
 
 
 def describe(
@@ -52,6 +55,8 @@ def write(origin: str, folder: Path) -> None:
         done = convert(source.tensors)
     except UserError as error:
         raise UserError(f'{origin}: {error}') from error
+    for note in (*source.notes, *done.notes):
+        log.info('%s: %s', origin, note)
     known = recognise(None, origin)
     if known and (known.arch, 1000) != (done.arch.name, done.num_classes):
         known = None  # a file of another content under a published name

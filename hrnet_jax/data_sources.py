@@ -300,6 +300,8 @@ def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
     ]
     if not copies:
         wanted = f'{row.name}:{version}' if version else row.name
+        if row.name not in DATASETS and row.name.split('/')[0] not in tfds.list_builders():
+            raise UserError(f'{wanted} is not in {root}, and tfds has no data set of that name')
         raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
     configs = sorted({copy.parent.name for copy in copies})
     if len(configs) > 1:

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax import checkpoint, cli, compilation
+from hrnet_jax import checkpoint, cli, compilation, folding
 from hrnet_jax.backbone import STRIDE, check_images
 from hrnet_jax.errors import UserError
 from hrnet_jax.files import refuse_existing, refuse_unwritable, replacing
@@ -40,8 +40,7 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
 
-# What `jax.export` calls a platform -> what `fold` calls it.
-PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu'}
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TOLERANCE = 1e-5
 LIMIT = 2**31 - 2**24  # bytes; the file's format ends at 2 GiB
 
@@ -74,7 +73,12 @@ def export(
             than 2 GiB inside.
     """
     platforms = known_platforms(platforms)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not isinstance(model, Classifier):
+        raise UserError(f'a Classifier can be exported, not {type(model).__name__}')
+    edges = np.array(image_size)
+    if edges.dtype.kind not in 'iu' or edges.shape not in ((), (2,)):
+        raise UserError(f'image size {image_size!r} is neither one integer nor two')
+    height, width = np.broadcast_to(edges, 2).tolist()
     nearest = model.upsample == 'nearest'
     check_images((1, height, width, model.in_channels), model.in_channels, nearest)
     if min(height, width, 1 if batch is None else batch) < 1:
@@ -118,7 +122,7 @@ def _without_paths() -> Iterator[None]:
 
 def fold_for(model: Classifier, variables: Variables, platforms: Sequence[str] | None) -> Folded:
     """`hrnet_jax.fold` in the form of the platform; for several kinds in the plain form."""
-    kinds = {PLATFORMS[name] for name in known_platforms(platforms)}
+    kinds = {folding.PLATFORMS[name] for name in known_platforms(platforms)}
     return fold(model, variables, kinds.pop() if len(kinds) == 1 else 'several')
 
 

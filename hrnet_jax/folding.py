@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hrnet_jax import winograd
+from hrnet_jax.errors import UserError
 from hrnet_jax.layers import EPSILON, Array, matmul_precision
 from hrnet_jax.models import Variables, variable_shapes
 
@@ -47,21 +48,29 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     Args:
         model: an `HRNet`, `FeatureMaps` or `Classifier`, or a module with their fields and names.
         variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
-        platform: whose form is wanted, 'cpu', 'gpu' or 'tpu'; JAX's default if None. The result is
-            right on all, and lies on JAX's default device.
+        platform: whose form is wanted, of `PLATFORMS`; JAX's default if None. The result is right
+            on all, and lies on JAX's default device.
+
+    Raises:
+        UserError: for another platform, or a model that is folded.
     """
+    if platform and platform not in PLATFORMS:
+        raise UserError(f'unknown platform {platform!r}; known: {", ".join(PLATFORMS)}')
+    if model.folded:
+        raise UserError('the model is folded already')
     variables = flax.core.unfreeze(variables)
     params = _fold(variables['params'], variables['batch_stats'])
     dtype = jnp.dtype(model.dtype).name
-    plan = PLANS.get((platform or jax.default_backend(), dtype), {})
-    model = model.clone(folded=True, **plan)
-    if plan:
-        params = _stack(params) if model.winograd else params
-        params = _fitted(params, variable_shapes(model)['params'])
+    kind = PLATFORMS.get(platform or jax.default_backend(), '')
+    model = model.clone(folded=True, **PLANS.get((kind, dtype), {}))
+    params = _stack(params) if model.winograd else params
+    params = _fitted(params, variable_shapes(model)['params'])
     return Folded(model, {'params': jax.device_put(params)})
 
 
-# Fields of the model by platform and type. On CPUs a quarter of the multiplications wins in float32
+# Names of platforms, here and in `jax.export` -> the kind. 'several': a plain form for all.
+PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu', 'several': ''}
+# Fields of the model by kind and type. On CPUs a quarter of the multiplications wins in float32
 # (docs/benchmarks.md); on GPUs the compiler would pad 18 channels to 24 around every convolution.
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
     ('cpu', 'float32'): {'winograd': True},

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array
@@ -83,28 +84,26 @@ class Network(nnx.Module):
 def from_linen(model: nn.Module, variables: Variables) -> Network:
     """The NNX module that computes what `model` does, starting from `variables`.
 
-    The arrays are shared, not copied, and never changed in place: training replaces them. What is
+    What the model does not have is left out: feature extractors take a classifier's variables. The
+    arrays are shared, not copied, and never changed in place: training replaces them. What is
     donated to a program is gone from `variables`, too.
 
     Args:
-        model: a `Classifier` or `HRNet`, folded or not.
+        model: a `Classifier`, `FeatureMaps` or `HRNet`, folded or not.
         variables: {'params': ..., 'batch_stats': ...} of it, of `init`, `load` or training.
 
     Raises:
         UserError: if the variables are not those of the model.
     """
-    variables = flax.core.unfreeze(variables)
-    wanted, given = (_shapes(tree) for tree in (variable_shapes(model), variables))
-    if wrong := [k for k in wanted | given if wanted.get(k) != given.get(k)]:
+    wanted = flatten_dict(variable_shapes(model), sep='/')
+    given = flatten_dict(flax.core.unfreeze(variables), sep='/')
+    if wrong := [
+        k for k, leaf in wanted.items() if k not in given or jnp.shape(given[k]) != leaf.shape
+    ]:
         raise UserError(
             f'these variables are not those of the model: they differ at {", ".join(wrong[:3])}'
         )
-    return Network(model, jax.tree.map(jnp.asarray, variables))
-
-
-def _shapes(tree: Variables) -> dict[str, tuple[int, ...]]:
-    named = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {'/'.join(str(key.key) for key in path): jnp.shape(leaf) for path, leaf in named}
+    return Network(model, unflatten_dict({k: jnp.asarray(given[k]) for k in wanted}, sep='/'))
 
 
 def _is(x: Any) -> bool:

@@ -32,6 +32,7 @@ from hrnet_jax.preprocess import Transform, normalize, open_image, resize_crop
 STRIDES = (4, 8, 16, 32)
 FORMATS = ('.png', '.pdf', '.svg', '.jpg')
 _BEST = 5  # classes named in the picture
+Look = Callable[..., tuple[Array, list[Array], list[Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +88,17 @@ def grad_cam(
     if classes is not None and not ((chosen >= 0) & (chosen < model.num_classes)).all():
         raise UserError(f'classes must be between 0 and {model.num_classes - 1}')
     chosen = np.broadcast_to(chosen, (count,)).astype(np.int32)
-    return _compiled(model)(variables, images, chosen)[2][STRIDES.index(stride)]
+    traced = isinstance(images, jax.core.Tracer)  # options are for the outermost program
+    look = _look(model) if traced else _compiled(model)
+    return look(variables, images, chosen)[2][STRIDES.index(stride)]
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model: Classifier) -> Callable[..., tuple[Array, list[Array], list[Array]]]:
+def _compiled(model: Classifier) -> Look:
+    return jax.jit(_look(model), compiler_options=compiler_options(model))
+
+
+def _look(model: Classifier) -> Look:
     """(variables, images, classes or -1) -> logits, maps and heats, fine to coarse."""
 
     def look(variables: Variables, images: Array, classes: Array) -> tuple[Any, Any, Any]:
@@ -107,7 +114,7 @@ def _compiled(model: Classifier) -> Callable[..., tuple[Array, list[Array], list
             heats = [_heat(m, s, logits.dtype) for m, s in zip(maps, slopes, strict=True)]
         return logits, list(maps), heats
 
-    return jax.jit(look, compiler_options=compiler_options(model))
+    return look
 
 
 def _heat(features: Array, slope: Array, dtype: Any) -> Array:

@@ -17,12 +17,9 @@ import numpy as np
 
 from hrnet_jax import checkpoint
 from hrnet_jax.errors import UserError
-from hrnet_jax.models import Variables
+from hrnet_jax.models import Path, Variables, backbones
 
 log = logging.getLogger('hrnet_jax')
-
-Path = tuple[str, ...]
-_OF_A_BACKBONE = {'conv1', 'conv2', 'layer1_0', 'stage2_0', 'stage3_0', 'stage4_0'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +79,7 @@ def transfer(
     _require_matches(patterns, ['/'.join(path[1:]) for path in flat_target])
     if 'batch_stats' in target and 'batch_stats' not in source:
         raise UserError('the source has no batch_stats: it is folded, or only its params are given')
-    theirs, ours = _backbone(flat_source, 'source'), _backbone(flat_target, 'target')
+    theirs, ours = _backbone(source, 'source'), _backbone(target, 'target')
     if theirs[-1:] == ours[-1:] == ('backbone',):  # what is beside it corresponds, too
         theirs, ours = theirs[:-1], ours[:-1]
     result: dict[Path, Any] = {}
@@ -127,11 +124,14 @@ def matching(params: Variables, *patterns: str) -> Variables:
     Raises:
         UserError: if a pattern matches nothing.
     """
-    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(params))
-    names = {path: '/'.join(path) for path in flat}
-    _require_matches(patterns, list(names.values()))
-    found = {path: any(re.search(p, name) for p in patterns) for path, name in names.items()}
-    return flax.traverse_util.unflatten_dict(found)
+    names = ['/'.join(path) for path in flax.traverse_util.flatten_dict(flax.core.unfreeze(params))]
+    _require_matches(patterns, names)
+
+    def found(path: Any, _: Any) -> bool:
+        name = '/'.join(str(key.key) for key in path)
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    return jax.tree_util.tree_map_with_path(found, params)
 
 
 def _require_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -148,14 +148,9 @@ def _flat(variables: Variables) -> dict[Path, Any]:
     return flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
 
 
-def _backbone(flat: dict[Path, Any], which: str) -> Path:
+def _backbone(variables: Variables, which: str) -> Path:
     """Where in params the backbone is."""
-    children: dict[Path, set[str]] = collections.defaultdict(set)
-    for collection, *rest in flat:
-        if collection == 'params':
-            for i in range(len(rest) - 1):
-                children[tuple(rest[:i])].add(rest[i])
-    found = [path for path, names in children.items() if names >= _OF_A_BACKBONE]
+    found = backbones(flax.core.unfreeze(variables))
     if len(found) != 1:
         places = ', '.join('/'.join(path) or 'the root' for path in found)
         what = f'{len(found)} HRNet backbones: {places}' if found else 'no HRNet backbone'

@@ -50,40 +50,80 @@ hrnet_jax.HRNet(ARCHS['w18'], widths=18)  # type: ignore[call-arg]
 hrnet_jax.nothing  # type: ignore[attr-defined]
 """
 USER = """
-import flax.linen as nn, jax, jax.numpy as jnp, optax
+import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax
 import hrnet_jax
-from hrnet_jax.archs import ARCHS
+from flax import nnx
+from hrnet_jax.nnx import from_linen
+from sklearn.datasets import load_digits
+
+digits = load_digits()
+images = np.repeat(digits.images.astype('float32') / 4 - 2, 4, 1).repeat(4, 2)
+images = np.repeat(images[..., None], 3, -1)
+labels = 9 - digits.target  # ten classes that the checkpoint does not know
+few, targets = images[:4], labels[:4]
+model, loaded = hrnet_jax.load('converted')
 
 class Regression(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
-        maps = hrnet_jax.HRNet(ARCHS['tiny'], name='backbone')(images, train)
-        return nn.Dense(3, name='out')(jnp.concatenate([x.mean((1, 2)) for x in maps], -1))
+        maps = hrnet_jax.HRNet('tiny', name='backbone')(images, train)
+        return nn.Dense(10, name='out')(jnp.concatenate([x.mean((1, 2)) for x in maps], -1))
 
-model, images = Regression(), jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-_, loaded = hrnet_jax.load('converted')
-first, stats = ({'backbone': loaded[kind]['backbone']} for kind in ('params', 'batch_stats'))
-first['out'] = {'kernel': jnp.zeros((90, 3)), 'bias': jnp.zeros(3)}
-first['out']['kernel'] += 0.01
-optimizer = optax.sgd(0.01)
+def loss_of(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-@jax.jit
-def step(params, stats, state):
-    def loss(params):
-        values = {'params': params, 'batch_stats': stats}
-        out, new = model.apply(values, images, train=True, mutable=['batch_stats'])
-        return ((out - 1) ** 2).mean(), new['batch_stats']
+def make_step(model, optimizer):
+    @jax.jit
+    def step(variables, state, images, labels):
+        def loss(params):
+            values = {**variables, 'params': params}
+            out, new = model.apply(values, images, train=True, mutable=['batch_stats'])
+            return loss_of(out, labels), new['batch_stats']
 
-    (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, state = optimizer.update(gradients, state)
-    return optax.apply_updates(params, updates), stats, state, value
+        params = variables['params']
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state)
+        return {'params': optax.apply_updates(params, updates), 'batch_stats': stats}, state, value
 
-params, state, losses = first, optimizer.init(first), []
-for _ in range(2):
-    params, stats, state, value = step(params, stats, state)
-    losses.append(float(value))
-same = [bool((a == b).all()) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(params))]
-print(hrnet_jax.__file__, *losses, sum(same))
+    return step
+
+def linen():
+    own, optimizer = Regression(), optax.sgd(0.01)
+    fresh = hrnet_jax.init(own, jax.random.key(0), 32)
+    variables, _ = hrnet_jax.transfer(fresh, 'converted')
+    step, state, losses = make_step(own, optimizer), optimizer.init(variables['params']), []
+    for _ in range(2):
+        variables, state, value = step(variables, state, few, targets)
+        losses.append(float(value))
+    return losses
+
+def in_nnx():
+    module = from_linen(model, loaded)
+    optimizer = nnx.Optimizer(module, optax.sgd(0.01), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(module, optimizer, images, labels):
+        def loss(module):
+            return loss_of(module(images, train=True), labels)
+
+        value, gradients = nnx.value_and_grad(loss)(module)
+        optimizer.update(module, gradients)
+        return value
+
+    return [float(step(module, optimizer, few, targets)) for _ in range(2)]
+
+def fine_tune(steps=40, batch=64):
+    own, optimizer = hrnet_jax.create_model('tiny', num_classes=10), optax.adam(3e-3)
+    fresh = hrnet_jax.init(own, jax.random.key(0))
+    variables, report = hrnet_jax.transfer(fresh, 'converted', fresh='^head/classifier/')
+    step, state = make_step(own, optimizer), optimizer.init(variables['params'])
+    chosen = np.random.default_rng(0).integers(0, 1200, (steps, batch))
+    for i in chosen:
+        variables, state, _ = step(variables, state, images[i], labels[i])
+    found = hrnet_jax.fold(own, variables)(images[1200:]).argmax(-1)
+    return [len(report.initialised), float((found == labels[1200:]).mean())]
+
+print(hrnet_jax.__file__, *linen(), *in_nnx(), *fine_tune())
 """
 
 
@@ -188,11 +228,15 @@ def test_commands(installed, converted, tmp_path):
 
 
 def test_project_of_a_user(installed, converted, tmp_path):
+    """A Linen model with HRNet inside, the same in NNX, and a checkpoint for ten new classes."""
     (tmp_path / 'user.py').write_text(USER.replace('converted', str(converted)))
-    file, first, second, same = output([installed / 'python', 'user.py'], tmp_path).split()
+    file, *numbers = output([installed / 'python', 'user.py'], tmp_path).split()
     assert Path(file).is_relative_to(installed.parent)
-    assert 0 < float(second) < float(first)
-    assert same == '0'
+    linen, nnx, (initialised, accuracy) = np.array(numbers, float).reshape(3, 2)
+    assert 0 < linen[1] < linen[0]
+    assert 0 < nnx[1] < nnx[0]
+    assert initialised == 2
+    assert accuracy > 0.9
 
 
 def test_types(installed, tmp_path):

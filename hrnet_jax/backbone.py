@@ -69,15 +69,16 @@ class HRModule(nn.Module):
     @nn.compact
     def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         branches = []
-        for i, x in enumerate(maps):
-            if self.opts.winograd:
-                size = (x.shape[1], x.shape[2])
-                block = WinogradBlock(self.channels[i], size, self.opts, name=f'branches_{i}')
-                x = looped(block, self.blocks, winograd.split(x))
-                branches.append(winograd.join(x, size))
-                continue
-            for b in range(self.blocks):
-                x = _block(self.channels[i], self.opts, name=f'branches_{i}_{b}')(x, train)
+        for i, (x, channels) in enumerate(zip(maps, self.channels, strict=True)):
+            name, size = f'branches_{i}', (x.shape[1], x.shape[2])
+            if channels <= self.opts.winograd:
+                block = WinogradBlock(channels, size, self.opts, name=name)
+                x = winograd.join(looped(block, self.blocks, winograd.split(x)), size)
+            elif self.opts.winograd:
+                x = looped(BasicBlock(channels, self.opts, name=name), self.blocks, x, train)
+            else:
+                for b in range(self.blocks):
+                    x = _block(channels, self.opts, name=f'{name}_{b}')(x, train)
             branches.append(x)
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
 

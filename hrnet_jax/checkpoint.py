@@ -36,7 +36,7 @@ class Misfit(UserError):
     """The arrays are not those of the model or the optimiser."""
 
 
-_REMEDY = '; convert again, or take another step of the run'
+_REMEDY = '; convert again, take another step of the run, or remove a cached folder'
 
 
 def save(

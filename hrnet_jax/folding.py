@@ -71,9 +71,10 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
 # Names of platforms, here and in `jax.export` -> the kind. 'several': a plain form for all.
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu', 'several': ''}
 # Fields of the model by kind and type. On CPUs a quarter of the multiplications wins in float32
-# (docs/benchmarks.md); on GPUs the compiler would pad 18 channels to 24 around every convolution.
+# where the kernels, four times as large, are not yet too large (docs/benchmarks.md); on GPUs the
+# compiler would pad 18 channels to 24 around every convolution.
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
-    ('cpu', 'float32'): {'winograd': True},
+    ('cpu', 'float32'): {'winograd': 200},
     ('gpu', 'bfloat16'): {'channel_multiple': 8},
     ('gpu', 'float16'): {'channel_multiple': 8},
 }
@@ -98,7 +99,7 @@ def apply(
     There the tiles of many images do not stay in the caches. Not `in_pieces`: all at once, where
     the images are spread over devices.
     """
-    n, few = images.shape[0], max(4, 2 * len(_cores()))
+    n, few = images.shape[0], 4 * len(_cores())
     with matmul_precision(model):
         tiled = in_pieces and images.ndim == 4 and getattr(model, 'winograd', False)
         if not tiled or not isinstance(n, int) or n <= few:  # a symbolic batch stays whole
@@ -159,6 +160,8 @@ def _fitted(params: Variables, shapes: Variables) -> Variables:
 
 def _fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
     """`leaf` as a model with other fields has it: a kernel transformed, channels of zeros added."""
+    if leaf.shape == wanted.shape:
+        return leaf
     if leaf.ndim != len(wanted.shape):
         return winograd.transform_kernel(leaf)
     return np.pad(leaf, [(0, new - old) for new, old in zip(wanted.shape, leaf.shape, strict=True)])
@@ -192,7 +195,9 @@ def _fold(params: Variables, stats: Variables) -> Variables:
             gain = scale.astype(var.dtype) / np.sqrt(var + var.dtype.type(EPSILON))
             bias = shift.astype(var.dtype) - mean * gain
             result[name] = {
-                'kernel': (kernel.astype(var.dtype) * gain).astype(kernel.dtype),
+                'kernel': (kernel.astype(var.dtype, copy=False) * gain).astype(
+                    kernel.dtype, copy=False
+                ),
                 'bias': bias.astype(kernel.dtype),
             }
         elif name in stats and 'mean' not in stats[name]:

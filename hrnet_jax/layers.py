@@ -41,7 +41,8 @@ class Options:
         frozen_norm: BatchNorm keeps its running statistics in training, and uses them (for
             fine-tuning with small batches).
         folded: BatchNorm is folded away; convolutions have a bias instead.
-        winograd: 3x3 convolutions with stride 1 run by `hrnet_jax.winograd` (folded models only).
+        winograd: 3x3 convolutions with stride 1 to at most so many channels run by
+            `hrnet_jax.winograd` (folded models only).
         channel_multiple: inside, the branches' channels are rounded up to it with zeros (folded).
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);
@@ -54,7 +55,7 @@ class Options:
     bn_group_size: int | None = 32
     frozen_norm: bool = False
     folded: bool = False
-    winograd: bool = False
+    winograd: int = 0
     channel_multiple: int = 1
     upsample: Upsample = 'nearest'
     align_corners: bool = False
@@ -76,7 +77,7 @@ class Configured(nn.Module, kw_only=True):
     bn_group_size: int | None = Options.bn_group_size
     frozen_norm: bool = Options.frozen_norm
     folded: bool = Options.folded
-    winograd: bool = Options.winograd
+    winograd: int = Options.winograd
     channel_multiple: int = Options.channel_multiple
     upsample: Upsample = Options.upsample
     align_corners: bool = Options.align_corners
@@ -236,7 +237,7 @@ def conv_norm(
     """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
     if train and opts.folded:
         raise UserError('a folded model has no BatchNorm to train')
-    if opts.winograd and (kernel, stride) == (3, 1):
+    if (kernel, stride) == (3, 1) and features <= opts.winograd:
         size = (x.shape[1], x.shape[2])
         conv = WinogradConv(features, size, opts, name=names[0])
         return winograd.join(conv(winograd.split(x)), size)

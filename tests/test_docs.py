@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -17,8 +20,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hrnet_jax import cli
+
 ROOT = Path(__file__).parents[1]
 QUICK = '--image-size 32 --eval-resize 32 --eval-crop 32 --epochs 4 --batch-size 16'
+
+PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
+EXTRAS = 'optional-dependencies'
+# A command with arguments, up to what ends it in a text or in a shell.
+COMMAND = re.compile(
+    r'python3?(?: -u)? (-m convert|-m hrnet_jax\.\w+|(?:\S*/)?(?:train|eval|predict)\.py)'
+    r'((?: +[^\s`|>&;]+)+)'
+)
 
 
 def blocks(page: str, language: str = 'python') -> list[str]:
@@ -55,6 +68,35 @@ def test_library(capsys):
 
 def test_quick_start():
     assert run('docs/index.md')['logits'].shape == (1, 1000)
+
+
+class Parsed(Exception):
+    """A command's arguments were understood."""
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_are_understood(page, monkeypatch):
+    """Every command on the page has flags and values that exist; the shell can read its blocks."""
+    text = (ROOT / page).read_text()
+    for block in re.findall(r'```(?:ba)?sh\n(.*?)```', text, re.DOTALL):
+        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
+    extras = set(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][EXTRAS])
+    for named in re.findall(r"'\.\[([\w,]+)\]'", text):
+        assert set(named.split(',')) <= extras
+
+    def understood(parser, *_):
+        argparse.ArgumentParser.parse_args(parser)
+        raise Parsed
+
+    monkeypatch.setattr(cli.Parser, 'parse_args', understood)
+    for module, rest in COMMAND.findall(text.replace('\\\n', ' ')):
+        name = module.removeprefix('-m ').removesuffix('.py').split('/')[-1]
+        name = {'convert': 'convert.__main__'}.get(name, name)
+        name = name if '.' in name else f'hrnet_jax.commands.{name}'
+        monkeypatch.setattr(sys, 'argv', [module, *shlex.split(rest, comments=True)])
+        with pytest.raises((Parsed, SystemExit)) as ended:
+            importlib.import_module(name).main()
+        assert ended.type is Parsed or '--help' in rest
 
 
 @pytest.fixture

@@ -324,6 +324,7 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
         ((*right, '--arch', 'w99'), 'w18_small_v1'),
         ((*right, '--dataset', 'imagenet_b'), 'imagenet_b'),
+        ((*right, '--dataset', 'nosuchset'), 'tfds has no data set of that name'),
         ((*right, '--split', 'test'), 'validation'),
         ((*right, '--limit', 0), '--limit'),
         ((*right, '--batch-size', 0), '--batch-size'),

@@ -158,6 +158,9 @@ def test_library(source):
         (model, {'platforms': []}, 'no platform'),
         (model, {'image_size': 40}, 'multiple of 32'),
         (model, {'image_size': -32}, 'at least 1'),
+        (model, {'image_size': (32, 32, 3)}, 'neither one integer nor two'),
+        (model, {'image_size': 32.0}, 'neither one integer nor two'),
+        (hrnet_jax.HRNet('tiny'), {}, 'a Classifier can be exported, not HRNet'),
         (model, {'batch': 0}, 'at least 1'),
         (grey, {'transform': TRANSFORM}, '1 channels'),
     ):

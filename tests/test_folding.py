@@ -79,19 +79,20 @@ def test_winograd_is_the_convolution(size, bits):
 @pytest.mark.parametrize(
     ('platform', 'fields'),
     [
-        ('cpu', {'winograd': True}),
+        ('cpu', {'winograd': 200}),
+        ('cpu', {'winograd': 20}),  # some branches, and others not
         ('gpu', {'channel_multiple': 8}),
         ('tpu', {}),
     ],
 )
 def test_folding_batch_norm(narrow, expected, platform, fields, monkeypatch):
     """The same maps and logits without a single BatchNorm left."""
-    monkeypatch.setitem(folding.PLANS, ('gpu', 'float32'), folding.PLANS['gpu', 'bfloat16'])
+    monkeypatch.setitem(folding.PLANS, (platform, 'float32'), fields)
     model, variables = narrow
     x, wanted = expected
     fast = hrnet_jax.fold(model, variables, platform)
     assert all(getattr(fast.model, name) == value for name, value in fields.items())
-    assert fast.model.winograd == ('winograd' in fields)
+    assert fast.model.winograd == fields.get('winograd', 0)
     assert fast.variables.keys() == {'params'}
     shapes = jax.eval_shape(fast.model.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, fast.variables)
@@ -113,15 +114,15 @@ def test_folding_bfloat16(platform):
     assert {leaf.dtype for leaf in kernel.values()} == {jnp.dtype('bfloat16')}
     assert not fast.model.winograd
     x = jnp.asarray(image(1, 2, 32, 32))
-    assert close(fast(x), model.apply(variables, x)) < 0.05
+    assert close(fast(x), jax.jit(model.apply)(variables, x)) < 0.05
 
 
 def test_a_backbone_of_ones_own():
     backbone = hrnet_jax.HRNet(hrnet_jax.archs.ARCHS['tiny'], upsample='bilinear', outputs=1)
     x = jax.random.normal(jax.random.key(1), (1, 50, 70, 3))
-    variables = backbone.init(jax.random.key(0), x)
+    variables = init(backbone, jax.random.key(0), inputs=[x])
     fast = hrnet_jax.fold(backbone, variables)
-    assert close(fast(x)[0], backbone.apply(variables, x)[0]) < 1e-5
+    assert close(fast(x)[0], jax.jit(backbone.apply)(variables, x)[0]) < 1e-5
 
 
 def test_many_images_go_in_pieces(narrow, monkeypatch):
@@ -129,7 +130,7 @@ def test_many_images_go_in_pieces(narrow, monkeypatch):
     model, variables = narrow
     fast = hrnet_jax.fold(model, variables)
     x = jnp.asarray(image(3, 11, 32, 32))
-    monkeypatch.setattr(folding, '_cores', lambda: {0, 1})
+    monkeypatch.setattr(folding, '_cores', lambda: {0})
     pieces = jax.make_jaxpr(functools.partial(folding.apply, fast.model))(fast.variables, x)
     assert 'f32[3,4,32,32,3]' in str(pieces)
     whole = fast.model.apply(fast.variables, x)
@@ -161,6 +162,10 @@ def test_inside_programs_of_ones_own(narrow):
     for wrong in (x[0], x[..., :2]):
         with pytest.raises(hrnet_jax.UserError, match='shape'):
             fast(wrong)
+    with pytest.raises(hrnet_jax.UserError, match='folded already'):
+        hrnet_jax.fold(fast.model, fast.variables)
+    with pytest.raises(hrnet_jax.UserError, match="'npu'; known: cpu, gpu"):
+        hrnet_jax.fold(model, variables, 'npu')
     with pytest.raises(hrnet_jax.UserError, match='folded'):
         init(create_model('tiny', 10, winograd=True), jax.random.key(0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +161,37 @@ def test_initialisation_is_a_function_of_the_key():
     jax.tree.map(np.testing.assert_array_equal, traced, variables[0])
     with pytest.raises(hrnet_jax.UserError, match='200'):
         init(model, jax.random.key(0), image_size=200)
+
+
+class Wrapped(nn.Module):
+    """A module of a user's own: two backbones, an array of its own, and a second input."""
+
+    @nn.compact
+    def __call__(self, images, points, train=False):
+        maps = [hrnet_jax.HRNet('tiny', name=f'net{i}')(images, train) for i in range(2)]
+        ones = self.param('ones', lambda key: jnp.full(3, 7.0))
+        self.sow('seen', 'count', points.shape[0])
+        return nn.Dense(4, name='out')(maps[0][3].mean((1, 2)) + maps[1][3].mean((1, 2))), ones
+
+
+def test_initialisation_of_modules_of_ones_own():
+    """Backbones as everywhere; the rest as the module says, and without them compiled."""
+    model = Wrapped()
+    inputs = (jnp.zeros((1, 32, 32, 3)), jax.ShapeDtypeStruct((5, 2), jnp.int32))
+    variables = init(model, jax.random.key(0), inputs=inputs)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda s: s.shape, shapes)
+    params = variables['params']
+    np.testing.assert_array_equal(params['ones'], 7)
+    assert 0.5 < float(params['out']['kernel'].std()) * 48**0.5 < 1.5
+    kernels = [np.asarray(params[f'net{i}']['layer1_0']['conv2']['kernel']) for i in range(2)]
+    assert not np.array_equal(*kernels)
+    height, width, _, out = kernels[0].shape
+    assert all(abs(k.std() / (2 / (height * width * out)) ** 0.5 - 1) < 0.1 for k in kernels)
+    maps = hrnet_jax.FeatureMaps('tiny', 'widened', (0, 3))
+    assert jax.tree.map(jnp.shape, init(maps, jax.random.key(0))) == jax.tree.map(
+        lambda s: s.shape, variable_shapes(maps)
+    )
 
 
 @pytest.mark.parametrize('align_corners', [False, True])

@@ -202,6 +202,14 @@ def test_views(tiny):
     same(view.variables(), tiny[1])
 
 
+def test_a_classifiers_variables_will_do(tiny, batch):
+    maps = hrnet_jax.FeatureMaps('tiny', 'widened', (0, 4))
+    module = from_linen(maps, tiny[1])
+    assert set(module.params['head']) == {'incre_modules_3_0'}
+    got = jax.jit(lambda module, x: module(x))(module, batch[0])
+    same(got, jax.jit(maps.apply)(tiny[1], batch[0]))
+
+
 def test_what_does_not_fit(tiny, batch):
     model, variables = tiny
     with pytest.raises(hrnet_jax.UserError, match='differ at params/head/classifier/bias'):

@@ -6,6 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,8 @@ def test_masks_for_optax(digits):
     same = jax.tree.leaves(jax.tree.map(lambda moved, frozen: moved != frozen, moved, frozen))
     assert all(same)
     assert 0 < sum(jax.tree.leaves(frozen)) < len(same)
+    same_kind = hrnet_jax.matching(flax.core.freeze(params), '^backbone/(conv|bn)')
+    assert jax.tree.structure(same_kind) == jax.tree.structure(flax.core.freeze(params))
     with pytest.raises(hrnet_jax.UserError, match='matches no array'):
         hrnet_jax.matching(params, 'stage9')
 

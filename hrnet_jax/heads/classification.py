@@ -83,7 +83,7 @@ class Classifier(Configured):
         arch = get_arch(self.arch)
         self.backbone = HRNet(arch, self.in_channels, remat=self.remat, **vars(self.opts))
         # Convolutions of four sizes, each once: Winograd's would be a fifth of what is compiled.
-        opts = dataclasses.replace(self.opts, winograd=False)
+        opts = dataclasses.replace(self.opts, winograd=0)
         self.head = ClassificationHead(arch, self.num_classes, opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:

@@ -113,6 +113,11 @@ def from_file(args: Any) -> None:
             print(
                 f'note: not a published file by its name; if it is one, say --name {"|".join(near)}'
             )
+    elif not (args.resize or args.crop or args.interpolation):
+        print(
+            'note: images are taken to be resized and cropped as for ImageNet, to '
+            f'{transform.resize} and {transform.crop} pixels; else say --resize and --crop'
+        )
     print(f'{out}: {done.arch.name}, {done.num_classes} classes, {done.layout} layout{figures}')
 
 

@@ -44,13 +44,15 @@ def describe(
     }
 
 
-def write(origin: str, folder: Path) -> None:
+def write(origin: str, folder: Path, offline: bool = False) -> None:
     """Converts a file, or `hf:OWNER/REPO`, to a folder, as the command does without flags.
+
+    `offline`: a file of the hub is looked for in the cache alone.
 
     Raises:
         UserError: if it cannot be read, or is no HRNet.
     """
-    source = readers.read(origin)
+    source = readers.read(origin, offline)
     try:
         done = convert(source.tensors)
     except UserError as error:

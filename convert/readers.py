@@ -57,8 +57,9 @@ class Source:
     notes: tuple[str, ...]
 
 
-def read(source: str | os.PathLike) -> Source:
-    """Opens a checkpoint, whatever its extension; `hf:OWNER/REPO[@REVISION]` is downloaded.
+def read(source: str | os.PathLike, offline: bool = False) -> Source:
+    """Opens a checkpoint, whatever its extension; `hf:OWNER/REPO[@REVISION]` is downloaded,
+    or, `offline`, taken from the hub's cache.
 
     Raises:
         UserError: if it is no checkpoint, damaged, or holds no tensors.
@@ -70,7 +71,8 @@ def read(source: str | os.PathLike) -> Source:
     if not origin:
         raise UserError('the name of the checkpoint is empty')
     try:
-        path = download(origin, _HUB_FILES) if origin.startswith('hf:') else Path(origin)
+        hub = origin.startswith('hf:')
+        path = download(origin, _HUB_FILES, offline) if hub else Path(origin)
         reader = recognise(path)
         sha256 = checked_digest(path)
         try:

@@ -9,7 +9,8 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.heads.features import FeatureMaps
 from hrnet_jax.hub import push as push_to_hub
 from hrnet_jax.inference import Prediction, predict
-from hrnet_jax.models import create_model, init
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.version import __version__
 from hrnet_jax.weights import Transferred, matching, transfer

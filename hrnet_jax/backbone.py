@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -202,6 +202,21 @@ class HRNet(Configured):
                 )(maps, train)
         known = {4 * 2**i: x for i, x in enumerate(maps)} | {2: stem}
         return tuple(known[stride][..., :channels] for _, channels, stride in info)
+
+
+def edges(size: Any) -> tuple[int, int]:
+    """Height and width of an image size, which is one integer or two.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    try:
+        pair = [operator.index(n) for n in (size if isinstance(size, Iterable) else (size, size))]
+    except TypeError:
+        pair = []
+    if len(pair) != 2:
+        raise UserError(f'image size {size!r} is neither one integer nor two')
+    return pair[0], pair[1]
 
 
 def check_images(shape: tuple[int, ...], channels: int, multiples: bool) -> None:

@@ -300,7 +300,9 @@ def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
     ]
     if not copies:
         wanted = f'{row.name}:{version}' if version else row.name
-        if row.name not in DATASETS and row.name.split('/')[0] not in tfds.list_builders():
+        # With those of the community it would ask the network.
+        known = tfds.list_builders(with_community_datasets=False)
+        if row.name.split('/')[0] not in known and ':' not in row.name:
             raise UserError(f'{wanted} is not in {root}, and tfds has no data set of that name')
         raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
     configs = sorted({copy.parent.name for copy in copies})

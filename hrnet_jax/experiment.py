@@ -17,7 +17,8 @@ from hrnet_jax import checkpoint, data, distributed, imagenet, runs, summary, wo
 from hrnet_jax.errors import UserError
 from hrnet_jax.evaluation import data_mesh, make_eval_step
 from hrnet_jax.folding import fold
-from hrnet_jax.models import Variables, create_model, init, variable_shapes
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import Variables, create_model, variable_shapes
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.recipes import Recipe
 from hrnet_jax.train_data import TrainData

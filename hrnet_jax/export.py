@@ -32,7 +32,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax import checkpoint, cli, compilation, folding
-from hrnet_jax.backbone import STRIDE, check_images
+from hrnet_jax.backbone import STRIDE, check_images, edges
 from hrnet_jax.errors import UserError
 from hrnet_jax.files import refuse_existing, refuse_unwritable, replacing
 from hrnet_jax.folding import Folded, apply, fold
@@ -40,7 +40,7 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
 
-PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+PLATFORMS = tuple(name for name in folding.PLATFORMS if name != 'gpu')
 TOLERANCE = 1e-5
 LIMIT = 2**31 - 2**24  # bytes; the file's format ends at 2 GiB
 
@@ -75,14 +75,13 @@ def export(
     platforms = known_platforms(platforms)
     if not isinstance(model, Classifier):
         raise UserError(f'a Classifier can be exported, not {type(model).__name__}')
-    edges = np.array(image_size)
-    if edges.dtype.kind not in 'iu' or edges.shape not in ((), (2,)):
-        raise UserError(f'image size {image_size!r} is neither one integer nor two')
-    height, width = np.broadcast_to(edges, 2).tolist()
+    height, width = edges(image_size)
     nearest = model.upsample == 'nearest'
     check_images((1, height, width, model.in_channels), model.in_channels, nearest)
-    if min(height, width, 1 if batch is None else batch) < 1:
-        raise UserError(f'sizes must be at least 1: batch {batch}, images {height} x {width}')
+    if batch is not None and not (isinstance(batch, int) and batch > 0):
+        raise UserError(f'batch must be an integer of at least 1, or None, not {batch!r}')
+    if min(height, width) < 1:
+        raise UserError(f'images must be at least 1 high and wide, not {height} x {width}')
     if transform and model.in_channels != 3:
         raise UserError(f'images of {model.in_channels} channels have no known preprocessing')
     fast = Folded(model, variables) if model.folded else fold_for(model, variables, platforms)
@@ -123,7 +122,9 @@ def _without_paths() -> Iterator[None]:
 def fold_for(model: Classifier, variables: Variables, platforms: Sequence[str] | None) -> Folded:
     """`hrnet_jax.fold` in the form of the platform; for several kinds in the plain form."""
     kinds = {folding.PLATFORMS[name] for name in known_platforms(platforms)}
-    return fold(model, variables, kinds.pop() if len(kinds) == 1 else 'several')
+    if len(kinds) > 1:
+        return folding.folded_as(model, variables, {})
+    return fold(model, variables, kinds.pop())
 
 
 def flat_weights(variables: Variables) -> dict[str, Any]:

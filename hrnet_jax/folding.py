@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import os
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ import numpy as np
 
 from hrnet_jax import winograd
 from hrnet_jax.errors import UserError
-from hrnet_jax.layers import EPSILON, Array, matmul_precision
-from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
+from hrnet_jax.models import Variables, fitting, variable_shapes
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,9 +35,11 @@ class Folded:
 
     def __call__(self, images: Array, method: str = '__call__') -> Any:
         """What the model's method of that name gives for (N, H, W, C) images, compiled."""
-        if isinstance(images, jax.core.Tracer):  # options are for the outermost program
-            return apply(self.model, self.variables, images, method)
-        return _compiled(self.model, method)(self.variables, images)
+        here = isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer)
+        one = not here or len(images.devices()) == 1
+        compiled = _compiled(self.model, method, one)
+        plain = functools.partial(apply, self.model, method=method)
+        return outermost(compiled, plain, self.variables, images)
 
 
 def fold(model: nn.Module, variables: Variables, platform: str | None = None) -> Folded:
@@ -46,30 +50,37 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
     platform: `PLANS`.
 
     Args:
-        model: an `HRNet`, `FeatureMaps` or `Classifier`, or a module with their fields and names.
+        model: an `HRNet`, `FeatureMaps` or `Classifier`.
         variables: {'params': ..., 'batch_stats': ...} of the model; arrays, not traced.
         platform: whose form is wanted, of `PLATFORMS`; JAX's default if None. The result is right
-            on all, and lies on JAX's default device.
+            on all (in a mesh: with axes that are not explicit), and lies on JAX's default device.
 
     Raises:
-        UserError: for another platform, or a model that is folded.
+        UserError: for another platform or model, one that is folded, or variables of another.
     """
     if platform and platform not in PLATFORMS:
         raise UserError(f'unknown platform {platform!r}; known: {", ".join(PLATFORMS)}')
+    kind = PLATFORMS.get(platform or jax.default_backend(), '')
+    dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32)).name
+    return folded_as(model, variables, PLANS.get((kind, dtype), {}))
+
+
+def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) -> Folded:
+    """`fold` to a model with these fields, such as {'winograd': 200}."""
+    if not isinstance(model, Configured):
+        raise UserError(f'{type(model).__name__} is no HRNet, FeatureMaps or Classifier')
     if model.folded:
         raise UserError('the model is folded already')
-    variables = flax.core.unfreeze(variables)
+    variables = fitting(model, variables)
     params = _fold(variables['params'], variables['batch_stats'])
-    dtype = jnp.dtype(model.dtype).name
-    kind = PLATFORMS.get(platform or jax.default_backend(), '')
-    model = model.clone(folded=True, **PLANS.get((kind, dtype), {}))
+    model = model.clone(folded=True, **fields)
     params = _stack(params) if model.winograd else params
     params = _fitted(params, variable_shapes(model)['params'])
     return Folded(model, {'params': jax.device_put(params)})
 
 
-# Names of platforms, here and in `jax.export` -> the kind. 'several': a plain form for all.
-PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu', 'several': ''}
+# What JAX and `jax.export` call a platform -> the kind.
+PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu'}
 # Fields of the model by kind and type. On CPUs a quarter of the multiplications wins in float32
 # where the kernels, four times as large, are not yet too large (docs/benchmarks.md); on GPUs the
 # compiler would pad 18 channels to 24 around every convolution.
@@ -114,6 +125,16 @@ def apply(
         return jax.tree.map(lambda x: x.reshape((parts * size, *x.shape[2:]))[:n], results)
 
 
+def outermost(compiled: Callable[..., T], plain: Callable[..., T], *args: Any) -> T:
+    """compiled(*args), or inside of another program, where options are refused, plain(*args)."""
+    try:
+        return compiled(*args)
+    except ValueError as error:
+        if 'compiler_options' not in str(error):
+            raise
+        return plain(*args)
+
+
 def compiler_options(model: nn.Module) -> dict[str, Any] | None:
     """For `jax.jit(..., compiler_options=)` around a folded model.
 
@@ -145,8 +166,8 @@ def _cores() -> set[int]:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: nn.Module, method: str) -> Any:
-    step = functools.partial(apply, model, method=method)
+def _compiled(model: nn.Module, method: str, in_pieces: bool) -> Any:
+    step = functools.partial(apply, model, method=method, in_pieces=in_pieces)
     return jax.jit(step, compiler_options=compiler_options(model))
 
 

@@ -47,8 +47,8 @@ def fetch(origin: str) -> Path:
             made = Path(temporary) / 'checkpoint'
             try:
                 described = download(origin, FILES[1:])
-            except NoFile:
-                _converter(origin)(origin, made)
+            except NoFile as missing:
+                _converter(origin)(origin, made, missing.offline)
             else:
                 meta = checkpoint.read_json(described.parent)
                 # The arrays are those of the same commit.
@@ -66,7 +66,7 @@ def fetch(origin: str) -> Path:
         raise UserError(f'{origin}: cannot write {place}: {error.strerror or error}') from error
     except UserError as error:
         text = str(error)
-        raise UserError(text if origin in text else f'{origin} {text}') from error
+        raise UserError(text if text.startswith(origin) else f'{origin} {text}') from error
     return place
 
 
@@ -100,7 +100,10 @@ def push(
     Raises:
         UserError: if the variables are not the model's, or the hub refuses.
     """
-    repository, named = parse(PREFIX + repository.removeprefix(PREFIX))
+    try:
+        repository, named = parse(PREFIX + repository.removeprefix(PREFIX))
+    except UserError as error:
+        raise UserError(f'{repository!r} {error}') from None
     if revision and named and revision != named:
         raise UserError(f'{repository}: push to {named} or to {revision}?')
     revision = revision or named

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from hrnet_jax.errors import UserError
@@ -20,11 +23,18 @@ _STATUS = {401: _LOGIN, 403: 'your login may not do that'}
 
 
 class NoFile(UserError):
-    """The repository has none of the files, or nobody answers and the cache has none."""
+    """The repository has none of the files; or nobody answers, and the cache has none."""
+
+    offline = False
 
 
-def download(origin: str, names: tuple[str, ...]) -> Path:
+def download(origin: str, names: tuple[str, ...], offline: bool = False) -> Path:
     """The local copy of the first of these files that the repository has.
+
+    Args:
+        origin: `hf:OWNER/REPO[@REVISION]`.
+        names: files, the best first.
+        offline: look in the cache alone.
 
     Raises:
         UserError: whose message begins behind `origin`.
@@ -37,14 +47,15 @@ def download(origin: str, names: tuple[str, ...]) -> Path:
     failure: Exception | None = None
     kinds: list[str] = []
     for name in names:
-        # Where nobody answered to the first name, half a minute of tries is enough.
-        offline = 'LocalEntryNotFoundError' in kinds
         try:
-            return Path(
-                hf_hub_download(repository, name, revision=revision, local_files_only=offline)
-            )
+            with _quiet():
+                return Path(
+                    hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+                )
         except Exception as error:
             failure, kinds = error, _kinds(error)
+            # Where nobody answered to the first name, half a minute of tries is enough.
+            offline = offline or 'LocalEntryNotFoundError' in kinds
             if 'EntryNotFoundError' not in kinds:  # the other file may be there, or in the cache
                 break
     assert failure is not None
@@ -52,7 +63,22 @@ def download(origin: str, names: tuple[str, ...]) -> Path:
     reason = reason_of(failure)
     if kinds[0] != 'LocalEntryNotFoundError' and kind is NoFile:
         reason = 'the repository has n' + ('either ' if names[1:] else 'o ') + ' nor '.join(names)
-    raise kind(f'cannot be downloaded: {reason}') from failure
+    missing = kind(f'cannot be downloaded: {reason}')
+    if isinstance(missing, NoFile):
+        missing.offline = offline
+    raise missing from failure
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the hub's reports of every try; what came of them is in the exception."""
+    logger = logging.getLogger('huggingface_hub')
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def parse(origin: str) -> tuple[str, str | None]:

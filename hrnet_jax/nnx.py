@@ -20,11 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.errors import UserError
-from hrnet_jax.layers import Array
-from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.layers import Array, Configured
+from hrnet_jax.models import Variables, fitting
 
 
 class Network(nnx.Module):
@@ -84,26 +82,20 @@ class Network(nnx.Module):
 def from_linen(model: nn.Module, variables: Variables) -> Network:
     """The NNX module that computes what `model` does, starting from `variables`.
 
-    What the model does not have is left out: feature extractors take a classifier's variables. The
-    arrays are shared, not copied, and never changed in place: training replaces them. What is
-    donated to a program is gone from `variables`, too.
+    `FeatureMaps` take a classifier's variables, as everywhere. The arrays are shared, not copied,
+    and never changed in place: training replaces them. What is donated to a program is gone from
+    `variables`, too.
 
     Args:
-        model: a `Classifier`, `FeatureMaps` or `HRNet`, folded or not.
+        model: one of ours, folded or not, or a module of your own that is called as ours are.
         variables: {'params': ..., 'batch_stats': ...} of it, of `init`, `load` or training.
 
     Raises:
         UserError: if the variables are not those of the model.
     """
-    wanted = flatten_dict(variable_shapes(model), sep='/')
-    given = flatten_dict(flax.core.unfreeze(variables), sep='/')
-    if wrong := [
-        k for k, leaf in wanted.items() if k not in given or jnp.shape(given[k]) != leaf.shape
-    ]:
-        raise UserError(
-            f'these variables are not those of the model: they differ at {", ".join(wrong[:3])}'
-        )
-    return Network(model, unflatten_dict({k: jnp.asarray(given[k]) for k in wanted}, sep='/'))
+    known = isinstance(model, Configured)
+    variables = fitting(model, variables) if known else flax.core.unfreeze(variables)
+    return Network(model, jax.tree.map(jnp.asarray, variables))
 
 
 def _is(x: Any) -> bool:

@@ -278,7 +278,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if len(steps):
             axes.plot(steps, values, color=_ORANGE, marker='.', markersize=5, label='evaluation')
         if len(steps) and name == 'top1':
-            i = np.argmax(values)
+            i = np.flatnonzero(values == np.max(values))[-1]  # as the checkpoint that is kept
             best = f'best: {values[i]:.2f} % at step {steps[i]:,.0f}'
             axes.plot(
                 steps[i], values[i], '*', color=_ORANGE, markeredgecolor='white', markersize=15,

@@ -18,6 +18,7 @@ from jax.extend import core
 
 from hrnet_jax import cli
 from hrnet_jax.archs import list_models
+from hrnet_jax.backbone import edges
 from hrnet_jax.errors import UserError
 from hrnet_jax.folding import convolution_of
 from hrnet_jax.heads.classification import Classifier
@@ -136,8 +137,7 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def _image(model: Classifier, size: int | tuple[int, int]) -> jax.ShapeDtypeStruct:
-    height, width = (size, size) if isinstance(size, int) else size
-    return jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.float32)
+    return jax.ShapeDtypeStruct((1, *edges(size), model.in_channels), np.float32)
 
 
 def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:

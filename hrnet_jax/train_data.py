@@ -56,7 +56,7 @@ class TrainData:
         if not self.steps_per_epoch:
             raise UserError(
                 f'{name} has {self.source.num_examples} training images, less than a batch of '
-                f'{batch}'
+                f'{batch}; take a smaller --batch-size'
             )
         if self.lanes % self.process_count:
             raise UserError(

@@ -22,7 +22,7 @@ import numpy as np
 from hrnet_jax import checkpoint, cli, compilation, files
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
-from hrnet_jax.folding import apply, compiler_options, fold
+from hrnet_jax.folding import apply, compiler_options, fold, outermost
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference import Prediction, default_class_names
 from hrnet_jax.layers import Array, matmul_precision
@@ -88,9 +88,8 @@ def grad_cam(
     if classes is not None and not ((chosen >= 0) & (chosen < model.num_classes)).all():
         raise UserError(f'classes must be between 0 and {model.num_classes - 1}')
     chosen = np.broadcast_to(chosen, (count,)).astype(np.int32)
-    traced = isinstance(images, jax.core.Tracer)  # options are for the outermost program
-    look = _look(model) if traced else _compiled(model)
-    return look(variables, images, chosen)[2][STRIDES.index(stride)]
+    found = outermost(_compiled(model), _look(model), variables, jnp.asarray(images), chosen)
+    return found[2][STRIDES.index(stride)]
 
 
 @functools.lru_cache(maxsize=8)

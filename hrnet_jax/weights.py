@@ -77,9 +77,12 @@ def transfer(
     flat_target, flat_source = _flat(target), _flat(source)
     patterns = [fresh] if isinstance(fresh, str) else list(fresh)
     _require_matches(patterns, ['/'.join(path[1:]) for path in flat_target])
-    if 'batch_stats' in target and 'batch_stats' not in source:
-        raise UserError('the source has no batch_stats: it is folded, or only its params are given')
     theirs, ours = _backbone(source, 'source'), _backbone(target, 'target')
+    for which, one, other in (('source', source, target), ('target', target, source)):
+        if 'batch_stats' in other and 'batch_stats' not in one:
+            raise UserError(
+                f'the {which} has no batch_stats: it is folded, or only its params are given'
+            )
     if theirs[-1:] == ours[-1:] == ('backbone',):  # what is beside it corresponds, too
         theirs, ours = theirs[:-1], ours[:-1]
     result: dict[Path, Any] = {}
@@ -124,14 +127,12 @@ def matching(params: Variables, *patterns: str) -> Variables:
     Raises:
         UserError: if a pattern matches nothing.
     """
-    names = ['/'.join(path) for path in flax.traverse_util.flatten_dict(flax.core.unfreeze(params))]
-    _require_matches(patterns, names)
-
-    def found(path: Any, _: Any) -> bool:
-        name = '/'.join(str(key.key) for key in path)
-        return any(re.search(pattern, name) for pattern in patterns)
-
-    return jax.tree_util.tree_map_with_path(found, params)
+    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(params))
+    names = {path: '/'.join(path) for path in flat}
+    _require_matches(patterns, list(names.values()))
+    found = {path: any(re.search(p, name) for p in patterns) for path, name in names.items()}
+    tree = flax.traverse_util.unflatten_dict(found)
+    return flax.core.freeze(tree) if isinstance(params, flax.core.FrozenDict) else tree
 
 
 def _require_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
@@ -141,7 +142,8 @@ def _require_matches(patterns: Sequence[str], names: Sequence[str]) -> None:
         except re.error as error:
             raise UserError(f'{pattern!r} is no regular expression: {error}') from None
         if not found:
-            raise UserError(f'{pattern!r} matches no array; names are like {min(names)}')
+            hint = f'; names are like {min(names)}' if names else ''
+            raise UserError(f'{pattern!r} matches no array{hint}')
 
 
 def _flat(variables: Variables) -> dict[Path, Any]:
@@ -154,7 +156,8 @@ def _backbone(variables: Variables, which: str) -> Path:
     if len(found) != 1:
         places = ', '.join('/'.join(path) or 'the root' for path in found)
         what = f'{len(found)} HRNet backbones: {places}' if found else 'no HRNet backbone'
-        raise UserError(f'the {which} holds {what}')
+        more = "; transfer into the part of one: {k: v['PART'] for k, v in tree.items()}"
+        raise UserError(f'the {which} holds {what}{more if found else ""}')
     return found[0]
 
 

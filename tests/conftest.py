@@ -81,7 +81,8 @@ def standard_promotion():
 @pytest.fixture(scope='module')
 def tiny():
     """A small classifier of ten classes, and fresh variables."""
-    from hrnet_jax.models import create_model, init
+    from hrnet_jax.initialisation import init
+    from hrnet_jax.models import create_model
 
     model = create_model('tiny', 10)
     return model, init(model, jax.random.key(0))

@@ -13,7 +13,8 @@ import pytest
 
 import hrnet_jax
 from hrnet_jax import checkpoint
-from hrnet_jax.models import create_model, init
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model
 
 
 @pytest.fixture(scope='module')

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -26,11 +27,19 @@ ROOT = Path(__file__).parents[1]
 QUICK = '--image-size 32 --eval-resize 32 --eval-crop 32 --epochs 4 --batch-size 16'
 
 PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
-EXTRAS = 'optional-dependencies'
 # A command with arguments, up to what ends it in a text or in a shell.
 COMMAND = re.compile(
-    r'python3?(?: -u)? (-m convert|-m hrnet_jax\.\w+|(?:\S*/)?(?:train|eval|predict)\.py)'
-    r'((?: +[^\s`|>&;]+)+)'
+    r'python3?(?: -u)? (-m convert|-m hrnet_jax\.\w+'
+    r'|(?:/\S*/)?(?:train|eval|predict|benchmarks/(?!startup)[a-z_]+|examples/to_onnx)\.py)'
+    r'((?: +[^\s`|>&;]+)*)'
+)
+COMMANDS = sorted(
+    {
+        found
+        for page in PAGES
+        for found in COMMAND.findall((ROOT / page).read_text().replace('\\\n', ' '))
+        if found[1].strip()
+    }
 )
 
 
@@ -74,29 +83,42 @@ class Parsed(Exception):
     """A command's arguments were understood."""
 
 
-@pytest.mark.parametrize('page', PAGES)
-def test_commands_are_understood(page, monkeypatch):
-    """Every command on the page has flags and values that exist; the shell can read its blocks."""
-    text = (ROOT / page).read_text()
-    for block in re.findall(r'```(?:ba)?sh\n(.*?)```', text, re.DOTALL):
-        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
-    extras = set(tomllib.loads((ROOT / 'pyproject.toml').read_text())['project'][EXTRAS])
-    for named in re.findall(r"'\.\[([\w,]+)\]'", text):
-        assert set(named.split(',')) <= extras
+def test_every_command_was_found():
+    assert len(COMMANDS) > 25
+    scripts = {script for script, _ in COMMANDS}
+    assert {'-m convert', '-m hrnet_jax.export', 'benchmarks/compare.py', 'train.py'} <= scripts
+
+
+@pytest.mark.parametrize(('script', 'rest'), COMMANDS)
+def test_commands_are_understood(script, rest, monkeypatch):
+    """Every command in README and docs has flags and values that exist."""
 
     def understood(parser, *_):
         argparse.ArgumentParser.parse_args(parser)
         raise Parsed
 
     monkeypatch.setattr(cli.Parser, 'parse_args', understood)
-    for module, rest in COMMAND.findall(text.replace('\\\n', ' ')):
-        name = module.removeprefix('-m ').removesuffix('.py').split('/')[-1]
-        name = {'convert': 'convert.__main__'}.get(name, name)
-        name = name if '.' in name else f'hrnet_jax.commands.{name}'
-        monkeypatch.setattr(sys, 'argv', [module, *shlex.split(rest, comments=True)])
-        with pytest.raises((Parsed, SystemExit)) as ended:
-            importlib.import_module(name).main()
-        assert ended.type is Parsed or '--help' in rest
+    monkeypatch.setattr(sys, 'argv', [script, *shlex.split(rest, comments=True)])
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    monkeypatch.setattr(os, 'environ', {**os.environ})  # tpu_compile.py sets some
+    name = script.removeprefix('-m ').replace('convert', 'convert.__main__')
+    if script.startswith('-m '):
+        main = importlib.import_module(name).main
+    else:
+        main = runpy.run_path(str(ROOT / script.split('hrnet/src/')[-1]))['main']
+    with pytest.raises((Parsed, SystemExit)) as ended:
+        main()
+    assert ended.type is Parsed or '--help' in rest
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_shells_and_extras(page):
+    text = (ROOT / page).read_text()
+    for block in re.findall(r'```(?:ba)?sh\n(.*?)```', text, re.DOTALL):
+        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
+    known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    for named in re.findall(r"'\.\[([\w,]+)\]'", text):
+        assert set(named.split(',')) <= set(known['optional-dependencies'])
 
 
 @pytest.fixture

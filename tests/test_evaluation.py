@@ -25,7 +25,8 @@ import hrnet_jax
 from convert.reference import reference_of
 from hrnet_jax import checkpoint, imagenet
 from hrnet_jax.evaluation import count_correct, data_mesh, evaluate
-from hrnet_jax.models import create_model, init
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import Transform
 
 ROOT = Path(__file__).parents[1]

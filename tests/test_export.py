@@ -162,6 +162,7 @@ def test_library(source):
         (model, {'image_size': 32.0}, 'neither one integer nor two'),
         (hrnet_jax.HRNet('tiny'), {}, 'a Classifier can be exported, not HRNet'),
         (model, {'batch': 0}, 'at least 1'),
+        (model, {'batch': '2'}, 'at least 1'),
         (grey, {'transform': TRANSFORM}, '1 channels'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):

@@ -9,18 +9,21 @@ import sys
 from pathlib import Path
 
 import flax.core
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rules import close, image, weight
 
 import hrnet_jax
 from hrnet_jax import folding, winograd
 from hrnet_jax.archs import Arch
-from hrnet_jax.models import create_model, init, variable_shapes
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model, variable_shapes
 
 SIZES = ((8, 4), (7, 7), (14, 10), (5, 9), (1, 1), (2, 13))
 
@@ -138,6 +141,27 @@ def test_many_images_go_in_pieces(narrow, monkeypatch):
     assert [m.shape[0] for m in fast(x, 'features')] == [11] * 4
 
 
+def test_large_kernels_stay_on_cpus():
+    """F(4x4, 3x3) has four times as many numbers: not of 256 channels and more."""
+    model = create_model('tiny', 10, channels=(8, 16, 192, 256))
+    fast = hrnet_jax.fold(model, rule_made(variable_shapes(model)), 'cpu')
+    branches = fast.variables['params']['backbone']['stage4_0']
+    shapes = [branches[f'branches_{i}']['conv1']['kernel'].shape[1:] for i in (2, 3)]
+    assert shapes == [(36, 192, 192), (3, 3, 256, 256)]
+
+
+def test_images_on_two_devices(narrow):
+    model, variables = narrow
+    fast, x = hrnet_jax.fold(model, variables), jnp.asarray(image(6, 24, 32, 32))
+    mesh = Mesh(np.array(jax.devices()), ('data',), axis_types=(AxisType.Auto,))
+    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+    everywhere = jax.device_put(fast.variables, NamedSharding(mesh, PartitionSpec()))
+    both = hrnet_jax.Folded(fast.model, everywhere)
+    logits = both(spread)
+    assert len(logits.devices()) == 2
+    assert close(logits, fast(x)) < 1e-5
+
+
 def test_more_than_ten_equal_blocks():
     """The tenth follows the ninth, though '10' sorts before '9'."""
     arch = Arch('mine', (6, 12, 24, 48), (12, 12), (1, 1, 1), (11, 1, 1), 4, (16, 32, 48, 64), 64)
@@ -159,6 +183,11 @@ def test_inside_programs_of_ones_own(narrow):
     any_batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('n'), 32, 32, 3), x.dtype)
     program = jax.export.export(jax.jit(fast))(any_batch)
     assert program.out_avals[0].shape[1] == 10
+    inside = jax.jit(lambda x: fast(images) + x)  # images that are not traced, in a program
+    images = x
+    assert close(inside(0.0), fast(x)) < 1e-5
+    slopes = jax.grad(lambda v: hrnet_jax.Folded(fast.model, v)(x).sum())(fast.variables)
+    assert jax.tree.structure(slopes) == jax.tree.structure(fast.variables)
     for wrong in (x[0], x[..., :2]):
         with pytest.raises(hrnet_jax.UserError, match='shape'):
             fast(wrong)
@@ -166,6 +195,11 @@ def test_inside_programs_of_ones_own(narrow):
         hrnet_jax.fold(fast.model, fast.variables)
     with pytest.raises(hrnet_jax.UserError, match="'npu'; known: cpu, gpu"):
         hrnet_jax.fold(model, variables, 'npu')
+    for other in (create_model('tiny', 20), create_model('tiny', 10)):
+        with pytest.raises(hrnet_jax.UserError, match='differ at'):
+            hrnet_jax.fold(other, variables)
+    with pytest.raises(hrnet_jax.UserError, match='Dense is no HRNet'):
+        hrnet_jax.fold(nn.Dense(3), variables)
     with pytest.raises(hrnet_jax.UserError, match='folded'):
         init(create_model('tiny', 10, winograd=True), jax.random.key(0))
 

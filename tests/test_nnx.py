@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.core
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ from flax import nnx
 from rules import image
 
 import hrnet_jax
-from hrnet_jax.models import create_model
+from hrnet_jax.archs import ARCHS
+from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.nnx import Network, from_linen
 
 RATE, MOMENTUM = 0.1, 0.9
@@ -214,6 +217,10 @@ def test_what_does_not_fit(tiny, batch):
     model, variables = tiny
     with pytest.raises(hrnet_jax.UserError, match='differ at params/head/classifier/bias'):
         from_linen(create_model('tiny', 11), variables)
+    larger = create_model(dataclasses.replace(ARCHS['tiny'], modules=(2, 1, 1)), 10)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), variable_shapes(larger))
+    with pytest.raises(hrnet_jax.UserError, match='differ at batch_stats/backbone/stage2_1/'):
+        from_linen(model, zeros)
     with pytest.raises(hrnet_jax.UserError, match='differ at batch_stats'):
         from_linen(model, {'params': variables['params']})
     with pytest.raises(hrnet_jax.UserError, match='width 33'):

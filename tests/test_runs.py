@@ -13,7 +13,8 @@ import pytest
 
 from hrnet_jax import checkpoint, runs, workdir
 from hrnet_jax.errors import UserError
-from hrnet_jax.models import create_model, init
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model
 from hrnet_jax.recipes import Digits
 from hrnet_jax.training import create_state, make_optimizer
 

@@ -16,7 +16,8 @@ import pytest
 
 import hrnet_jax
 from convert import from_torch
-from hrnet_jax.models import create_model, init
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import create_model
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 SIZE = 32
@@ -102,6 +103,8 @@ def test_a_folded_source(digits):
     folded = hrnet_jax.fold(create_model('tiny', 10), digits, 'tpu').variables
     with pytest.raises(hrnet_jax.UserError, match='folded'):
         hrnet_jax.transfer(digits, folded)
+    with pytest.raises(hrnet_jax.UserError, match='target has no batch_stats: it is folded'):
+        hrnet_jax.transfer(folded, digits)
 
 
 def test_what_has_no_backbone(digits):
@@ -134,6 +137,10 @@ def test_masks_for_optax(digits):
     assert 0 < sum(jax.tree.leaves(frozen)) < len(same)
     same_kind = hrnet_jax.matching(flax.core.freeze(params), '^backbone/(conv|bn)')
     assert jax.tree.structure(same_kind) == jax.tree.structure(flax.core.freeze(params))
+    boxed = {'part': {'kernel': nn.Partitioned(jnp.ones(3), ('a',)), 'bias': jnp.ones(2)}}
+    assert hrnet_jax.matching(boxed, 'kernel') == {'part': {'kernel': True, 'bias': False}}
+    with pytest.raises(hrnet_jax.UserError, match='matches no array'):
+        hrnet_jax.matching({}, 'kernel')
     with pytest.raises(hrnet_jax.UserError, match='matches no array'):
         hrnet_jax.matching(params, 'stage9')
 

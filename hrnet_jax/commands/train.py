@@ -15,14 +15,14 @@ import traceback
 import zlib
 from pathlib import Path
 
-from hrnet_jax import cli, compilation, distributed, recipes
+from hrnet_jax import checkpoint, cli, compilation, distributed, recipes
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 
 
 def parser(recipe: recipes.Recipe) -> cli.Parser:
     p = cli.Parser(description=__doc__, epilog=recipes.describe())
-    p.add_argument('--arch', choices=list_models(), required=True, help='network')
+    p.add_argument('--arch', choices=list_models(), help='network; None: that of --init')
     p.add_argument(
         '--recipe',
         choices=list(recipes.RECIPES),
@@ -69,6 +69,10 @@ def main() -> None:
             f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
         )
     recipe = recipes.from_arguments(cls, args)
+    if args.arch is None:
+        if not recipe.init:
+            raise UserError('--arch or --init is needed')
+        args.arch = checkpoint.read_json(checkpoint.find(recipe.init))['arch']['name']
     if args.wandb and importlib.util.find_spec('wandb') is None:
         raise UserError('wandb is missing: pip install wandb')
     if args.profile and args.profile[0] >= args.profile[1]:

@@ -142,7 +142,8 @@ def main() -> None:
     p.add_argument('--json', metavar='FILE', type=Path, help='write everything there')
     p.add_argument('--out', metavar='PICTURE', type=Path, help='draw the bars there')
     args = p.parse_args()
-    if min(args.rounds, args.seconds, args.threads, *args.batch) <= 0 or args.threads > count:
+    wrong = not 0 < args.seconds < 3600 or args.threads > count
+    if wrong or min(args.rounds, args.threads, *args.batch) <= 0:
         p.error(f'numbers must be positive, and --threads at most {count}')
     if args.image_size < STRIDE or args.image_size % STRIDE:
         p.error(f'--image-size must be a multiple of {STRIDE}')

@@ -50,7 +50,7 @@ def lower(args, mesh):
     """The lowered step, and the images that it takes."""
     images = args.batch_per_chip * mesh.size
     size = args.image_size
-    group = None if args.bn_group_size == 'none' else int(args.bn_group_size)
+    group = args.bn_group_size
     recipe = Official(
         batch_size=images, dtype=args.dtype, remat=args.remat, image_size=size, bn_group_size=group
     )
@@ -103,7 +103,12 @@ def main() -> None:
     p.add_argument('--image-size', type=int, default=224, help='pixels')
     p.add_argument('--mode', choices=['train', 'eval'], default='train', help='which step')
     p.add_argument('--dtype', choices=['bfloat16', 'float32'], default='bfloat16', help='of it')
-    p.add_argument('--bn-group-size', default='32', help='images, or none for the whole batch')
+    p.add_argument(
+        '--bn-group-size',
+        type=lambda text: None if text == 'none' else int(text),
+        default=32,
+        help='images, or none for the whole batch',
+    )
     p.add_argument('--remat', action='store_true', help='recompute in the backward pass')
     p.add_argument('--hlo', metavar='FILE', help='write the compiled program there')
     args = p.parse_args()

@@ -31,7 +31,7 @@ class Folded:
     """
 
     model: Any
-    variables: Variables
+    variables: Variables = dataclasses.field(repr=False)
 
     def __call__(self, images: Array, method: str = '__call__') -> Any:
         """What the model's method of that name gives for (N, H, W, C) images, compiled."""

@@ -79,6 +79,14 @@ def test_quick_start():
     assert run('docs/index.md')['logits'].shape == (1, 1000)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    """Compiles in a part of the time."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 class Parsed(Exception):
     """A command's arguments were understood."""
 

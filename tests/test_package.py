@@ -61,9 +61,8 @@ images = np.repeat(digits.images.astype('float32') / 4 - 2, 4, 1).repeat(4, 2)
 images = np.repeat(images[..., None], 3, -1)
 labels = 9 - digits.target  # ten classes that the checkpoint does not know
 few, targets = images[:4], labels[:4]
-model, loaded = hrnet_jax.load('converted')
 
-class Regression(nn.Module):
+class Mine(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         maps = hrnet_jax.HRNet('tiny', name='backbone')(images, train)
@@ -87,10 +86,11 @@ def make_step(model, optimizer):
 
     return step
 
+own = Mine()
+filled, _ = hrnet_jax.transfer(hrnet_jax.init(own, jax.random.key(0), 32), 'converted')
+
 def linen():
-    own, optimizer = Regression(), optax.sgd(0.01)
-    fresh = hrnet_jax.init(own, jax.random.key(0), 32)
-    variables, _ = hrnet_jax.transfer(fresh, 'converted')
+    variables, optimizer = filled, optax.sgd(0.01)
     step, state, losses = make_step(own, optimizer), optimizer.init(variables['params']), []
     for _ in range(2):
         variables, state, value = step(variables, state, few, targets)
@@ -98,7 +98,7 @@ def linen():
     return losses
 
 def in_nnx():
-    module = from_linen(model, loaded)
+    module = from_linen(own, filled)
     optimizer = nnx.Optimizer(module, optax.sgd(0.01), wrt=nnx.Param)
 
     @nnx.jit
@@ -176,7 +176,7 @@ def run(command, **options):
     env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
     env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'true'  # compiles in less time
     command = [str(part) for part in command]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, **options)
 
 
 def output(command, cwd):
@@ -234,7 +234,7 @@ def test_project_of_a_user(installed, converted, tmp_path):
     assert Path(file).is_relative_to(installed.parent)
     linen, nnx, (initialised, accuracy) = np.array(numbers, float).reshape(3, 2)
     assert 0 < linen[1] < linen[0]
-    assert 0 < nnx[1] < nnx[0]
+    np.testing.assert_allclose(nnx, linen, rtol=1e-5)
     assert initialised == 2
     assert accuracy > 0.9
 

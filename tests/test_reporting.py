@@ -241,14 +241,15 @@ def test_curves(tmp_path, count):
 def test_best_evaluation_is_marked():
     found = made_up(100)
     found[5]['loss'] = 'nan'
+    found.append({'kind': 'eval', 'step': 10_200, 'top1': 0.9})  # the later of equals
     found.append({'kind': 'eval', 'step': 10_500, 'top1': 'nan'})
     figure = curves(found)
     figure.draw_without_rendering()  # places the epochs
     loss, top1, rate = figure.axes
     best = next(line for line in top1.lines if line.get_marker() == '*')
-    assert (best.get_xdata(), best.get_ydata()) == ([9000], [0.9])
+    assert (best.get_xdata(), best.get_ydata()) == ([10_200], [0.9])
     labels = [text.get_text() for text in top1.get_legend().get_texts()]
-    assert labels == ['training', 'evaluation', 'best: 0.90 % at step 9,000']
+    assert labels == ['training', 'evaluation', 'best: 0.90 % at step 10,200']
     raw, smooth = loss.lines
     assert len(raw.get_xdata()) == 99  # all but NaN
     assert raw.get_linewidth() < smooth.get_linewidth()

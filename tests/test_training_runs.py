@@ -292,7 +292,7 @@ def test_help_shows_the_defaults_of_the_recipe(command):
         (('--image-size', '40'), 'multiples of 32'),
         (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),
         (('--learning-rate', 'nan'), 'learning_rate must be from 0'),
-        (('--dataset', 'nothing'), 'nothing is not prepared'),
+        (('--dataset', 'nothing'), 'tfds has no data set of that name'),
         (('--split', 'nothing'), "has no split 'nothing'"),
         (('--teacher', 'nowhere'), 'nowhere does not exist'),
         (('--init', 'nowhere'), 'nowhere does not exist'),
@@ -308,3 +308,9 @@ def test_mistakes_are_one_line(digits_data, refused, tmp_path, flags, said):
     )  # fmt: skip
     assert said in line
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_network_or_a_checkpoint_is_needed(refused, tmp_path):
+    run = ('--recipe', 'digits', '--workdir', tmp_path / 'run')
+    assert '--arch or --init is needed' in refused(train_command.main, *run)
+    assert 'nowhere does not exist' in refused(train_command.main, *run, '--init', 'nowhere')

@@ -91,7 +91,8 @@ def _is_ours(path: Path, leaf: Any, places: Sequence[Path]) -> bool:
     """Whether it is an array of a layer of ours, as it is without transformations of Flax."""
     collection, *names = path
     dims = {'kernel': 2 if names[-2:-1] == ['classifier'] else 4}.get(names[-1], 1)
-    layers = (names[len(place)] for place in places if tuple(names[: len(place)]) == place)
+    inside = (place for place in places if tuple(names[: len(place)]) == place)
+    layers = ('/'.join(names[len(place) :][:1]) for place in inside)
     return (
         collection in ('params', 'batch_stats')
         and getattr(leaf, 'ndim', None) == dims

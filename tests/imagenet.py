@@ -116,3 +116,17 @@ def make_imagenet(where: str | os.PathLike, count: int = 40, **options) -> str:
     data_dir = os.fspath(where / 'data')
     prepare(tfds.builder('imagenet2012', data_dir=data_dir, file_format='tfrecord'), archives)
     return data_dir
+
+
+def examples(batches) -> list[tuple[bytes, int]]:
+    """Pixels and label of what the masks let through; all padding must be zero."""
+    found = []
+    for batch in batches:
+        assert batch['image'].dtype == np.uint8
+        assert batch['label'].dtype == np.int32
+        assert batch['mask'].dtype == bool
+        assert not batch['image'][~batch['mask']].any()
+        assert not batch['label'][~batch['mask']].any()
+        pairs = zip(batch['image'], batch['label'], batch['mask'], strict=True)
+        found += [(image.tobytes(), int(label)) for image, label, real in pairs if real]
+    return found

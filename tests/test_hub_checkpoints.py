@@ -171,3 +171,21 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     with pytest.raises(hrnet_jax.UserError, match='is no repository'):
         hrnet_jax.push_to_hub((model, variables), 'net')
     assert not sent
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
+    """Then the cache alone, for PyTorch's files too."""
+    import huggingface_hub
+
+    asked = []
+
+    def download(repository, name, revision, local_files_only):
+        asked.append((name, local_files_only))
+        raise huggingface_hub.errors.LocalEntryNotFoundError('no')
+
+    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    with pytest.raises(hrnet_jax.UserError, match='^hf:a/b cannot be downloaded: the hub cannot'):
+        hrnet_jax.load('hf:a/b')
+    assert asked[0] == (checkpoint.JSON, False)
+    assert [local for _, local in asked[1:]] == [True, True]

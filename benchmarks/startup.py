@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VARIABLES = ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE')
 ROWS = (
     ('imports', 'Python, JAX, Flax, this package'),
-    ('data set', 'TensorFlow, tfds, opening the data set'),
     ('checkpoint', 'reading, checking and placing the weights'),
     ('fold', 'BatchNorm folded, kernels transformed'),
+    ('data set', 'waited until the other process has opened it'),
     ('trace', 'JAX traces and lowers the step'),
     ('compile', 'XLA compiles it, or takes it from the cache'),
     ('the rest', 'first images decoded, first batch computed'),
@@ -38,7 +38,7 @@ def child(started: float) -> None:
     sys.path.insert(0, str(ROOT))
     import jax
 
-    from hrnet_jax import checkpoint, data, evaluation, folding
+    from hrnet_jax import checkpoint, evaluation, folding, reader
 
     seconds: dict[str, float] = dict.fromkeys((name for name, _ in ROWS), 0.0)
 
@@ -53,9 +53,9 @@ def child(started: float) -> None:
 
         setattr(module, function, outer)
 
-    timed(data, 'open_dataset', 'data set')
     timed(checkpoint, 'load', 'checkpoint')
     timed(folding, 'fold', 'fold')
+    timed(reader.Reader, 'opened', 'data set')
     make, counting = evaluation.make_eval_step, [False]
 
     def listen(event: str, duration: float, **_: Any) -> None:

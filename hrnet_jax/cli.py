@@ -55,10 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Calls `main` and exits: 0, 2 for a user's mistake (75 for none), 130 when interrupted."""
-    quiet()
-    # Imports and tracing make millions of objects that stay: a quarter of their time was spent
-    # looking for those that do not.
-    gc.set_threshold(100_000, 50, 50)
+    prepare()
     try:
         main()
     except UserError as error:
@@ -74,6 +71,14 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def prepare() -> None:
+    """What every process of a command begins with."""
+    quiet()
+    # Imports and tracing make millions of objects that stay: a quarter of their time was spent
+    # looking for those that do not.
+    gc.set_threshold(100_000, 50, 50)
 
 
 def quiet() -> None:

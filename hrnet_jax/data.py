@@ -12,6 +12,7 @@ import numpy as np
 from hrnet_jax.data_sources import (
     DATASETS,
     Dataset,
+    Facts,
     Source,
     brief,
     open_folder,
@@ -26,7 +27,7 @@ from hrnet_jax.preprocess import Transform
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ['DATASETS', 'Dataset', 'Source', 'batches', 'competing_classes', 'open_dataset']
+__all__ = ['DATASETS', 'Dataset', 'Facts', 'Source', 'batches', 'competing_classes', 'open_dataset']
 
 
 def open_dataset(name: str, split: str | None = None, data_dir: str | None = None) -> Source:
@@ -105,6 +106,11 @@ def batches(
     first, stop = (total * i // process_count for i in (process_index, process_index + 1))
     largest = -(-total // process_count)
     return _batches(source, transform, batch_size, first, stop, -(-largest // batch_size))
+
+
+def local_batch(batch_size: int, processes: int, devices: int) -> int:
+    """One host's share of `batch_size` images, rounded up to fill its devices evenly."""
+    return -(-batch_size // (processes * devices)) * devices
 
 
 def _batches(

@@ -86,8 +86,8 @@ _MANUAL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened data set.
+class Facts:
+    """What is known of a data set once it is open.
 
     Attributes:
         dataset: its row of `DATASETS`, or one made for it.
@@ -97,11 +97,6 @@ class Source:
         is_partial: it has another number of examples than published accuracies are of.
         notes: what the user should know beside the accuracy, a line each.
         official: the class of each file name, empty where not known.
-        raw: (first, stop, seed, skip) -> tuples for `parse`, of these examples; in their fixed
-            order, or in one drawn from `seed`: files first, then within a buffer.
-            `skip` leaves out the first of those.
-        pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
-        parse: a tuple -> one example as `records` has it.
     """
 
     dataset: Dataset
@@ -112,9 +107,30 @@ class Source:
     is_partial: bool
     notes: tuple[str, ...]
     official: Mapping[str, int] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Facts):
+    """An opened data set.
+
+    Attributes: as of `Facts`, and
+        raw: (first, stop, seed, skip) -> tuples for `parse`, of these examples; in their fixed
+            order, or in one drawn from `seed`: files first, then within a buffer.
+            `skip` leaves out the first of those.
+        pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
+        parse: a tuple -> one example as `records` has it.
+    """
+
     raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False)
     pick: Callable[[np.ndarray], tf.data.Dataset] | None = dataclasses.field(repr=False)
     parse: Callable[..., dict[str, tf.Tensor]] = dataclasses.field(repr=False)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of it, without the functions that read it."""
+        return Facts(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
+        )
 
     def records(self, first: int, stop: int) -> tf.data.Dataset:
         """These examples in their fixed order, undecoded: image (string), label (int32, scalar or
@@ -343,7 +359,7 @@ def _official_labels(tfds: Any) -> Mapping[str, int]:
 
 def tensorflow() -> Any:
     """The module, kept off the accelerators, which are JAX's."""
-    with _without_keras():
+    with _without_extras():
         import tensorflow as tf
 
     for kind in ('GPU', 'TPU'):
@@ -354,17 +370,19 @@ def tensorflow() -> Any:
 
 
 @contextlib.contextmanager
-def _without_keras() -> Iterator[None]:
-    """TensorFlow looks for Keras while it is imported: two of five seconds, for nothing used here.
-    Who asks for `tf.keras` later gets it."""
-    if {'tensorflow', 'keras'} & sys.modules.keys():
-        yield
-        return
-    sys.modules['keras'] = None  # type: ignore[assignment]  # how Python says: not installed
+def _without_extras() -> Iterator[None]:
+    """TensorFlow looks for Keras and JAX while it is imported: half of the time, for nothing used
+    here. Who asks for `tf.keras` later gets it."""
+    extras = {'keras', 'jax'} - sys.modules.keys()
+    if 'tensorflow' in sys.modules:
+        extras = set()
+    for name in extras:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python says: not installed
     try:
         yield
     finally:
-        del sys.modules['keras']
+        for name in extras:
+            del sys.modules[name]
 
 
 def opened(data: tf.data.Dataset) -> Iterator[Any]:

@@ -61,13 +61,6 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
-def local_batch(batch_size: int) -> int:
-    """This host's share of `batch_size` images, rounded up to fill its devices evenly."""
-    devices = jax.local_device_count()
-    share = -(-batch_size // jax.process_count())
-    return -(-share // devices) * devices
-
-
 def count_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Counts:
     """Counts of one batch.
 

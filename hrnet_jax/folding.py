@@ -110,7 +110,7 @@ def apply(
     There the tiles of many images do not stay in the caches. Not `in_pieces`: all at once, where
     the images are spread over devices.
     """
-    n, few = images.shape[0], 4 * len(_cores())
+    n, few = images.shape[0], at_a_time()
     with matmul_precision(model):
         tiled = in_pieces and images.ndim == 4 and getattr(model, 'winograd', False)
         if not tiled or not isinstance(n, int) or n <= few:  # a symbolic batch stays whole
@@ -159,10 +159,10 @@ def _options_of_cpu() -> dict[str, Any] | None:
     return {name: value for name, value in CPU_OPTIONS.items() if known({name: value})} or None
 
 
-def _cores() -> set[int]:
-    if hasattr(os, 'sched_getaffinity'):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+def at_a_time() -> int:
+    """Images that a CPU computes together: 4 a core, whose tiles stay in the caches."""
+    known = hasattr(os, 'sched_getaffinity')
+    return 4 * (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
 
 
 @functools.lru_cache(maxsize=16)

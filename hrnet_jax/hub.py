@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub: `load('hf:OWNER/REPO')` reads them, `push` puts them there.
+"""Checkpoints on the Hugging Face hub: `load` reads hf:OWNER/REPO, `push_to_hub` puts them there.
 
 A repository of ours holds the arrays by their path ('params/backbone/conv1/kernel'), and the JSON
 of the checkpoint with the digest of each: the two `FILES`. Another is one of PyTorch, which the
@@ -70,7 +70,7 @@ def fetch(origin: str) -> Path:
     return place
 
 
-def push(
+def push_to_hub(
     source: str | os.PathLike[str] | tuple[Classifier, Variables],
     repository: str,
     *,

@@ -7,14 +7,17 @@ number where PyTorch has `.`, so that a checkpoint's keys map onto these trees m
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from jax import lax
 
 from hrnet_jax import winograd
@@ -28,6 +31,39 @@ MOMENTUM = 0.9  # PyTorch's 0.1: Flax weighs the old value, PyTorch the new one.
 
 # He et al. 2015, fan-out, as the official classification code initialises every convolution.
 conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+zeros = nn.initializers.zeros_init()
+# Inside of `shapes_alone`: leading axes of the parameters.
+_STACK: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar(
+    'stack', default=None
+)
+
+
+@contextlib.contextmanager
+def shapes_alone(*stack: int) -> Iterator[None]:
+    """Layers make zeros of the right shapes and compute nothing: a model is traced in a third of
+    the time. `stack`: axes in front of those of each parameter."""
+    token = _STACK.set(stack)
+    try:
+        yield
+    finally:
+        _STACK.reset(token)
+
+
+def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`module.param(name, init, shape, dtype)`.
+
+    Flax checks the shape of a parameter that exists by tracing `init`, for each of them: half of
+    the time in which the network is traced.
+    """
+    if not module.has_variable('params', name):
+        if (stack := _STACK.get()) is not None:
+            return module.variable('params', name, jnp.zeros, (*stack, *shape), dtype).value
+        return module.param(name, init, shape, dtype)
+    value = nn.meta.unbox(module.get_variable('params', name))
+    if jnp.shape(value) != shape:
+        path = '/'.join(module.path)
+        raise ScopeParamShapeError(name, path, jnp.shape(value), shape)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +137,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, pad, o = self.kernel, (self.kernel - 1) // 2, self.opts
-        kernel = self.param('kernel', conv_init, (k, k, x.shape[-1], self.features), o.param_dtype)
+        shape = (k, k, x.shape[-1], self.features)
+        kernel = parameter(self, 'kernel', conv_init, shape, o.param_dtype)
+        size = (self.features,)
+        bias = parameter(self, 'bias', zeros, size, o.param_dtype) if o.folded else None
+        if _STACK.get() is not None:
+            height, width = (-(-n // self.stride) for n in x.shape[1:3])
+            return jnp.zeros((x.shape[0], height, width, self.features), o.dtype)
         y = lax.conv_general_dilated(
             x.astype(o.dtype),
             kernel.astype(o.dtype),
@@ -109,11 +151,7 @@ class Conv(nn.Module):
             padding=((pad, pad), (pad, pad)),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         )
-        if o.folded:
-            zeros = nn.initializers.zeros_init()
-            bias = self.param('bias', zeros, (self.features,), o.param_dtype)
-            y = y + _channels(bias.astype(o.dtype))
-        return y
+        return y + _channels(bias.astype(o.dtype)) if bias is not None else y
 
 
 class WinogradConv(nn.Module):
@@ -125,12 +163,12 @@ class WinogradConv(nn.Module):
 
     @nn.compact
     def __call__(self, tiles: Array) -> Array:
-        o, zeros = self.opts, nn.initializers.zeros_init()
+        o = self.opts
         columns = -(-self.size[1] // winograd.TILE)
         shape = (winograd.POINTS**2, tiles.shape[-1] // columns, self.features)
-        kernel = self.param('kernel', zeros, shape, o.param_dtype).astype(o.dtype)
-        bias = self.param('bias', zeros, (self.features,), o.param_dtype).astype(o.dtype)
-        if self.is_initializing():  # for the shapes alone, in a tenth of the time
+        kernel = parameter(self, 'kernel', zeros, shape, o.param_dtype).astype(o.dtype)
+        bias = parameter(self, 'bias', zeros, (self.features,), o.param_dtype).astype(o.dtype)
+        if _STACK.get() is not None:
             return jnp.zeros((*tiles.shape[:-1], columns * self.features), o.dtype)
         return winograd.convolve(tiles.astype(o.dtype), kernel, bias, self.size)
 
@@ -149,10 +187,12 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         o, size = self.opts, (x.shape[-1],)
         stat_dtype = at_least_float32(o.dtype, o.param_dtype)
-        scale = self.param('scale', nn.initializers.ones_init(), size, o.param_dtype)
-        bias = self.param('bias', nn.initializers.zeros_init(), size, o.param_dtype)
+        scale = parameter(self, 'scale', nn.initializers.ones_init(), size, o.param_dtype)
+        bias = parameter(self, 'bias', zeros, size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
         var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
+        if _STACK.get() is not None:
+            return x
         # One pass over a map of few digits, around a value known before it: see `_moments`.
         shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
         x = x.astype(stat_dtype)
@@ -278,11 +318,15 @@ def looped(block: nn.Module, length: int, x: Array, *args: Any) -> Array:
     In a straight line XLA's CPU compiler does not keep the sum that is a block's result for the
     next shortcut: every block adds up all before it again.
     """
+    if _STACK.get() is not None:
+        with shapes_alone(length):
+            return block(x, *args)
     scan = nn.scan(
         lambda block, x, _: (block(x, *args), None),
         variable_axes={'params': 0},
         split_rngs={'params': True},
         length=length,
+        check_constancy_invariants=False,  # traces every block once more
     )
     return scan(block, x, None)[0]
 

@@ -15,6 +15,7 @@ from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.layers import shapes_alone
 
 Variables = dict[str, Any]
 Path = tuple[str, ...]
@@ -63,7 +64,8 @@ def create_model(
 def variable_shapes(model: Any) -> Variables:
     """The tree of the variables of one of our models as `jax.ShapeDtypeStruct`."""
     images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.in_channels), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    with shapes_alone():  # A function of its own: JAX keeps what it has traced.
+        return jax.eval_shape(lambda *args: model.init(*args), jax.random.key(0), images)
 
 
 def fitting(model: Any, variables: Variables) -> Variables:

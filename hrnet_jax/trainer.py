@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from hrnet_jax import data, distributed
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import NotFinite, evaluate, local_batch
+from hrnet_jax.evaluation import NotFinite, evaluate
 from hrnet_jax.experiment import Experiment
 from hrnet_jax.interrupt import Interrupt
 from hrnet_jax.prefetch import Prefetch
@@ -171,9 +171,10 @@ class Trainer:
         source, options = self.experiment.held_out, self.options
         size = min(options.eval_batch_size or self.recipe.part, source.num_examples)
         places = jax.process_index(), jax.process_count()
+        share = data.local_batch(size, jax.process_count(), jax.local_device_count())
 
         def batches() -> Iterator[dict[str, np.ndarray]]:
-            for batch in data.batches(source, self.recipe.transform, local_batch(size), *places):
+            for batch in data.batches(source, self.recipe.transform, share, *places):
                 if self.interrupt:
                     raise distributed.Stopped
                 yield batch

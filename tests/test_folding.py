@@ -133,7 +133,7 @@ def test_many_images_go_in_pieces(narrow, monkeypatch):
     model, variables = narrow
     fast = hrnet_jax.fold(model, variables)
     x = jnp.asarray(image(3, 11, 32, 32))
-    monkeypatch.setattr(folding, '_cores', lambda: {0})
+    monkeypatch.setattr(folding, 'at_a_time', lambda: 4)
     pieces = jax.make_jaxpr(functools.partial(folding.apply, fast.model))(fast.variables, x)
     assert 'f32[3,4,32,32,3]' in str(pieces)
     whole = fast.model.apply(fast.variables, x)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 import hrnet_jax
 from hrnet_jax.initialisation import init
@@ -124,3 +125,35 @@ def test_initialisation_of_other_inputs():
     assert jax.tree.map(jnp.shape, init(maps, jax.random.key(0))) == jax.tree.map(
         lambda s: s.shape, variable_shapes(maps)
     )
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        create_model('tiny', 7, in_channels=5, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+        create_model('w18_small_v2', remat=True),
+        create_model('tiny', folded=True, channel_multiple=8),
+        create_model('w18_small_v2', folded=True, winograd=40),
+        hrnet_jax.HRNet('tiny', outputs=1, upsample='bilinear'),
+        hrnet_jax.FeatureMaps('tiny', kind='widened', out_indices=(0, 2)),
+        hrnet_jax.FeatureMaps('tiny', kind='concatenated', folded=True, winograd=200),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_shapes_without_the_computation(model):
+    images = jnp.zeros((1, 64, 64, model.in_channels))
+    expected = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
+    assert variable_shapes(model) == expected
+    # What was traced for them is not taken for the network itself.
+    variables = init(create_model('tiny'), jax.random.key(0))
+    assert jnp.any(create_model('tiny').apply(variables, jnp.ones((1, 32, 32, 3))) != 0)
+
+
+def test_parameters_of_another_shape_are_refused():
+    model = create_model('tiny')
+    variables = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        variable_shapes(create_model('tiny', in_channels=4)),
+    )
+    with pytest.raises(ScopeParamShapeError, match='"kernel" in "backbone/conv1"'):
+        jax.eval_shape(model.apply, variables, jnp.zeros((1, 32, 32, 3)))

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from hrnet_jax import checkpoint, cli, compilation, data, distributed, files
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import Result, evaluate, local_batch
-from hrnet_jax.folding import fold
+from hrnet_jax.evaluation import Result, evaluate
+from hrnet_jax.folding import at_a_time, fold
 from hrnet_jax.preprocess import SUPPORT, Transform
 from hrnet_jax.published import expected
+from hrnet_jax.reader import Reader, Request
 
 
 def parser() -> cli.Parser:
@@ -34,7 +35,7 @@ def parser() -> cli.Parser:
     p.add_argument(
         '--batch-size',
         type=int,
-        help='images a step, over all devices and hosts; None: 128, on CPUs 16',
+        help='images a step, over all devices and hosts; None: 128, on CPUs 4 a core',
     )
     p.add_argument(
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
@@ -68,36 +69,37 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', 'imagenet2012')
             args.split = args.split or recipe.get('eval_split')
-        # Opened before the model is loaded: its mistakes are the cheapest to find.
-        source = data.open_dataset(args.dataset, args.split, args.data_dir)
-        if (source.num_classes or meta['num_classes']) != meta['num_classes']:
-            raise UserError(
-                f'{args.dataset} has {source.num_classes} classes, '
-                f'the checkpoint {meta["num_classes"]}'
-            )
-        classes = data.competing_classes(source, args.data_dir)
-        args.batch_size = args.batch_size or (16 if jax.default_backend() == 'cpu' else 128)
-        total = min(args.limit or source.num_examples, source.num_examples)
-        batch = local_batch(min(args.batch_size, total))
-        # Decoding has begun while the model is loaded.
-        batches = data.batches(
-            source, transform, batch, jax.process_index(), jax.process_count(), args.limit
+        args.batch_size = args.batch_size or (
+            at_a_time() if jax.default_backend() == 'cpu' else 128
         )
+        request = Request(
+            args.dataset,
+            args.split,
+            args.data_dir,
+            meta['num_classes'],
+            transform,
+            args.batch_size,
+            args.limit,
+            jax.process_index(),
+            jax.process_count(),
+            jax.local_device_count(),
+        )
+        reader = Reader(request)  # opens it and decodes images while the model is loaded
         fast = fold(
             *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
         )
+        opened = reader.opened()
+    source, total, batches = opened.facts, opened.total, reader.batches()
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
     distributed.require_same(examples=total, batch_size=args.batch_size)
-    share = -(-total // jax.process_count())
-    steps = -(-share // batch)
     result = evaluate(
         fast.model,
         fast.variables,
-        cli.progress(batches, total=steps, desc=args.dataset) if main_process else batches,
+        cli.progress(batches, total=opened.steps, desc=args.dataset) if main_process else batches,
         transform,
-        classes=classes,
+        classes=opened.classes,
     )
     if result.seen != total:
         raise RuntimeError(f'counted {result.seen} of {total} images')
@@ -115,7 +117,7 @@ def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
 def report(
     args: argparse.Namespace,
     meta: dict[str, Any],
-    source: data.Source,
+    source: data.Facts,
     transform: Transform,
     result: Result,
     total: int,

@@ -1,0 +1,164 @@
+"""An evaluation set read in a process of its own, while this one loads the model.
+
+TensorFlow takes as long to import as the model takes to load. Both are Python, whose lock two
+threads of one process would pass to and fro.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax import cli
+from hrnet_jax.data_sources import Facts
+from hrnet_jax.errors import UserError
+from hrnet_jax.preprocess import Transform
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be read.
+
+    Attributes:
+        name, split, data_dir: of `data.open_dataset`.
+        num_classes: of the model; a set with another number is refused.
+        transform, limit, process_index, process_count: of `data.batches`.
+        batch_size: of all processes.
+        devices: of this process; its share of a batch is a multiple.
+    """
+
+    name: str
+    split: str | None
+    data_dir: str | None
+    num_classes: int
+    transform: Transform
+    batch_size: int
+    limit: int | None = None
+    process_index: int = 0
+    process_count: int = 1
+    devices: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set that the other process has opened.
+
+    Attributes:
+        facts: what is known of it.
+        classes: of `data.competing_classes`.
+        total: how many examples are read, by all processes.
+        steps: how many batches each process gets.
+    """
+
+    facts: Facts
+    classes: np.ndarray | None
+    total: int
+    steps: int
+
+
+class Reader:
+    """The other process: started here; it ends with its last batch, or with this one."""
+
+    def __init__(self, request: Request):
+        # Not by `multiprocessing`, which would import the command there, and JAX with it.
+        command = [sys.executable, '-c', f'import {__name__} as reader; reader.main()']
+        environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+        assert process.stdin
+        assert process.stdout
+        self._process, self._received = process, process.stdout
+        self._finalizer = weakref.finalize(self, _end, process)
+        with contextlib.suppress(BrokenPipeError), process.stdin as requests:
+            pickle.dump(request, requests)
+
+    def opened(self) -> Opened:
+        """Waits until the data set is open; to be called once, before `batches`.
+
+        Raises:
+            UserError: of `data.open_dataset`.
+        """
+        return self._receive()
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Those of `data.batches`.
+
+        Raises:
+            UserError: as there.
+        """
+        while (batch := self._receive()) is not None:
+            yield batch
+
+    def _receive(self) -> Any:
+        try:
+            received = pickle.load(self._received)
+        except (EOFError, pickle.UnpicklingError):
+            code = self._process.wait()
+            raise UserError(
+                f'the process that reads the data set ended with code {code}'
+                f'{": killed, perhaps for memory" if code == -9 else ""}'
+            ) from None
+        if isinstance(received, Exception):
+            raise received
+        return received
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def main() -> None:
+    """What the other process does: sends an `Opened`, the batches, None; or an exception."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer.
+    cli.prepare()
+    results = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)  # what libraries print is no result
+    request = pickle.load(sys.stdin.buffer)
+
+    def send(part: Any) -> None:
+        pickle.dump(part, results, pickle.HIGHEST_PROTOCOL)
+        results.flush()
+
+    try:
+        for part in _parts(request):
+            send(part)
+    except BrokenPipeError:  # the first process has ended
+        os._exit(1)
+    except Exception as error:
+        known = isinstance(error, UserError)
+        send(error if known else RuntimeError(traceback.format_exc()))
+
+
+def _parts(request: Request) -> Iterator[Any]:
+    from hrnet_jax import data  # TensorFlow's side: only the other process needs it
+
+    source = data.open_dataset(request.name, request.split, request.data_dir)
+    if (source.num_classes or request.num_classes) != request.num_classes:
+        raise UserError(
+            f'{request.name} has {source.num_classes} classes, the checkpoint {request.num_classes}'
+        )
+    total = min(request.limit or source.num_examples, source.num_examples)
+    share = data.local_batch(min(request.batch_size, total), request.process_count, request.devices)
+    places = request.process_index, request.process_count
+    batches = data.batches(source, request.transform, share, *places, request.limit)
+    yield Opened(
+        facts=source.facts,
+        classes=data.competing_classes(source, request.data_dir),
+        total=total,
+        steps=math.ceil(math.ceil(total / request.process_count) / share),
+    )
+    yield from batches
+    yield None

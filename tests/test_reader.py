@@ -1,0 +1,86 @@
+"""The process that reads an evaluation set."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hrnet_jax import data
+from hrnet_jax.errors import UserError
+from hrnet_jax.preprocess import Transform
+from hrnet_jax.reader import Reader, Request
+
+SMALL = Transform(resize=32, crop=32)
+# Starts a reader, says which process that is, and waits to be killed.
+PARENT = """
+import sys, time
+from hrnet_jax.preprocess import Transform
+from hrnet_jax.reader import Reader, Request
+if __name__ == '__main__':
+    reader = Reader(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
+    reader.opened()
+    print(reader._process.pid, flush=True)
+    time.sleep(100)
+"""
+
+
+def request(digits_data, **fields):
+    values = {'name': 'digits', 'split': 'test', 'data_dir': digits_data, 'num_classes': 10}
+    return Request(**values | {'transform': SMALL, 'batch_size': 20} | fields)
+
+
+def test_the_batches_of_two_processes(digits_data):
+    source = data.open_dataset('digits', 'test', digits_data)
+    for index in range(2):
+        places = {'process_index': index, 'process_count': 2}
+        reader = Reader(request(digits_data, limit=70, devices=4, **places))
+        opened = reader.opened()
+        assert (opened.total, opened.steps, opened.classes) == (70, 3, None)
+        assert opened.facts == source.facts
+        batches = list(reader.batches())
+        expected = list(data.batches(source, SMALL, 12, index, 2, 70))
+        assert len(batches) == len(expected) == opened.steps
+        for ours, theirs in zip(batches, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'kind', 'words'),
+    [
+        ({'split': 'validation'}, UserError, "digits has no split 'validation'"),
+        ({'num_classes': 1000}, UserError, 'digits has 10 classes, the checkpoint 1000'),
+        ({'batch_size': None}, RuntimeError, 'Traceback'),
+    ],
+)
+def test_what_goes_wrong_there_is_raised_here(digits_data, fields, kind, words):
+    with pytest.raises(kind, match=words):
+        Reader(request(digits_data, **fields)).opened()
+
+
+def test_a_reader_that_is_killed(digits_data):
+    reader = Reader(request(digits_data, batch_size=1, transform=Transform()))
+    reader.opened()
+    os.kill(reader._process.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match='ended with code -9: killed, perhaps for memory'):
+        list(reader.batches())
+
+
+def test_a_reader_ends_with_the_process_that_started_it(digits_data, tmp_path):
+    (tmp_path / 'parent.py').write_text(PARENT)
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / 'parent.py'), digits_data]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f'/proc/{child}').exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f'/proc/{child}').exists()

@@ -4,11 +4,14 @@
     python benchmarks/tpu_compile.py --arch w18 --topology v5e:4x4 --batch-per-chip 128 --mode train
 
 One row: whether the program fits into a chip's memory, its peak bytes, the bytes accessed and
-FLOPs an image as the compiler counts them, the collectives, and the seconds to compile.
+FLOPs an image as the compiler counts them (on-chip memory included, a move between memories three
+times its size), the bytes that the program's text reads and writes in HBM, the collectives, and
+the seconds to compile. `--option NAME=VALUE` is one of XLA.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -43,6 +46,8 @@ from hrnet_jax.training import (
 GIB = 2**30
 MEMORY = {'v2': 8, 'v3': 16, 'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}  # GiB a chip
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute', 'all-to-all')
+ARRAY = re.compile(r'(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
+NO_ACCESS = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast')
 BYTES = {'f64': 8, 's64': 8, 'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 's8': 1, 'u8': 1}
 
 
@@ -95,6 +100,42 @@ def collectives(text: str) -> tuple[int, int]:
     return number, total
 
 
+def hbm_bytes(text: str) -> int:
+    """What a compiled program reads and writes outside of on-chip memory, padding included."""
+    entry = text[text.index('\nENTRY') :]
+    types: dict[str, str] = {}
+    total = 0
+    for name, type_, kind, rest in re.findall(
+        r'^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)', entry, re.M
+    ):
+        types[name] = type_
+        if kind in NO_ACCESS or kind.endswith('-done') or 'ConcatBitcast' in rest:
+            continue
+        if kind.endswith('-start'):  # (source, destination, ...), where a slice moves its own size
+            source, destination = ARRAY.findall(type_)[:2]
+            size = min(_size(source), _size(destination))
+            total += size * sum('S(1)' not in array[2] for array in (source, destination))
+            continue
+        operands = re.findall(r'%([\w.-]+)', rest.split(')')[0])
+        arrays = [
+            a for t in (type_, *(types.get(o, '') for o in operands)) for a in ARRAY.findall(t)
+        ]
+        total += sum(_size(array) for array in arrays if 'S(1)' not in array[2])
+    return total
+
+
+def _size(array: tuple[str, str, str]) -> int:
+    """Bytes of an array as it lies in memory: the two minor dimensions in whole tiles."""
+    kind, dims, layout = array
+    sizes = [int(d) for d in dims.split(',') if d]
+    order = [int(d) for d in layout.split(':')[0].split(',') if d.isdigit()]
+    physical = [sizes[i] for i in order] or sizes
+    if tile := re.search(r'T\((\d+),(\d+)\)', layout):
+        for i, unit in enumerate(tile.groups()[::-1][: len(physical)]):
+            physical[i] = -(-physical[i] // int(unit)) * int(unit)
+    return BYTES.get(kind, 1) * math.prod(physical)
+
+
 def main() -> None:
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument('--arch', choices=list_models(), default='w18', help='network')
@@ -110,6 +151,7 @@ def main() -> None:
         help='images, or none for the whole batch',
     )
     p.add_argument('--remat', action='store_true', help='recompute in the backward pass')
+    p.add_argument('--option', action='append', metavar='NAME=VALUE', help='of XLA')
     p.add_argument('--hlo', metavar='FILE', help='write the compiled program there')
     args = p.parse_args()
     if args.hlo:
@@ -125,7 +167,7 @@ def main() -> None:
     limit = MEMORY.get(args.topology.split(':')[0], 0)
     row = f'{args.arch} {args.mode} {args.topology} {args.batch_per_chip} a chip {args.dtype}: '
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(dict(x.split('=', 1) for x in args.option or ()) or None)
     except Exception as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
@@ -145,7 +187,8 @@ def main() -> None:
     print(
         f'{row}fits ({peak / GIB:.2f} of {limit} GiB, temporaries '
         f'{memory.temp_size_in_bytes / 1e9:.2f} GB); '
-        f'{cost["bytes accessed"] / args.batch_per_chip / 1e6:.0f} MB and '
+        f'{cost["bytes accessed"] / args.batch_per_chip / 1e6:.1f} MB '
+        f'({hbm_bytes(text) / args.batch_per_chip / 1e6:.1f} in HBM) and '
         f'{cost["flops"] / args.batch_per_chip / 1e9:.2f} GFLOP an image; '
         f'{number} collectives of {volume / 1e6:.1f} MB; compiled in {seconds:.0f} s'
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from hrnet_jax.errors import UserError
 from hrnet_jax.files import cache_folder
 
 LIMIT = 2 * 2**30  # bytes; then the programs unused for longest go
@@ -22,8 +23,15 @@ def keep() -> None:
     Not where one of JAX's own `VARIABLES` is set, where that folder cannot be written, without the
     package filelock (JAX evicts nothing without it), nor for several processes on CPUs, whose
     programs are bound to the run.
+
+    Raises:
+        UserError: if JAX has no device, as with JAX_PLATFORMS=cuda and no GPU.
     """
-    cpu = jax.default_backend() == 'cpu'
+    try:
+        cpu = jax.default_backend() == 'cpu'
+    except (RuntimeError, AssertionError) as error:  # the latter has no message
+        asked = f' for JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}'
+        raise UserError(f'JAX finds no device{asked}: {error}'.rstrip(': ')) from None
     if any(name in os.environ for name in VARIABLES) or not importlib.util.find_spec('filelock'):
         return
     if cpu and jax.process_count() > 1:

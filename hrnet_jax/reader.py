@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax import cli
-from hrnet_jax.data_sources import Facts
+from hrnet_jax import cli, data
 from hrnet_jax.errors import UserError
 from hrnet_jax.preprocess import Transform
 
@@ -62,7 +61,7 @@ class Opened:
         steps: how many batches each process gets.
     """
 
-    facts: Facts
+    facts: data.Facts
     classes: np.ndarray | None
     total: int
     steps: int
@@ -136,15 +135,13 @@ def main() -> None:
         for part in _parts(request):
             send(part)
     except BrokenPipeError:  # the first process has ended
-        os._exit(1)
+        os._exit(1)  # without another attempt to write
     except Exception as error:
         known = isinstance(error, UserError)
         send(error if known else RuntimeError(traceback.format_exc()))
 
 
 def _parts(request: Request) -> Iterator[Any]:
-    from hrnet_jax import data  # TensorFlow's side: only the other process needs it
-
     source = data.open_dataset(request.name, request.split, request.data_dir)
     if (source.num_classes or request.num_classes) != request.num_classes:
         raise UserError(
@@ -152,13 +149,12 @@ def _parts(request: Request) -> Iterator[Any]:
         )
     total = min(request.limit or source.num_examples, source.num_examples)
     share = data.local_batch(min(request.batch_size, total), request.process_count, request.devices)
-    places = request.process_index, request.process_count
-    batches = data.batches(source, request.transform, share, *places, request.limit)
     yield Opened(
         facts=source.facts,
         classes=data.competing_classes(source, request.data_dir),
         total=total,
         steps=math.ceil(math.ceil(total / request.process_count) / share),
     )
-    yield from batches
+    places = request.process_index, request.process_count
+    yield from data.batches(source, request.transform, share, *places, request.limit)
     yield None

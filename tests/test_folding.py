@@ -265,3 +265,14 @@ def test_programs_are_kept(before, environment, kept, tmp_path):
     if kept:
         limit = int(environment.get('JAX_COMPILATION_CACHE_MAX_SIZE', 2 * 2**30))
         assert int(size) == limit
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'bogus'])
+def test_devices_that_are_not_there(platform):
+    code = 'from hrnet_jax import cli, compilation; cli.run(compilation.keep)'
+    given = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1]), 'JAX_PLATFORMS': platform}
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    message = f'error: JAX finds no device for JAX_PLATFORMS={platform}'
+    assert done.stderr.splitlines()[-1].startswith(message)

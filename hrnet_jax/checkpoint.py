@@ -223,7 +223,8 @@ def load(
     expected = meta['ema' if averaged else 'arrays']
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)
     variables = restore(folder / place, target, expected)
-    return model, jax.tree.map(lambda x, s: jax.numpy.asarray(x, s.dtype), variables, shapes)
+    typed = jax.tree.map(lambda x, s: x.astype(s.dtype, copy=False), variables, shapes)
+    return model, jax.device_put(typed)
 
 
 def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:

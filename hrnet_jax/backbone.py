@@ -24,6 +24,7 @@ from hrnet_jax.layers import (
     Options,
     WinogradBlock,
     conv_norm,
+    for_shapes_alone,
     looped,
     upsample,
 )
@@ -35,15 +36,15 @@ def _traced_once(layer: type[nn.Module]) -> Callable[..., nn.Module]:
     """`layer`, traced once for all that are equal; argument 2 is `train`, counted with self.
 
     A training step is traced in a third of the time; XLA sees the same program. Not where Flax
-    looks at or changes every call (interceptors, captured intermediates, tabulate): it would see
-    equal layers once, and what it made of them would stay.
+    looks at or changes every call (interceptors, captured intermediates, tabulate) or computes
+    nothing (`shapes_alone`): it would see equal layers once, and what it made of them would stay.
     """
     once = nn.jit(layer, static_argnums=(2,))
 
     def make(*args: Any, **kwargs: Any) -> nn.Module:
         context = getattr(nn.module, '_context', None)
         stacks = ('interceptor_stack', 'capture_stack', 'call_info_stack')
-        watched = any(len(getattr(context, name, ())) for name in stacks)
+        watched = for_shapes_alone() or any(len(getattr(context, name, ())) for name in stacks)
         return (layer if watched else once)(*args, **kwargs)
 
     return make

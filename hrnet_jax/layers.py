@@ -49,6 +49,11 @@ def shapes_alone(*stack: int) -> Iterator[None]:
         _STACK.reset(token)
 
 
+def for_shapes_alone() -> bool:
+    """Inside of `shapes_alone`."""
+    return _STACK.get() is not None
+
+
 def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """`module.param(name, init, shape, dtype)`.
 
@@ -141,7 +146,7 @@ class Conv(nn.Module):
         kernel = parameter(self, 'kernel', conv_init, shape, o.param_dtype)
         size = (self.features,)
         bias = parameter(self, 'bias', zeros, size, o.param_dtype) if o.folded else None
-        if _STACK.get() is not None:
+        if for_shapes_alone():
             height, width = (-(-n // self.stride) for n in x.shape[1:3])
             return jnp.zeros((x.shape[0], height, width, self.features), o.dtype)
         y = lax.conv_general_dilated(
@@ -168,7 +173,7 @@ class WinogradConv(nn.Module):
         shape = (winograd.POINTS**2, tiles.shape[-1] // columns, self.features)
         kernel = parameter(self, 'kernel', zeros, shape, o.param_dtype).astype(o.dtype)
         bias = parameter(self, 'bias', zeros, (self.features,), o.param_dtype).astype(o.dtype)
-        if _STACK.get() is not None:
+        if for_shapes_alone():
             return jnp.zeros((*tiles.shape[:-1], columns * self.features), o.dtype)
         return winograd.convolve(tiles.astype(o.dtype), kernel, bias, self.size)
 
@@ -191,7 +196,7 @@ class BatchNorm(nn.Module):
         bias = parameter(self, 'bias', zeros, size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
         var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
-        if _STACK.get() is not None:
+        if for_shapes_alone():
             return x
         # One pass over a map of few digits, around a value known before it: see `_moments`.
         shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
@@ -318,7 +323,7 @@ def looped(block: nn.Module, length: int, x: Array, *args: Any) -> Array:
     In a straight line XLA's CPU compiler does not keep the sum that is a block's result for the
     next shortcut: every block adds up all before it again.
     """
-    if _STACK.get() is not None:
+    if for_shapes_alone():
         with shapes_alone(length):
             return block(x, *args)
     scan = nn.scan(

@@ -101,7 +101,8 @@ def collectives(text: str) -> tuple[int, int]:
 
 
 def hbm_bytes(text: str) -> int:
-    """What a compiled program reads and writes outside of on-chip memory, padding included."""
+    """What a compiled program reads and writes outside of on-chip memory, padding included; of
+    loops nothing."""
     entry = text[text.index('\nENTRY') :]
     types: dict[str, str] = {}
     total = 0
@@ -112,9 +113,9 @@ def hbm_bytes(text: str) -> int:
         if kind in NO_ACCESS or kind.endswith('-done') or 'ConcatBitcast' in rest:
             continue
         if kind.endswith('-start'):  # (source, destination, ...), where a slice moves its own size
-            source, destination = ARRAY.findall(type_)[:2]
-            size = min(_size(source), _size(destination))
-            total += size * sum('S(1)' not in array[2] for array in (source, destination))
+            places = ARRAY.findall(type_)[:2]
+            size = min(map(_size, places))
+            total += size * sum('S(1)' not in array[2] for array in places)
             continue
         operands = re.findall(r'%([\w.-]+)', rest.split(')')[0])
         arrays = [

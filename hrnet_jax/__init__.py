@@ -70,7 +70,7 @@ if not TYPE_CHECKING:  # which would take every name for one that exists
         try:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != module:
+            if not (error.name or '').startswith(f'{__name__}.'):
                 raise
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
         if name in _PLACE:
@@ -79,4 +79,4 @@ if not TYPE_CHECKING:  # which would take every name for one that exists
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if name.startswith('__')} | {*__all__})

@@ -36,18 +36,27 @@ def _traced_once(layer: type[nn.Module]) -> Callable[..., nn.Module]:
     """`layer`, traced once for all that are equal; argument 2 is `train`, counted with self.
 
     A training step is traced in a third of the time; XLA sees the same program. Not where Flax
-    looks at or changes every call (interceptors, captured intermediates, tabulate) or computes
-    nothing (`shapes_alone`): it would see equal layers once, and what it made of them would stay.
+    looks at or changes every call (interceptors, captured intermediates, tabulate): it would see
+    equal layers once, and what it made of them would stay.
     """
     once = nn.jit(layer, static_argnums=(2,))
+    once_for_shapes = nn.jit(layer, static_argnums=(2,))  # what computes nothing stays apart
 
     def make(*args: Any, **kwargs: Any) -> nn.Module:
-        context = getattr(nn.module, '_context', None)
-        stacks = ('interceptor_stack', 'capture_stack', 'call_info_stack')
-        watched = for_shapes_alone() or any(len(getattr(context, name, ())) for name in stacks)
-        return (layer if watched else once)(*args, **kwargs)
+        unwatched = once_for_shapes if for_shapes_alone() else once
+        return (layer if _watched() else unwatched)(*args, **kwargs)
 
     return make
+
+
+def _watched() -> bool:
+    """Whether Flax looks at calls of modules. It does not say so in public; if in doubt, yes."""
+    try:
+        context, interceptors = nn.module._context, nn.module._global_interceptor_stack
+        # Every `apply` puts what it captures there: False for nothing.
+        return bool(len(interceptors) or any(context.capture_stack) or context.call_info_stack)
+    except AttributeError:
+        return True
 
 
 _block, _bottleneck = _traced_once(BasicBlock), _traced_once(Bottleneck)

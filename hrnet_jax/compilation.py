@@ -30,8 +30,9 @@ def keep() -> None:
     try:
         cpu = jax.default_backend() == 'cpu'
     except (RuntimeError, AssertionError) as error:  # the latter has no message
-        asked = f' for JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}'
-        raise UserError(f'JAX finds no device{asked}: {error}'.rstrip(': ')) from None
+        asked = os.environ.get('JAX_PLATFORMS')
+        where = f' for JAX_PLATFORMS={asked}' if asked else ''
+        raise UserError(f'JAX finds no device{where}: {error}'.rstrip(': ')) from None
     if any(name in os.environ for name in VARIABLES) or not importlib.util.find_spec('filelock'):
         return
     if cpu and jax.process_count() > 1:

@@ -372,7 +372,7 @@ def tensorflow() -> Any:
 @contextlib.contextmanager
 def _without_extras() -> Iterator[None]:
     """TensorFlow looks for Keras and JAX while it is imported: half of the time, for nothing used
-    here. Who asks for `tf.keras` later gets it."""
+    here. Who asks for `tf.keras` later gets it; `tf.lite` converts no JAX in this process."""
     extras = {'keras', 'jax'} - sys.modules.keys()
     if 'tensorflow' in sys.modules:
         extras = set()
@@ -382,7 +382,7 @@ def _without_extras() -> Iterator[None]:
         yield
     finally:
         for name in extras:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def opened(data: tf.data.Dataset) -> Iterator[Any]:

@@ -55,7 +55,7 @@ def for_shapes_alone() -> bool:
 
 
 def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """`module.param(name, init, shape, dtype)`.
+    """As `module.param(name, init, shape, dtype)`.
 
     Flax checks the shape of a parameter that exists by tracing `init`, for each of them: half of
     the time in which the network is traced.
@@ -324,7 +324,7 @@ def looped(block: nn.Module, length: int, x: Array, *args: Any) -> Array:
     next shortcut: every block adds up all before it again.
     """
     if for_shapes_alone():
-        with shapes_alone(length):
+        with shapes_alone(*(_STACK.get() or ()), length):
             return block(x, *args)
     scan = nn.scan(
         lambda block, x, _: (block(x, *args), None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -64,7 +65,9 @@ def create_model(
 def variable_shapes(model: Any) -> Variables:
     """The tree of the variables of one of our models as `jax.ShapeDtypeStruct`."""
     images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.in_channels), np.float32)
-    with shapes_alone():  # A function of its own: JAX keeps what it has traced.
+    # JAX keeps what it has traced. Our classes keep it apart; others may be of `nn.jit`.
+    ours = type(model).__module__.startswith('hrnet_jax.')
+    with shapes_alone(), contextlib.nullcontext() if ours else jax.disable_jit():
         return jax.eval_shape(lambda *args: model.init(*args), jax.random.key(0), images)
 
 

@@ -17,12 +17,12 @@ import sys
 import traceback
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from hrnet_jax import cli, data
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.preprocess import Transform
 
 
@@ -68,18 +68,28 @@ class Opened:
 
 
 class Reader:
-    """The other process: started here; it ends with its last batch, or with this one."""
+    """The other process: started here; it ends with its last batch, or with this one.
+
+    It knows the data sets of `data.DATASETS` and of tfds, none that a script has added.
+    """
 
     def __init__(self, request: Request):
-        # Not by `multiprocessing`, which would import the command there, and JAX with it.
-        command = [sys.executable, '-c', f'import {__name__} as reader; reader.main()']
-        environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+        # Not by `multiprocessing`, which would import the command there, and JAX with it; and not
+        # by standard output, which is for what libraries print.
+        results, theirs = os.pipe()
+        paths = [path for path in sys.path if isinstance(path, str)]
+        code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; r.main({theirs})'
+        process = subprocess.Popen(
+            [sys.executable, '-c', code],
+            stdin=subprocess.PIPE,
+            stdout=sys.__stderr__,
+            pass_fds=(theirs,),
+            env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},  # GPUs are for JAX
+        )
+        os.close(theirs)
         assert process.stdin
-        assert process.stdout
-        self._process, self._received = process, process.stdout
-        self._finalizer = weakref.finalize(self, _end, process)
+        self._process, self._received = process, os.fdopen(results, 'rb')
+        self._finalizer = weakref.finalize(self, _end, process, self._received)
         with contextlib.suppress(BrokenPipeError), process.stdin as requests:
             pickle.dump(request, requests)
 
@@ -92,7 +102,7 @@ class Reader:
         return self._receive()
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """Those of `data.batches`.
+        """Those of `data.batches`; once, after `opened`.
 
         Raises:
             UserError: as there.
@@ -103,39 +113,40 @@ class Reader:
     def _receive(self) -> Any:
         try:
             received = pickle.load(self._received)
-        except (EOFError, pickle.UnpicklingError):
+        except (EOFError, pickle.UnpicklingError):  # the latter in the middle of a batch
             code = self._process.wait()
-            raise UserError(
-                f'the process that reads the data set ended with code {code}'
-                f'{": killed, perhaps for memory" if code == -9 else ""}'
-            ) from None
+            message = f'the process that reads the data set ended with code {code}'
+            if code == -signal.SIGKILL:
+                raise Unavailable(f'{message}: killed, perhaps for memory') from None
+            raise RuntimeError(message) from None
         if isinstance(received, Exception):
             raise received
         return received
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], results: BinaryIO) -> None:
+    results.close()
     process.kill()
     process.wait()
 
 
-def main() -> None:
-    """What the other process does: sends an `Opened`, the batches, None; or an exception."""
+def main(descriptor: int) -> None:
+    """What the other process does: it writes an `Opened`, the batches, None; or an exception."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer.
     cli.prepare()
-    results = os.fdopen(os.dup(1), 'wb')
-    os.dup2(2, 1)  # what libraries print is no result
+    results = os.fdopen(descriptor, 'wb')
     request = pickle.load(sys.stdin.buffer)
 
     def send(part: Any) -> None:
-        pickle.dump(part, results, pickle.HIGHEST_PROTOCOL)
-        results.flush()
+        try:
+            pickle.dump(part, results, pickle.HIGHEST_PROTOCOL)
+            results.flush()
+        except BrokenPipeError:  # the first process has ended
+            os._exit(1)  # without another attempt to write
 
     try:
         for part in _parts(request):
             send(part)
-    except BrokenPipeError:  # the first process has ended
-        os._exit(1)  # without another attempt to write
     except Exception as error:
         known = isinstance(error, UserError)
         send(error if known else RuntimeError(traceback.format_exc()))

@@ -12,6 +12,7 @@ import pytest
 from flax.errors import ScopeParamShapeError
 
 import hrnet_jax
+from hrnet_jax import layers
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model, variable_shapes
 
@@ -144,11 +145,29 @@ def test_shapes_without_the_computation(model):
     images = jnp.zeros((1, 64, 64, model.in_channels))
     expected = jax.eval_shape(lambda key: model.init(key, images), jax.random.key(0))
     assert variable_shapes(model) == expected
-    # What was traced for them is not taken for the network itself.
-    images = jnp.zeros((1, 32, 32, model.in_channels))
-    program = str(jax.make_jaxpr(model.init_with_output)(jax.random.key(0), images))
-    assert 'conv_general_dilated' in program
-    assert 'erf_inv' in program  # of the normal distribution
+
+
+@pytest.mark.parametrize('model', [create_model('tiny'), nn.jit(hrnet_jax.HRNet)('tiny')])
+def test_what_is_traced_for_shapes_does_not_stay(model):
+    def program():
+        return str(jax.make_jaxpr(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+
+    jax.clear_caches()
+    expected = program()
+    jax.clear_caches()
+    variable_shapes.cache_clear()
+    variable_shapes(model)
+    assert program() == expected
+
+
+def test_equal_layers_are_traced_once(monkeypatch):
+    model = create_model('w18_small_v2')
+    shapes = variable_shapes(model)
+    traced = []
+    inner = layers.parameter
+    monkeypatch.setattr(layers, 'parameter', lambda *args: traced.append(0) or inner(*args))
+    jax.make_jaxpr(model.apply)(shapes, jnp.zeros((1, 32, 32, 3)))
+    assert 0 < len(traced) < len(jax.tree.leaves(shapes['params'])) / 2
 
 
 def test_parameters_of_another_shape_are_refused():

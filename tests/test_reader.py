@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hrnet_jax import data
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.reader import Reader, Request
 
@@ -34,6 +34,13 @@ if __name__ == '__main__':
 def request(digits_data, **fields):
     values = {'name': 'digits', 'split': 'test', 'data_dir': digits_data, 'num_classes': 10}
     return Request(**values | {'transform': SMALL, 'batch_size': 20} | fields)
+
+
+def alive(process):
+    try:
+        return Path(f'/proc/{process}/stat').read_text().split()[2] != 'Z'
+    except FileNotFoundError:
+        return False
 
 
 def test_the_batches_of_two_processes(digits_data):
@@ -69,7 +76,7 @@ def test_a_reader_that_is_killed(digits_data):
     reader = Reader(request(digits_data, batch_size=1, transform=Transform()))
     reader.opened()
     os.kill(reader._process.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match='ended with code -9: killed, perhaps for memory'):
+    with pytest.raises(Unavailable, match='ended with code -9: killed, perhaps for memory'):
         list(reader.batches())
 
 
@@ -81,6 +88,20 @@ def test_a_reader_ends_with_the_process_that_started_it(digits_data, tmp_path):
         child = int(parent.stdout.readline())
         parent.kill()
     deadline = time.monotonic() + 60
-    while Path(f'/proc/{child}').exists() and time.monotonic() < deadline:
+    while alive(child) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f'/proc/{child}').exists()
+    assert not alive(child)
+
+
+def test_what_others_print_or_have_in_the_folder(digits_data, tmp_path, monkeypatch):
+    """A site that prints, and modules of the same names in the working directory."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site' / 'sitecustomize.py').write_text('print("welcome" * 10)')
+    (tmp_path / 'pickle.py').write_text('raise RuntimeError')
+    (tmp_path / 'hrnet_jax').mkdir()
+    (tmp_path / 'hrnet_jax' / '__init__.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'))
+    reader = Reader(request(digits_data, limit=40, transform=Transform()))
+    assert reader.opened().total == 40
+    assert sum(len(batch['label']) for batch in reader.batches()) == 40

@@ -35,7 +35,8 @@ def parser() -> cli.Parser:
     p.add_argument(
         '--batch-size',
         type=int,
-        help='images a step, over all devices and hosts; None: 128, on CPUs 4 a core',
+        help='images a step, over all devices and hosts; None: 128; on CPUs 4 a core, '
+        'at most 64, and 16 over several hosts',
     )
     p.add_argument(
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
@@ -69,20 +70,18 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', 'imagenet2012')
             args.split = args.split or recipe.get('eval_split')
-        args.batch_size = args.batch_size or (
-            at_a_time() if jax.default_backend() == 'cpu' else 128
-        )
+        args.batch_size = args.batch_size or default_batch()
         request = Request(
-            args.dataset,
-            args.split,
-            args.data_dir,
-            meta['num_classes'],
-            transform,
-            args.batch_size,
-            args.limit,
-            jax.process_index(),
-            jax.process_count(),
-            jax.local_device_count(),
+            name=args.dataset,
+            split=args.split,
+            data_dir=args.data_dir,
+            num_classes=meta['num_classes'],
+            transform=transform,
+            batch_size=args.batch_size,
+            limit=args.limit,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            devices=jax.local_device_count(),
         )
         reader = Reader(request)  # opens it and decodes images while the model is loaded
         fast = fold(
@@ -105,6 +104,13 @@ def main() -> None:
         raise RuntimeError(f'counted {result.seen} of {total} images')
     if main_process:
         report(args, meta, source, transform, result, total)
+
+
+def default_batch() -> int:
+    """The same on every host, whose cores may differ."""
+    if jax.default_backend() != 'cpu':
+        return 128
+    return min(at_a_time(), 64) if distributed.alone() else 16
 
 
 def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:

@@ -11,6 +11,7 @@ the seconds to compile. `--option NAME=VALUE` is one of XLA.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
@@ -137,6 +138,13 @@ def _size(array: tuple[str, str, str]) -> int:
     return BYTES.get(kind, 1) * math.prod(physical)
 
 
+def option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition('=')
+    if not equals:
+        raise argparse.ArgumentTypeError(f'{text!r} is not NAME=VALUE')
+    return name, value
+
+
 def main() -> None:
     p = cli.Parser(description=__doc__.splitlines()[0])
     p.add_argument('--arch', choices=list_models(), default='w18', help='network')
@@ -152,7 +160,9 @@ def main() -> None:
         help='images, or none for the whole batch',
     )
     p.add_argument('--remat', action='store_true', help='recompute in the backward pass')
-    p.add_argument('--option', action='append', metavar='NAME=VALUE', help='of XLA')
+    p.add_argument(
+        '--option', action='append', default=[], type=option, metavar='NAME=VALUE', help='of XLA'
+    )
     p.add_argument('--hlo', metavar='FILE', help='write the compiled program there')
     args = p.parse_args()
     if args.hlo:
@@ -168,8 +178,10 @@ def main() -> None:
     limit = MEMORY.get(args.topology.split(':')[0], 0)
     row = f'{args.arch} {args.mode} {args.topology} {args.batch_per_chip} a chip {args.dtype}: '
     try:
-        compiled = lowered.compile(dict(x.split('=', 1) for x in args.option or ()) or None)
+        compiled = lowered.compile(dict(args.option) or None)
     except Exception as error:
+        if 'No such compile option' in str(error):
+            raise UserError(str(error)) from None
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         used = re.search(r'Used ([\d.]+\w) of', str(error))

@@ -16,10 +16,10 @@ from hrnet_jax.data_sources import (
     Source,
     brief,
     open_folder,
-    open_tfds,
     opened,
     tensorflow,
 )
+from hrnet_jax.data_tfds import open_tfds
 from hrnet_jax.errors import UserError
 from hrnet_jax.pixels import evaluation_image
 from hrnet_jax.preprocess import Transform

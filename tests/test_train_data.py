@@ -11,7 +11,7 @@ import pytest
 from imagenet import jpeg, make_imagenet
 from PIL import Image
 
-from hrnet_jax import data, data_sources
+from hrnet_jax import data, data_tfds
 from hrnet_jax.errors import UserError
 from hrnet_jax.prefetch import Prefetch
 from hrnet_jax.recipes import Digits, Recipe
@@ -37,7 +37,7 @@ def source(request, digits_data):
     """In memory any order is possible; larger sets are read file by file."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'from files':
-            patch.setattr(data_sources, 'IN_MEMORY', 0)
+            patch.setattr(data_tfds, 'IN_MEMORY', 0)
         opened = data.open_dataset('digits', 'train', digits_data)
     assert (opened.pick is None) == (request.param == 'from files')
     return opened
@@ -159,7 +159,7 @@ def test_too_many_broken_images_stop_the_run_by_name(folder):
 def test_imagenet_as_tfds_prepares_it(tmp_path, monkeypatch):
     """Real builder, real archives, several files, read in any split of processes."""
     data_dir = make_imagenet(tmp_path, 8, train=48)
-    monkeypatch.setattr(data_sources, 'IN_MEMORY', 0)
+    monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
     source = data.open_dataset('imagenet2012', 'train', data_dir)
     recipe = Recipe(batch_size=16, bn_group_size=None, image_size=64)
     whole = take(TrainData(source, recipe).batches(), 6)
@@ -173,7 +173,7 @@ def test_imagenet_as_tfds_prepares_it(tmp_path, monkeypatch):
 
 def test_damaged_record_files_stop_the_run(tmp_path, monkeypatch):
     data_dir = make_imagenet(tmp_path, 8, train=48)
-    monkeypatch.setattr(data_sources, 'IN_MEMORY', 0)
+    monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
     source = data.open_dataset('imagenet2012', 'train', data_dir)
     file = sorted(Path(data_dir).rglob('*train.tfrecord*'))[-1]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])

@@ -36,9 +36,7 @@ ROWS = (
 def child(started: float) -> None:
     """eval.py in this process, watched; prints the seconds as JSON on the last line."""
     sys.path.insert(0, str(ROOT))
-    import jax
-
-    from hrnet_jax import checkpoint, evaluation, folding, reader
+    from hrnet_jax import reader
 
     seconds: dict[str, float] = dict.fromkeys((name for name, _ in ROWS), 0.0)
 
@@ -53,29 +51,39 @@ def child(started: float) -> None:
 
         setattr(module, function, outer)
 
-    timed(checkpoint, 'load', 'checkpoint')
-    timed(folding, 'fold', 'fold')
-    timed(reader.Reader, 'opened', 'data set')
-    make, counting = evaluation.make_eval_step, [False]
+    begin, counting = reader.Reader.__init__, [False]
+
+    def started_reader(self: reader.Reader) -> None:
+        """eval.py imports JAX after this, and so do we."""
+        begin(self)
+        import jax
+
+        from hrnet_jax import checkpoint, evaluation, folding
+
+        timed(checkpoint, 'load', 'checkpoint')
+        timed(folding, 'fold', 'fold')
+        make = evaluation.make_eval_step
+        evaluation.make_eval_step = lambda *args, **kwargs: first(make(*args, **kwargs))
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        seconds['imports'] = time.time() - started
 
     def listen(event: str, duration: float, **_: Any) -> None:
         if counting[0] and event.startswith('/jax/core/compile/'):
             seconds['compile' if 'backend_compile' in event else 'trace'] += duration
 
-    def make_eval_step(*args: Any, **kwargs: Any) -> Any:
-        step = make(*args, **kwargs)
+    def first(step: Any) -> Any:
+        def outer(*operands: Any) -> Any:
+            import jax
 
-        def first(*operands: Any) -> Any:
             counting[0] = not seconds['first batch']
             result = jax.block_until_ready(step(*operands))
             seconds['first batch'] = seconds['first batch'] or time.time() - started
             return result
 
-        return first
+        return outer
 
-    evaluation.make_eval_step = make_eval_step
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    seconds['imports'] = time.time() - started
+    reader.Reader.__init__ = started_reader  # type: ignore[method-assign]
+    timed(reader.Reader, 'opened', 'data set')
     try:
         runpy.run_path(str(ROOT / 'eval.py'), run_name='__main__')
     finally:

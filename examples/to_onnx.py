@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 
 def main() -> None:
     p = cli.Parser(description=__doc__)
-    checkpoint.add_arguments(p)
+    p.add_checkpoint()
     p.add_argument('--out', required=True, metavar='FILE', help='the .onnx file to write')
     p.add_argument('--image-size', type=int, help="edge in pixels; None: the checkpoint's crop")
     p.add_argument('--force', action='store_true', help='replace what exists')

@@ -9,7 +9,6 @@ does not notice a flipped bit in its files; the digest of each array does.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 
 from hrnet_jax import workdir
-from hrnet_jax.archs import ARCHS, Arch, list_models
+from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.files import replacing, uninterrupted
 from hrnet_jax.heads.classification import Classifier
@@ -72,21 +71,6 @@ def save(
             raise UserError(f'cannot write {path}: {first_line(error)}') from error
         content = seal({**meta, 'arrays': arrays})
         (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
-
-
-def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The flags that say which checkpoint: arguments of `find` and `load`."""
-    p.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
-    p.add_argument(
-        '--ckpt',
-        required=True,
-        metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in it; or '
-        'hf:OWNER/REPO',
-    )
-    p.add_argument(
-        '--weights', choices=['ema', 'raw'], help='of a training folder; None: ema if it has them'
-    )
 
 
 def entries(tree: Variables) -> dict[str, Any]:

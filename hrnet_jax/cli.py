@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any, NoReturn, TypeVar
 
+from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 from hrnet_jax.version import __version__
 
@@ -51,6 +52,31 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
+
+    def add_checkpoint(self) -> None:
+        """The flags that say which checkpoint: arguments of `checkpoint.find` and `load`."""
+        self.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
+        self.add_argument(
+            '--ckpt',
+            required=True,
+            metavar='DIR',
+            help='converted checkpoint, or the folder of it; or a training folder, or a step in '
+            'it; or hf:OWNER/REPO',
+        )
+        self.add_argument(
+            '--weights',
+            choices=['ema', 'raw'],
+            help='of a training folder; None: ema if it has them',
+        )
+
+    def add_hosts(self) -> None:
+        """The flags of `distributed.start`."""
+        group = self.add_argument_group(
+            'many hosts', 'found by themselves on TPU pods, Slurm and Open MPI'
+        )
+        group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
+        group.add_argument('--num-processes', type=int, help='how many processes there are')
+        group.add_argument('--process-id', type=int, help='which of them this is, from 0')
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -21,15 +21,6 @@ _SIZES = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        'many hosts', 'found by themselves on TPU pods, Slurm and Open MPI'
-    )
-    group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
-    group.add_argument('--num-processes', type=int, help='how many processes there are')
-    group.add_argument('--process-id', type=int, help='which of them this is, from 0')
-
-
 def start(args: argparse.Namespace) -> None:
     """Calls `jax.distributed.initialize` when asked to or when the environment is a cluster's.
 

@@ -182,7 +182,7 @@ def difference(
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog='python -m hrnet_jax.export', description=__doc__)
-    checkpoint.add_arguments(p)
+    p.add_checkpoint()
     p.add_argument('--out', required=True, metavar='FILE', help='the file to write')
     p.add_argument('--batch', default='dynamic', metavar='N', help='images a call, or dynamic')
     p.add_argument(

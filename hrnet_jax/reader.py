@@ -1,4 +1,4 @@
-"""An evaluation set read in a process of its own, while this one loads the model.
+"""An evaluation set read in a process of its own, while this one imports JAX and loads the model.
 
 TensorFlow takes as long to import as the model takes to load. Both are Python, whose lock two
 threads of one process would pass to and fro.
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hrnet_jax import cli, data
+from hrnet_jax import cli, data, data_sources
 from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.preprocess import Transform
 
@@ -68,18 +68,19 @@ class Opened:
 
 
 class Reader:
-    """The other process: started here; it ends with its last batch, or with this one.
+    """The other process: it ends with its last batch, or with this one.
 
-    It knows the data sets of `data.DATASETS` and of tfds, none that a script has added.
+    Started here, it imports TensorFlow until `read` says what for. It knows the data sets of
+    `data.DATASETS` and of tfds, none that a script has added.
     """
 
-    def __init__(self, request: Request):
+    def __init__(self) -> None:
         # Not by `multiprocessing`, which would import the command there, and JAX with it; and not
         # by standard output, which is for what libraries print.
         results, theirs = os.pipe()
         paths = [path for path in sys.path if isinstance(path, str)]
         code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; r.main({theirs})'
-        process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [sys.executable, '-c', code],
             stdin=subprocess.PIPE,
             stdout=sys.__stderr__,
@@ -87,14 +88,17 @@ class Reader:
             env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},  # GPUs are for JAX
         )
         os.close(theirs)
-        assert process.stdin
-        self._process, self._received = process, os.fdopen(results, 'rb')
-        self._finalizer = weakref.finalize(self, _end, process, self._received)
-        with contextlib.suppress(BrokenPipeError), process.stdin as requests:
+        self._received = os.fdopen(results, 'rb')
+        self._finalizer = weakref.finalize(self, _end, self._process, self._received)
+
+    def read(self, request: Request) -> None:
+        """Has it open the data set and decode images; to be called once."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as requests:
             pickle.dump(request, requests)
 
     def opened(self) -> Opened:
-        """Waits until the data set is open; to be called once, before `batches`.
+        """Waits until the data set is open; to be called once, after `read`.
 
         Raises:
             UserError: of `data.open_dataset`.
@@ -135,7 +139,12 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer.
     cli.prepare()
     results = os.fdopen(descriptor, 'wb')
-    request = pickle.load(sys.stdin.buffer)
+    with contextlib.suppress(ImportError):  # `data.open_dataset` says what is missing
+        data_sources.tensorflow()
+    try:
+        request = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the first process has ended without one
+        return
 
     def send(part: Any) -> None:
         try:

@@ -218,7 +218,7 @@ def main() -> None:
         description='Draw the four maps of an image and the Grad-CAM in each.',
     )
     p.add_argument('image', metavar='IMAGE', help='file of any common format')
-    checkpoint.add_arguments(p)
+    p.add_checkpoint()
     p.add_argument('--out', required=True, metavar='PICTURE', help=f'ends in {", ".join(FORMATS)}')
     p.add_argument(
         '--map', choices=[*map(str, STRIDES), 'all'], default='all', help='by its stride'

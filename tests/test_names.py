@@ -14,7 +14,7 @@ import hrnet_jax
 ROOT = Path(__file__).parents[1]
 LIGHT = """
 import sys
-import hrnet_jax.data, hrnet_jax.reader
+import hrnet_jax.commands.eval  # and with it the reader
 assert not {'jax', 'flax', 'tensorflow'} & sys.modules.keys()
 hrnet_jax.data_sources.tensorflow()
 assert 'jax' not in sys.modules  # TensorFlow's converter for phones asks for it

@@ -24,16 +24,19 @@ import sys, time
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.reader import Reader, Request
 if __name__ == '__main__':
-    reader = Reader(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
+    reader = Reader()
+    reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
     reader.opened()
     print(reader._process.pid, flush=True)
     time.sleep(100)
 """
 
 
-def request(digits_data, **fields):
+def reading(digits_data, **fields):
     values = {'name': 'digits', 'split': 'test', 'data_dir': digits_data, 'num_classes': 10}
-    return Request(**values | {'transform': SMALL, 'batch_size': 20} | fields)
+    reader = Reader()
+    reader.read(Request(**values | {'transform': SMALL, 'batch_size': 20} | fields))
+    return reader
 
 
 def alive(process):
@@ -47,7 +50,7 @@ def test_the_batches_of_two_processes(digits_data):
     source = data.open_dataset('digits', 'test', digits_data)
     for index in range(2):
         places = {'process_index': index, 'process_count': 2}
-        reader = Reader(request(digits_data, limit=70, devices=4, **places))
+        reader = reading(digits_data, limit=70, devices=4, **places)
         opened = reader.opened()
         assert (opened.total, opened.steps, opened.classes) == (70, 3, None)
         assert opened.facts == source.facts
@@ -69,11 +72,11 @@ def test_the_batches_of_two_processes(digits_data):
 )
 def test_what_goes_wrong_there_is_raised_here(digits_data, fields, kind, words):
     with pytest.raises(kind, match=words):
-        Reader(request(digits_data, **fields)).opened()
+        reading(digits_data, **fields).opened()
 
 
 def test_a_reader_that_is_killed(digits_data):
-    reader = Reader(request(digits_data, batch_size=1, transform=Transform()))
+    reader = reading(digits_data, batch_size=1, transform=Transform())
     reader.opened()
     os.kill(reader._process.pid, signal.SIGKILL)
     with pytest.raises(Unavailable, match='ended with code -9: killed, perhaps for memory'):
@@ -93,6 +96,13 @@ def test_a_reader_ends_with_the_process_that_started_it(digits_data, tmp_path):
     assert not alive(child)
 
 
+def test_a_reader_that_is_asked_for_nothing(capfd):
+    reader = Reader()
+    reader._process.stdin.close()  # what the end of this process would do
+    assert reader._process.wait(100) == 0
+    assert capfd.readouterr() == ('', '')
+
+
 def test_what_others_print_or_have_in_the_folder(digits_data, tmp_path, monkeypatch):
     """A site that prints, and modules of the same names in the working directory."""
     (tmp_path / 'site').mkdir()
@@ -102,6 +112,6 @@ def test_what_others_print_or_have_in_the_folder(digits_data, tmp_path, monkeypa
     (tmp_path / 'hrnet_jax' / '__init__.py').write_text('')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'))
-    reader = Reader(request(digits_data, limit=40, transform=Transform()))
+    reader = reading(digits_data, limit=40, transform=Transform())
     assert reader.opened().total == 40
     assert sum(len(batch['label']) for batch in reader.batches()) == 40

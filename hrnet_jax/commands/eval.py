@@ -5,24 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-
-from hrnet_jax import checkpoint, cli, compilation, data, distributed, files
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax import cli, data, files
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import Result, evaluate
-from hrnet_jax.folding import at_a_time, fold
 from hrnet_jax.preprocess import SUPPORT, Transform
 from hrnet_jax.published import expected
 from hrnet_jax.reader import Reader, Request
 
+if TYPE_CHECKING:
+    from hrnet_jax.evaluation import Result
+
 
 def parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
-    checkpoint.add_arguments(p)
+    p.add_checkpoint()
     p.add_argument(
         '--dataset',
         help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders; '
@@ -48,7 +45,7 @@ def parser() -> cli.Parser:
         '--crop', type=int, help="edge of the central square, instead of the checkpoint's"
     )
     p.add_argument('--interpolation', choices=list(SUPPORT), help="instead of the checkpoint's")
-    distributed.add_arguments(p)
+    p.add_hosts()
     return p
 
 
@@ -60,6 +57,15 @@ def main() -> None:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
     if args.json:
         files.refuse_unwritable(Path(args.json))
+    reader = Reader()
+    # Only now: importing these takes a second, in which the reader begins to import TensorFlow.
+    import jax
+    import jax.numpy as jnp
+
+    from hrnet_jax import checkpoint, compilation, distributed
+    from hrnet_jax.evaluation import evaluate
+    from hrnet_jax.folding import fold
+
     distributed.start(args)
     compilation.keep()
     with distributed.together():
@@ -83,7 +89,7 @@ def main() -> None:
             process_count=jax.process_count(),
             devices=jax.local_device_count(),
         )
-        reader = Reader(request)  # opens it and decodes images while the model is loaded
+        reader.read(request)  # while the model is loaded
         fast = fold(
             *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
         )
@@ -108,6 +114,11 @@ def main() -> None:
 
 def default_batch() -> int:
     """The same on every host, whose cores may differ."""
+    import jax
+
+    from hrnet_jax import distributed
+    from hrnet_jax.folding import at_a_time
+
     if jax.default_backend() != 'cpu':
         return 128
     return min(at_a_time(), 64) if distributed.alone() else 16
@@ -115,6 +126,8 @@ def default_batch() -> int:
 
 def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
     """The checkpoint's transform with what the flags override."""
+    from hrnet_jax.backbone import STRIDE
+
     return Transform.from_json(meta['transform']).override(
         args.resize, args.crop, args.interpolation, STRIDE
     )

@@ -15,7 +15,7 @@ from hrnet_jax.preprocess import Transform, open_image
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
-    checkpoint.add_arguments(p)
+    p.add_checkpoint()
     p.add_argument('--topk', type=int, default=5, help='classes an image')
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(

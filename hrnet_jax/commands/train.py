@@ -51,7 +51,7 @@ def parser(recipe: recipes.Recipe) -> cli.Parser:
     g.add_argument('--profile', type=int, nargs=2, metavar=('FIRST', 'LAST'),
                    help='trace these steps into WORKDIR/profile')  # fmt: skip
     g.add_argument('--force', action='store_true', help='go on with another recipe than before')
-    distributed.add_arguments(p)
+    p.add_hosts()
     return p
 
 

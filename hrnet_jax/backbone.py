@@ -124,6 +124,18 @@ class FeatureInfo(NamedTuple):
     stride: int
 
 
+def indices(given: Iterable[int]) -> tuple[int, ...]:
+    """`out_indices` as a tuple.
+
+    Raises:
+        UserError: if they are one number.
+    """
+    try:
+        return tuple(given)
+    except TypeError:
+        raise UserError(f'out_indices are numbers, such as (1, 2), not {given!r}') from None
+
+
 class HRNet(Configured):
     """The HRNet backbone: (N, H, W, in_channels) -> four maps at strides 4, 8, 16 and 32.
 
@@ -149,7 +161,7 @@ class HRNet(Configured):
 
     def __post_init__(self) -> None:
         if self.out_indices is not None:  # a list could not be hashed
-            object.__setattr__(self, 'out_indices', tuple(self.out_indices))
+            object.__setattr__(self, 'out_indices', indices(self.out_indices))
         super().__post_init__()
 
     @property

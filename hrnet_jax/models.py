@@ -56,8 +56,9 @@ def create_model(
     )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
-    if min(num_classes, in_channels) < 1:
-        raise UserError('classes and input channels must be at least 1')
+    for what, number in (('num_classes', num_classes), ('in_channels', in_channels)):
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise UserError(f'{what} is a number, at least 1, not {number!r}')
     return Classifier(arch, num_classes, in_channels, **options)
 
 

@@ -93,8 +93,9 @@ def test_custom_sizes():
     assert model.apply(variables, x).shape == (2, 7)
     with pytest.raises(hrnet_jax.UserError, match='multiples of 4'):
         create_model('tiny', head=(8, 16, 20, 25))
-    with pytest.raises(hrnet_jax.UserError, match='at least 1'):
-        create_model('tiny', 0)
+    for classes in (0, '10', None):
+        with pytest.raises(hrnet_jax.UserError, match='num_classes is a number, at least 1'):
+            create_model('tiny', classes)
 
 
 def test_bfloat16(tiny):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch, get_arch
-from hrnet_jax.backbone import FeatureInfo, HRNet
+from hrnet_jax.backbone import FeatureInfo, HRNet, indices
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import widen
 from hrnet_jax.layers import Array, Configured, Options, resize_bilinear
@@ -38,7 +38,7 @@ class FeatureMaps(Configured):
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f'kind must be one of {", ".join(get_args(Kind))}, not {self.kind!r}')
-        object.__setattr__(self, 'out_indices', tuple(self.out_indices))  # a list has no hash
+        object.__setattr__(self, 'out_indices', indices(self.out_indices))  # a list has no hash
         if self.kind == 'concatenated' and list(self.out_indices) != sorted(set(self.out_indices)):
             raise UserError(f'to be concatenated, out_indices must rise, not {self.out_indices}')
         super().__post_init__()

@@ -37,7 +37,7 @@ def cells_of(args: Any) -> Iterator[dict[str, Any]]:
 
 
 def digits(value: float) -> str:
-    """Three of them, and no exponent."""
+    """At least three of them where there is a point, and no exponent."""
     return f'{value:.{max(0, 2 - len(str(int(value))) + 1)}f}'
 
 

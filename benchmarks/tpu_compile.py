@@ -12,6 +12,7 @@ the seconds to compile. `--option NAME=VALUE` is one of XLA.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
 import re
@@ -69,6 +70,8 @@ def lower(args, mesh):
         return jax.ShapeDtypeStruct(dims, dtype)
 
     if args.mode == 'eval':
+        model = model.clone(folded=True)  # as eval.py does; `folding.PLANS` has no more for TPUs
+        shapes = variable_shapes(model)
         totals = {name: shape() for name in Result.__dataclass_fields__}
         batch = {
             'image': shape(images, size, size, 3, dtype=np.uint8),
@@ -167,6 +170,8 @@ def main() -> None:
     args = p.parse_args()
     if args.hlo:
         files.refuse_unwritable(Path(args.hlo))
+    if importlib.util.find_spec('libtpu') is None:
+        raise UserError('libtpu is missing: pip install libtpu')
     try:
         topology = topologies.get_topology_desc(platform='tpu', topology_name=args.topology)
     except Exception as error:  # the plug-in has its own kinds

@@ -91,7 +91,7 @@ def get_arch(arch: str | Arch) -> Arch:
     if isinstance(arch, Arch):
         return arch
     if arch not in ARCHS:
-        near = [name for name in ARCHS if name in arch or arch in name]
+        near = [name for name in ARCHS if name in str(arch) or str(arch) in name]
         hint = f'perhaps {" or ".join(near)}; ' if near else ''
         raise UserError(f'unknown architecture {arch!r}; {hint}known: {", ".join(list_models())}')
     return ARCHS[arch]

@@ -128,10 +128,10 @@ def indices(given: Iterable[int]) -> tuple[int, ...]:
     """`out_indices` as a tuple.
 
     Raises:
-        UserError: if they are one number.
+        UserError: if they are anything but whole numbers.
     """
     try:
-        return tuple(given)
+        return tuple(map(operator.index, given))
     except TypeError:
         raise UserError(f'out_indices are numbers, such as (1, 2), not {given!r}') from None
 

@@ -84,6 +84,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     prepare()
     try:
         main()
+        if sys.stdout:
+            sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`: what is left is not wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except UserError as error:
         message = ' '.join(str(error).split())
         print(f'error: {message}', file=sys.stderr)
@@ -131,4 +136,4 @@ def progress(items: Iterable[T], **kwargs: Any) -> Iterable[T]:
         from tqdm import tqdm
     except ModuleNotFoundError:
         return items
-    return tqdm(items, disable=None, leave=False, **kwargs)
+    return tqdm(items, disable=None if sys.stderr else True, leave=False, **kwargs)

@@ -51,10 +51,7 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
         else:
             source = open_tfds(name, split, data_dir)
     except ImportError as error:
-        raise UserError(
-            f'{error}; data sets need: pip install tensorflow tensorflow-datasets '
-            'importlib_resources pillow'
-        ) from error
+        raise missing(error) from error
     if not source.num_examples:
         raise UserError(f'{source.dataset.name}: split {source.split} is empty')
     # Damaged files and labels of another set show here, before a model is compiled.
@@ -67,6 +64,14 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
         note = f'labels could not be checked: {_basename(first["name"][0])} is no known file name'
         source = dataclasses.replace(source, notes=(*source.notes, note))
     return source
+
+
+def missing(error: ImportError) -> UserError:
+    """What to install where `error` has come up."""
+    return UserError(
+        f'{error}; data sets need: pip install tensorflow tensorflow-datasets '
+        'importlib_resources pillow'
+    )
 
 
 def batches(

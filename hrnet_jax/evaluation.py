@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize
 
 TOP = 5
+AHEAD = 2  # steps: devices stay busy, images do not fill their memory, and Ctrl-C is answered soon
 Counts = dict[str, Any]
 
 
@@ -114,7 +116,6 @@ def make_eval_step(
         step,
         in_shardings=(whole, whole, split),
         out_shardings=whole,
-        donate_argnums=1,
         compiler_options=compiler_options(model),
     )
 
@@ -148,6 +149,7 @@ def evaluate(
     names = [field.name for field in dataclasses.fields(Result)]
     totals = jax.device_put(dict.fromkeys(names, np.int32(0)), whole)
     fed = 0
+    running: collections.deque[Counts] = collections.deque()
     for batch in _agreed(batches):
         fed += int(batch['mask'].sum())
         arrays = {
@@ -155,6 +157,9 @@ def evaluate(
             for k in ('image', 'label', 'mask')
         }
         totals = step(variables, totals, arrays)
+        running.append(totals)
+        if len(running) > AHEAD:
+            jax.block_until_ready(running.popleft())
     result = Result(**{name: int(value) for name, value in totals.items()})
     if jax.process_count() == 1 and result.seen != fed:
         raise RuntimeError(f'counted {result.seen} of {fed} images')

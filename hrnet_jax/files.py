@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -43,8 +44,13 @@ def refuse_unwritable(path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f'cannot write {path}: its folder does not exist')
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f'cannot write {path}')
+    if path.exists() and not path.is_file():
+        raise UserError(f'cannot write {path}: it is a folder or a device')
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # who is root may write, but not into /proc
+            pass
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None
 
 
 @contextlib.contextmanager

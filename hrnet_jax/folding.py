@@ -34,7 +34,11 @@ class Folded:
     variables: Variables = dataclasses.field(repr=False)
 
     def __call__(self, images: Array, method: str = '__call__') -> Any:
-        """What the model's method of that name gives for (N, H, W, C) images, compiled."""
+        """What the model's method of that name gives for (N, H, W, C) images, compiled.
+
+        Raises:
+            UserError: for images of another shape.
+        """
         here = isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer)
         one = not here or len(images.devices()) == 1
         compiled = _compiled(self.model, method, one)
@@ -71,8 +75,10 @@ def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) ->
         raise UserError(f'{type(model).__name__} is no HRNet, FeatureMaps or Classifier')
     if model.folded:
         raise UserError('the model is folded already')
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(variables)):
+        raise UserError('variables to fold are arrays: fold them outside of jax.jit')
     variables = fitting(model, variables)
-    params = _fold(variables['params'], variables['batch_stats'])
+    params = _fold(variables['params'], variables['batch_stats'], jnp.dtype(model.dtype))
     model = model.clone(folded=True, **fields)
     params = _stack(params) if model.winograd else params
     params = _fitted(params, variable_shapes(model)['params'])
@@ -204,7 +210,7 @@ def _stack(params: Variables) -> Variables:
     return result | stacked
 
 
-def _fold(params: Variables, stats: Variables) -> Variables:
+def _fold(params: Variables, stats: Variables, dtype: np.dtype) -> Variables:
     result: Variables = {}
     norms = {convolution_of(name): name for name, node in stats.items() if 'mean' in node}
     for name, node in params.items():
@@ -216,13 +222,11 @@ def _fold(params: Variables, stats: Variables) -> Variables:
             gain = scale.astype(var.dtype) / np.sqrt(var + var.dtype.type(EPSILON))
             bias = shift.astype(var.dtype) - mean * gain
             result[name] = {
-                'kernel': (kernel.astype(var.dtype, copy=False) * gain).astype(
-                    kernel.dtype, copy=False
-                ),
-                'bias': bias.astype(kernel.dtype),
+                'kernel': (kernel.astype(var.dtype, copy=False) * gain).astype(dtype, copy=False),
+                'bias': bias.astype(dtype),
             }
         elif name in stats and 'mean' not in stats[name]:
-            result[name] = _fold(node, stats[name])
+            result[name] = _fold(node, stats[name], dtype)
         elif name not in norms.values():
             result[name] = node
     return result

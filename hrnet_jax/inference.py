@@ -12,7 +12,7 @@ import numpy as np
 
 from hrnet_jax import imagenet
 from hrnet_jax.errors import UserError
-from hrnet_jax.folding import apply, compiler_options, fold
+from hrnet_jax.folding import Folded, apply, compiler_options, fold
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables
 from hrnet_jax.preprocess import Transform, normalize, resize_crop
@@ -50,8 +50,11 @@ def predict(
         batch_size: images at a time.
 
     Raises:
-        UserError: for a `topk` or `class_names` that do not fit the model.
+        UserError: for a `topk` or `class_names` that do not fit the model, images of another
+            kind, or a `batch_size` below 1.
     """
+    if isinstance(model, Folded):
+        raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
     transform = transform or Transform()
     names = list(class_names or default_class_names(model.num_classes))
     if len(names) != model.num_classes:
@@ -70,7 +73,7 @@ def predict(
         model, variables = fast.model, fast.variables
     top = _make_top(model, topk, transform)
     found: list[list[Prediction]] = []
-    for start in range(0, len(images), max(size, 1)):
+    for start in range(0, len(images), size):
         pixels = np.stack([resize_crop(image, transform) for image in images[start : start + size]])
         count = len(pixels)
         pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))

@@ -77,7 +77,7 @@ class Options:
 
     Attributes:
         dtype: computation of convolutions; statistics and logits are never below float32.
-        param_dtype: storage of parameters.
+        param_dtype: storage of parameters; of folded convolutions `dtype`.
         bn_group_size: images that share training statistics; None for the whole batch.
         frozen_norm: BatchNorm keeps its running statistics in training, and uses them (for
             fine-tuning with small batches).
@@ -100,6 +100,11 @@ class Options:
     channel_multiple: int = 1
     upsample: Upsample = 'nearest'
     align_corners: bool = False
+
+    @property
+    def stored(self) -> Any:
+        """The type of a convolution's parameters; folded, not to be cast in every call."""
+        return self.dtype if self.folded else self.param_dtype
 
     def __post_init__(self) -> None:
         if self.upsample not in get_args(Upsample):
@@ -143,9 +148,9 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         k, pad, o = self.kernel, (self.kernel - 1) // 2, self.opts
         shape = (k, k, x.shape[-1], self.features)
-        kernel = parameter(self, 'kernel', conv_init, shape, o.param_dtype)
+        kernel = parameter(self, 'kernel', conv_init, shape, o.stored)
         size = (self.features,)
-        bias = parameter(self, 'bias', zeros, size, o.param_dtype) if o.folded else None
+        bias = parameter(self, 'bias', zeros, size, o.stored) if o.folded else None
         if for_shapes_alone():
             height, width = (-(-n // self.stride) for n in x.shape[1:3])
             return jnp.zeros((x.shape[0], height, width, self.features), o.dtype)
@@ -171,8 +176,8 @@ class WinogradConv(nn.Module):
         o = self.opts
         columns = -(-self.size[1] // winograd.TILE)
         shape = (winograd.POINTS**2, tiles.shape[-1] // columns, self.features)
-        kernel = parameter(self, 'kernel', zeros, shape, o.param_dtype).astype(o.dtype)
-        bias = parameter(self, 'bias', zeros, (self.features,), o.param_dtype).astype(o.dtype)
+        kernel = parameter(self, 'kernel', zeros, shape, o.stored).astype(o.dtype)
+        bias = parameter(self, 'bias', zeros, (self.features,), o.stored).astype(o.dtype)
         if for_shapes_alone():
             return jnp.zeros((*tiles.shape[:-1], columns * self.features), o.dtype)
         return winograd.convolve(tiles.astype(o.dtype), kernel, bias, self.size)

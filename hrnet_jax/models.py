@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.core
@@ -50,16 +51,21 @@ def create_model(
     table = get_arch(arch)
     arch = dataclasses.replace(
         table,
-        channels=tuple(channels) if channels else table.channels,
-        head=tuple(head) if head else table.head,
+        channels=_sizes(channels) or table.channels,
+        head=_sizes(head) or table.head,
         features=features or table.features,
     )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
     for what, number in (('num_classes', num_classes), ('in_channels', in_channels)):
-        if not isinstance(number, int | np.integer) or number < 1:
-            raise UserError(f'{what} is a number, at least 1, not {number!r}')
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise UserError(f'{what} is a whole number, at least 1, not {number!r}')
     return Classifier(arch, num_classes, in_channels, **options)
+
+
+def _sizes(given: Any) -> Any:
+    """A tuple of what may be one; `Arch` refuses the rest."""
+    return tuple(given) if isinstance(given, Iterable) else given
 
 
 @functools.lru_cache(maxsize=8)

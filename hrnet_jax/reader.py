@@ -85,6 +85,7 @@ class Reader:
             stdin=subprocess.PIPE,
             stdout=sys.__stderr__,
             pass_fds=(theirs,),
+            process_group=0,  # Ctrl-C is this process's to answer
             env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},  # GPUs are for JAX
         )
         os.close(theirs)
@@ -101,7 +102,9 @@ class Reader:
         """Waits until the data set is open; to be called once, after `read`.
 
         Raises:
-            UserError: of `data.open_dataset`.
+            UserError: of `data.open_dataset`, or for another number of classes than the model's.
+            Unavailable: if the other process was killed.
+            RuntimeError: if it failed otherwise.
         """
         return self._receive()
 
@@ -109,7 +112,8 @@ class Reader:
         """Those of `data.batches`; once, after `opened`.
 
         Raises:
-            UserError: as there.
+            UserError: of `data.batches`.
+            Unavailable, RuntimeError: as `opened`.
         """
         while (batch := self._receive()) is not None:
             yield batch
@@ -130,21 +134,14 @@ class Reader:
 
 def _end(process: subprocess.Popen[bytes], results: BinaryIO) -> None:
     results.close()
-    process.kill()
-    process.wait()
+    with process:
+        process.kill()
 
 
 def main(descriptor: int) -> None:
     """What the other process does: it writes an `Opened`, the batches, None; or an exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer.
     cli.prepare()
     results = os.fdopen(descriptor, 'wb')
-    with contextlib.suppress(ImportError):  # `data.open_dataset` says what is missing
-        data_sources.tensorflow()
-    try:
-        request = pickle.load(sys.stdin.buffer)
-    except EOFError:  # the first process has ended without one
-        return
 
     def send(part: Any) -> None:
         try:
@@ -154,14 +151,21 @@ def main(descriptor: int) -> None:
             os._exit(1)  # without another attempt to write
 
     try:
-        for part in _parts(request):
+        for part in _parts():
             send(part)
+    except ImportError as error:
+        send(data.missing(error))
     except Exception as error:
         known = isinstance(error, UserError)
         send(error if known else RuntimeError(traceback.format_exc()))
 
 
-def _parts(request: Request) -> Iterator[Any]:
+def _parts() -> Iterator[Any]:
+    data_sources.tensorflow()  # takes longest, and the same for every request
+    try:
+        request: Request = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the first process has ended without one
+        return
     source = data.open_dataset(request.name, request.split, request.data_dir)
     if (source.num_classes or request.num_classes) != request.num_classes:
         raise UserError(

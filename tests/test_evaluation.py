@@ -24,7 +24,7 @@ import eval as eval_command
 import hrnet_jax
 from convert.reference import reference_of
 from hrnet_jax import checkpoint, imagenet
-from hrnet_jax.evaluation import count_correct, data_mesh, evaluate
+from hrnet_jax.evaluation import AHEAD, count_correct, data_mesh, evaluate
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.preprocess import Transform
@@ -114,6 +114,21 @@ def test_the_counts_of_pytorch(command, setting, tmp_path):
     assert result['top1'] == pytest.approx(100 * top1 / COUNT)
     assert result['partial']
     assert 'PARTIAL' in out
+
+
+def test_where_the_seconds_go(setting):
+    """benchmarks/startup.py: both runs, and what it watches in them."""
+    script = ROOT / 'benchmarks' / 'startup.py'
+    options = ('--arch', 'tiny', '--ckpt', setting[1], '--data-dir', setting[0])
+    command = [sys.executable, *map(str, (script, *options))]
+    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    lines = table.splitlines()[1:]
+    rows = {line[:14].strip(): list(map(float, line[14:34].split())) for line in lines}
+    for seconds in zip(*rows.values(), strict=True):
+        *parts, total = seconds
+        assert total == pytest.approx(sum(parts), abs=0.1 * len(parts))
+    for row in ('imports', 'checkpoint', 'trace', 'compile', 'first batch'):
+        assert rows[row][0] > 0, row
 
 
 @pytest.mark.parametrize(
@@ -331,6 +346,7 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ((*right, '--batch-size', 0), '--batch-size'),
         ((*right, '--crop', 100), 'multiple of 32'),
         ((*right, '--json', tmp_path / 'none' / 'r.json'), 'its folder does not exist'),
+        ((*right, '--json', tmp_path), 'it is a folder or a device'),
         ((*right, '--dtype', 'float16'), 'bfloat16'),
         ((*right, '--process-id', 0), 'belong together'),
         ((*right, '--json', tmp_path), 'cannot write'),
@@ -372,6 +388,42 @@ def test_logits_that_are_not_finite_stop():
     }
     with pytest.raises(hrnet_jax.UserError, match='3 of 3 images are not finite'):
         evaluate(model, variables, [batch], TRANSFORM)
+
+
+def test_few_steps_are_under_way():
+    model = create_model('tiny', 10)
+    finished, under_way = [], []
+
+    class Count(int):
+        def block_until_ready(self):
+            finished.append(self)
+
+    def step(variables, totals, batch):
+        return {name: Count(n + 4 * (name == 'seen')) for name, n in totals.items()}
+
+    def batches():
+        for i in range(12):
+            under_way.append(i - len(finished) // 5)  # five counts a step
+            yield {
+                'image': np.zeros((4, 32, 32, 3), np.uint8),
+                'label': np.zeros(4, np.int32),
+                'mask': np.ones(4, bool),
+            }
+
+    result = evaluate(model, init(model, jax.random.key(0)), batches(), TRANSFORM, step=step)
+    assert result.seen == 48
+    assert max(under_way) == AHEAD
+
+
+def test_output_that_nobody_reads(setting):
+    code = 'from hrnet_jax.commands.eval import entry; entry()'
+    options = ('--ckpt', setting[1], '--data-dir', setting[0], '--limit', 4)
+    command = [sys.executable, '-c', code, *map(str, options)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ''
+    assert process.returncode == 1
 
 
 def test_every_device_has_its_share():

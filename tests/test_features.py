@@ -135,6 +135,7 @@ def test_feature_info():
         ({'out_indices': ()}, '0 to 4'),
         ({'out_indices': [1, 1]}, 'different'),
         ({'out_indices': 2}, 'out_indices are numbers'),
+        ({'out_indices': ('1', 2.0)}, 'out_indices are numbers'),
         ({'kind': 'concatenated', 'out_indices': (2, 1)}, 'rise'),
         ({'arch': 'w19'}, 'unknown architecture'),
     ],

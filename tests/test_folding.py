@@ -193,6 +193,8 @@ def test_inside_programs_of_ones_own(narrow):
             fast(wrong)
     with pytest.raises(hrnet_jax.UserError, match='folded already'):
         hrnet_jax.fold(fast.model, fast.variables)
+    with pytest.raises(hrnet_jax.UserError, match='outside of jax.jit'):
+        jax.jit(lambda v: hrnet_jax.fold(model, v).variables)(variables)
     with pytest.raises(hrnet_jax.UserError, match="'npu'; known: cpu, gpu"):
         hrnet_jax.fold(model, variables, 'npu')
     for other in (create_model('tiny', 20), create_model('tiny', 10)):

@@ -93,8 +93,10 @@ def test_custom_sizes():
     assert model.apply(variables, x).shape == (2, 7)
     with pytest.raises(hrnet_jax.UserError, match='multiples of 4'):
         create_model('tiny', head=(8, 16, 20, 25))
-    for classes in (0, '10', None):
-        with pytest.raises(hrnet_jax.UserError, match='num_classes is a number, at least 1'):
+    with pytest.raises(hrnet_jax.UserError, match='channels 5 should be 4 positive numbers'):
+        create_model('tiny', channels=5)
+    for classes in (0, '10', None, 10.0, True):
+        with pytest.raises(hrnet_jax.UserError, match='num_classes is a whole number, at least 1'):
             create_model('tiny', classes)
 
 

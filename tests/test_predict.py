@@ -154,6 +154,9 @@ def test_wrong_arrays(digits):
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.predict(model, variables, images, transform=TRANSFORM, **options)
+    fast = hrnet_jax.fold(model, variables)
+    with pytest.raises(hrnet_jax.UserError, match='fast.model, fast.variables'):
+        hrnet_jax.predict(fast, variables, [])
 
 
 def test_flax_and_torch_see_the_same_pixels(digits):

@@ -23,12 +23,11 @@ PARENT = """
 import sys, time
 from hrnet_jax.preprocess import Transform
 from hrnet_jax.reader import Reader, Request
-if __name__ == '__main__':
-    reader = Reader()
-    reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
-    reader.opened()
-    print(reader._process.pid, flush=True)
-    time.sleep(100)
+reader = Reader()
+reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
+reader.opened()
+print(reader._process.pid, flush=True)
+time.sleep(100)
 """
 
 
@@ -37,6 +36,28 @@ def reading(digits_data, **fields):
     reader = Reader()
     reader.read(Request(**values | {'transform': SMALL, 'batch_size': 20} | fields))
     return reader
+
+
+# eval.py, interrupted by Ctrl-C as soon as the reader is started.
+INTERRUPTED = """
+import os, signal, sys
+from hrnet_jax import cli
+from hrnet_jax.commands import eval
+class Reader(eval.Reader):
+    def __init__(self):
+        assert not {'jax', 'tensorflow'} & sys.modules.keys()
+        super().__init__()
+        print(self._process.pid, flush=True)
+        os.killpg(0, signal.SIGINT)
+eval.Reader = Reader
+cli.run(eval.main)
+"""
+# Says that it is being imported, and fails.
+BROKEN = """
+from pathlib import Path
+Path(__file__).with_name('imported').touch()
+raise {error}('no descriptors')
+"""
 
 
 def alive(process):
@@ -83,6 +104,7 @@ def test_a_reader_that_is_killed(digits_data):
         list(reader.batches())
 
 
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='alive() reads it')
 def test_a_reader_ends_with_the_process_that_started_it(digits_data, tmp_path):
     (tmp_path / 'parent.py').write_text(PARENT)
     environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
@@ -100,7 +122,35 @@ def test_a_reader_that_is_asked_for_nothing(capfd):
     reader = Reader()
     reader._process.stdin.close()  # what the end of this process would do
     assert reader._process.wait(100) == 0
-    assert capfd.readouterr() == ('', '')
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('error', 'kind', 'words'),
+    [('TypeError', RuntimeError, 'Traceback'), ('ImportError', UserError, 'pip install')],
+)
+def test_tensorflow_is_imported_before_it_is_needed(
+    digits_data, tmp_path, monkeypatch, capfd, error, kind, words
+):
+    """And what is wrong with it shows only when it is."""
+    (tmp_path / 'tensorflow.py').write_text(BROKEN.format(error=error))
+    monkeypatch.syspath_prepend(tmp_path)
+    reader = Reader()
+    reader._process.wait(100)
+    assert (tmp_path / 'imported').exists()
+    assert capfd.readouterr().err == ''
+    reader.read(Request('digits', None, digits_data, 10, SMALL, 1))
+    with pytest.raises(kind, match=f'(?s){words}.*no descriptors|no descriptors.*{words}'):
+        reader.opened()
+
+
+def test_an_interrupt_while_jax_is_imported(tmp_path):
+    command = [sys.executable, '-c', INTERRUPTED, '--ckpt', str(tmp_path)]
+    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
+    kwargs = {'capture_output': True, 'text': True, 'timeout': 100, 'env': environment}
+    done = subprocess.run(command, start_new_session=True, **kwargs)
+    assert (done.returncode, done.stderr) == (130, '')
+    assert not alive(int(done.stdout))
 
 
 def test_what_others_print_or_have_in_the_folder(digits_data, tmp_path, monkeypatch):

@@ -57,14 +57,15 @@ def main() -> None:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
     if args.json:
         files.refuse_unwritable(Path(args.json))
-    reader = Reader()
-    # Only now: importing these takes a second, in which the reader begins to import TensorFlow.
-    import jax
-    import jax.numpy as jnp
+    with files.uninterrupted():  # extensions of JAX crash if they are interrupted
+        reader = Reader()
+        # Only now: this takes a second, in which the reader begins to import TensorFlow.
+        import jax
+        import jax.numpy as jnp
 
-    from hrnet_jax import checkpoint, compilation, distributed
-    from hrnet_jax.evaluation import evaluate
-    from hrnet_jax.folding import fold
+        from hrnet_jax import checkpoint, compilation, distributed
+        from hrnet_jax.evaluation import evaluate
+        from hrnet_jax.folding import fold
 
     distributed.start(args)
     compilation.keep()

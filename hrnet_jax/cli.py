@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -86,9 +87,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         if sys.stdout:
             sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`: what is left is not wanted
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What standard output still holds would fail once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        if error.errno == errno.EPIPE:  # of `| head`: the rest is not wanted
+            raise SystemExit(1) from None
+        print(f'error: {error.strerror}', file=sys.stderr)
+        raise SystemExit(2) from None
     except UserError as error:
         message = ' '.join(str(error).split())
         print(f'error: {message}', file=sys.stderr)

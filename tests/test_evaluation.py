@@ -415,7 +415,8 @@ def test_few_steps_are_under_way():
     assert max(under_way) == AHEAD
 
 
-def test_output_that_nobody_reads(setting):
+def test_output_that_is_not_taken(setting):
+    """By `| head`, or by a full disk."""
     code = 'from hrnet_jax.commands.eval import entry; entry()'
     options = ('--ckpt', setting[1], '--data-dir', setting[0], '--limit', 4)
     command = [sys.executable, '-c', code, *map(str, options)]
@@ -424,6 +425,10 @@ def test_output_that_nobody_reads(setting):
         process.stdout.close()
         assert process.stderr.read() == ''
     assert process.returncode == 1
+    if os.path.exists('/dev/full'):
+        with open('/dev/full', 'w') as full:
+            done = subprocess.run(command, cwd=ROOT, **pipes | {'stdout': full})
+        assert (done.returncode, done.stderr) == (2, 'error: No space left on device\n')
 
 
 def test_every_device_has_its_share():

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import platform
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -88,11 +89,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         if sys.stdout:
             sys.stdout.flush()
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        unread = error.errno == errno.EPIPE and _output_is_unread()
+        if not unread and error.errno != errno.ENOSPC:
             raise
-        # What standard output still holds would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:  # of `| head`: the rest is not wanted
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError:  # what it still holds would fail once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if unread:  # of `| head`: the rest is not wanted
             raise SystemExit(1) from None
         print(f'error: {error.strerror}', file=sys.stderr)
         raise SystemExit(2) from None
@@ -109,6 +114,15 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     raise SystemExit(0)
+
+
+def _output_is_unread() -> bool:
+    """Whether standard output is a pipe whose reader has ended."""
+    if not sys.stdout:
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def prepare() -> None:

@@ -425,6 +425,10 @@ def test_output_that_is_not_taken(setting):
         process.stdout.close()
         assert process.stderr.read() == ''
     assert process.returncode == 1
+    code = 'def main():\n  raise BrokenPipeError(32, "socket")\ncli.run(main)'
+    code = f'from hrnet_jax import cli\n{code}'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, **pipes)
+    assert 'BrokenPipeError: [Errno 32] socket' in done.stderr  # of something else
     if os.path.exists('/dev/full'):
         with open('/dev/full', 'w') as full:
             done = subprocess.run(command, cwd=ROOT, **pipes | {'stdout': full})

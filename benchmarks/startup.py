@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# With these of JAX set, eval.py has no cache of its own.
-VARIABLES = ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE')
+sys.path.insert(0, str(ROOT))
 ROWS = (
     ('imports', 'Python, JAX, Flax, this package'),
     ('checkpoint', 'reading, checking and placing the weights'),
@@ -35,7 +34,6 @@ ROWS = (
 
 def child(started: float) -> None:
     """eval.py in this process, watched; prints the seconds as JSON on the last line."""
-    sys.path.insert(0, str(ROOT))
     from hrnet_jax import reader
 
     seconds: dict[str, float] = dict.fromkeys((name for name, _ in ROWS), 0.0)
@@ -96,6 +94,8 @@ def main() -> None:
     if any(flag in sys.argv[1:] for flag in ('-h', '--help')):
         print(__doc__)
         return
+    from hrnet_jax.compilation import VARIABLES  # with these, eval.py has no cache of its own
+
     runs = []
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(2):

@@ -18,7 +18,8 @@ from hrnet_jax.recipes import Official
 
 VERSION = '0.10.2'  # of JAX, that the figures are from
 NOTHING = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast')
-# convolutions, matrix products, collectives, all other instructions but `NOTHING`; at most.
+# Convolutions, matrix products, collectives, all other instructions but `NOTHING`; at most. In
+# the form that is folded for the platform, compiled for the CPU.
 PROGRAMS = {
     ('eval', 'w18', 'cpu', '1'): (59, 105, 0, 539),
     ('eval', 'w18', 'tpu', '1'): (325, 1, 0, 610),

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compare_profile import Kernel, of_jax
 from compare_worker import best_rate
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hrnet_jax
 from hrnet_jax import cli
+from hrnet_jax.folding import folded_as
 from hrnet_jax.recipes import Official
 from hrnet_jax.training import (
     SIGNALS,
@@ -28,8 +30,26 @@ Outputs = dict[str, np.ndarray]
 
 def inference(spec: dict[str, Any], model: Any, variables: Any, images: Any) -> Callable[[], Any]:
     """The call that is timed; making it counts as part of the first result."""
-    fast = hrnet_jax.fold(model, variables)
+    if 'fields' in spec:
+        fast = folded_as(model, variables, spec['fields'])
+    else:
+        fast = hrnet_jax.fold(model, variables)
     return lambda: fast(images)
+
+
+def products_for_1x1() -> None:
+    """An experiment: convolutions of 1x1 without stride are matrix products."""
+    convolve = jax.lax.conv_general_dilated
+
+    def instead(x: Any, kernel: Any, window_strides: Any, **rest: Any) -> Any:
+        if kernel.shape[:2] == (1, 1) and tuple(window_strides) == (1, 1):
+            return jnp.einsum('nhwi,io->nhwo', x, kernel[0, 0])
+        return convolve(x, kernel, window_strides=window_strides, **rest)
+
+    jax.lax.conv_general_dilated = instead
+
+
+EXPERIMENTS = {'products for 1x1': products_for_1x1}
 
 
 class Training:
@@ -77,8 +97,13 @@ class Side:
         self.step: Callable[[], Any]
         if spec['mode'] == 'rates':
             return
+        if 'experiment' in spec:
+            EXPERIMENTS[spec['experiment']]()
         dtype = jnp.dtype(spec['dtype'])
-        self.model = hrnet_jax.create_model(spec['arch'], dtype=dtype, bn_group_size=None)
+        options = spec.get('options', {})
+        self.model = hrnet_jax.create_model(
+            spec['arch'], dtype=dtype, bn_group_size=None, **options
+        )
         self.variables: dict[str, Any] = {}
         with np.load(f'{spec["folder"]}/variables.npz') as file:
             for name in file.files:
@@ -87,6 +112,8 @@ class Side:
                 for key in path:
                     node = node.setdefault(key, {})
                 node[last] = file[name]
+        if 'channels' in options:  # another network, to know what it would cost
+            self.variables = hrnet_jax.init(self.model, jax.random.key(0))
         self.variables = jax.device_put(self.variables)
         with np.load(f'{spec["folder"]}/batch.npz') as file:
             if spec['mode'] == 'train':
@@ -108,6 +135,9 @@ class Side:
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
+
+    def profile(self, iterations: int) -> list[Kernel]:
+        return of_jax(self.step, iterations)
 
     def peak(self) -> int | None:
         return (self.chip.memory_stats() or {}).get('peak_bytes_in_use')

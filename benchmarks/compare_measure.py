@@ -147,27 +147,44 @@ def spread(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 class Contest:
-    """The contenders for one cell. `entries` has a dict for each, with 'failed' if it did."""
+    """The contenders for one cell. `entries` has a dict for each, with 'failed' if it did.
 
-    def __init__(self, cell: dict[str, Any], rivals: Sequence[str], common: dict[str, Any]):
-        self.cell, self.common = cell, common
+    Attributes:
+        variants: contenders that are ours with another specification, and what it adds.
+    """
+
+    def __init__(
+        self,
+        cell: dict[str, Any],
+        rivals: Sequence[str],
+        common: dict[str, Any],
+        variants: dict[str, dict[str, Any]] | None = None,
+    ):
+        self.cell, self.common, self.variants = cell, common, variants or {}
         self.workers: dict[str, Worker] = {}
-        self.entries: dict[str, dict[str, Any]] = {n: {'failed': None} for n in (OURS, *rivals)}
+        names = dict.fromkeys((OURS, *rivals, *self.variants))
+        self.entries: dict[str, dict[str, Any]] = {name: {'failed': None} for name in names}
 
     def ask(self, name: str, order: str, **more: Any) -> dict[str, Any] | None:
         """The answer; None from a contender that fails, or has failed before."""
+        worker = self.workers.get(name)
         try:
-            return self.workers[name].ask(order, **more) if name in self.workers else None
+            return worker.ask(order, **more) if worker else None
         except Failed as error:
-            self.entries[name]['failed'] = str(error)
-            self.workers.pop(name).end()
+            self.drop(name, str(error))
             return None
+
+    def drop(self, name: str, reason: str) -> None:
+        """It failed, and takes no further part."""
+        self.entries[name]['failed'] = reason
+        self.workers.pop(name).end()
 
     def start(self, name: str, folder: str) -> None:
         cell = self.cell
         spec = self.common | {k: cell[k] for k in ('arch', 'mode', 'dtype', 'batch', 'image_size')}
         spec |= {'contender': name, 'folder': folder, 'side': 'compare_jax'}
-        if name != OURS:
+        spec |= self.variants.get(name, {})
+        if name in NAMES:
             recipe = Official()
             spec |= {
                 'side': 'compare_torch',
@@ -182,25 +199,30 @@ class Contest:
             }
         self.workers[name] = Worker(spec)
 
-    def build(self, folder: str) -> None:
-        """First results, one contender after the other; raises UserError where they differ."""
-        ours = None
-        for name, entry in self.entries.items():
-            self.start(name, folder)
-            file = f'{folder}/{name}.out.npz'
-            start = self.ask(name, 'start')
-            built = start and self.ask(name, 'build', file=file)
-            if not start or not built:
-                continue
+    def first(self, name: str, folder: str) -> None:
+        """Starts a contender and lets it come to its first result."""
+        entry = self.entries[name]
+        self.start(name, folder)
+        start = self.ask(name, 'start')
+        built = start and self.ask(name, 'build', file=f'{folder}/{name}.out.npz')
+        if start and built:
             entry['bytes_at_start'] = start['bytes']
             entry['seconds_to_first_result'] = built['seconds']
-            with np.load(file) as arrays:
-                outputs = dict(arrays)
-            if name == OURS:
-                ours = outputs
-            elif ours:
-                entry['difference'] = differences(ours, outputs)
-                refuse_different(self.cell, name, entry['difference'])
+
+    def differ(self, name: str, folder: str) -> None:
+        """Notes how far the first result is from ours; raises UserError where it is too far."""
+        paths = [Path(folder) / f'{n}.out.npz' for n in (OURS, name)]
+        if name == OURS or self.entries[name]['failed'] or not all(p.exists() for p in paths):
+            return
+        ours, theirs = (dict(np.load(path)) for path in paths)
+        found = self.entries[name]['difference'] = differences(ours, theirs)
+        refuse_different(self.cell, name, found)
+
+    def build(self, folder: str) -> None:
+        """First results, one contender after the other; raises UserError where they differ."""
+        for name in self.entries:
+            self.first(name, folder)
+            self.differ(name, folder)
 
     def run(self, rounds: int, seconds: float) -> None:
         cell, iterations = self.cell, {}

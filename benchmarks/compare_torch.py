@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compare_profile import Kernel, of_torch
 from compare_worker import best_rate
 from torch.nn.functional import cross_entropy
 
@@ -124,6 +125,9 @@ class Side:
     def wait(self, result: Any) -> None:
         if self.platform == 'gpu':
             torch.cuda.synchronize()
+
+    def profile(self, iterations: int) -> list[Kernel]:
+        return of_torch(self.step, iterations, self.platform == 'gpu')
 
     def peak(self) -> int | None:
         return torch.cuda.max_memory_allocated() if self.platform == 'gpu' else None

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from compare_profile import by_kind
+
 LIMIT = 1800  # seconds to wait for an answer
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +44,9 @@ class Worker:
             # Or the seconds to the first result would depend on earlier runs.
             'JAX_ENABLE_COMPILATION_CACHE': 'false',
             'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1',
+            **spec.get('environment', {}),
         }
+        self.limit = spec.get('limit', LIMIT)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self.process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(spec)],
@@ -61,11 +65,11 @@ class Worker:
         try:
             stdin.write(json.dumps({'order': order} | more).encode() + b'\n')
             stdin.flush()
-            answered = select.select([stdout], [], [], LIMIT)[0]
+            answered = select.select([stdout], [], [], self.limit)[0]
         except BrokenPipeError:
             answered = [stdout]
         if not answered:
-            raise Failed(f'no answer in {LIMIT} s')
+            raise Failed(f'no answer in {self.limit:.0f} s')
         line = stdout.readline()
         if not line:
             raise Failed(self._last_words())
@@ -151,6 +155,10 @@ def obey(side: Any, order: dict[str, Any], spec: dict[str, Any]) -> dict[str, An
                     side.wait(result)
             side.wait(result)
             return {'seconds': time.perf_counter() - start}
+    if order['order'] == 'profile':
+        with side.session():
+            kernels = side.profile(order['iterations'])
+        return {'kernels': kernels[: order['longest']], 'kinds': by_kind(kernels)}
     if order['order'] == 'memory':
         return {'bytes': side.peak() or resident_peak()}
     return {'platform': side.platform, 'device': side.device, 'bytes': resident_peak()}

@@ -72,7 +72,9 @@ class Training:
             'signals': np.zeros((1, len(SIGNALS)), np.float32),
         }
         self.batch = jax.device_put(batch, whole)
-        self.program = make_train_step(model, recipe, recipe.transform, tx, schedule, mesh)
+        self.program = make_train_step(
+            model, recipe, recipe.transform, tx, schedule, mesh, **spec.get('step', {})
+        )
 
     def bias(self) -> np.ndarray:
         return np.array(self.state.params['head']['classifier']['bias'])
@@ -100,9 +102,8 @@ class Side:
         if 'experiment' in spec:
             EXPERIMENTS[spec['experiment']]()
         dtype = jnp.dtype(spec['dtype'])
-        options = spec.get('options', {})
         self.model = hrnet_jax.create_model(
-            spec['arch'], dtype=dtype, bn_group_size=None, **options
+            spec['arch'], dtype=dtype, bn_group_size=None, **spec.get('options', {})
         )
         self.variables: dict[str, Any] = {}
         with np.load(f'{spec["folder"]}/variables.npz') as file:
@@ -112,8 +113,6 @@ class Side:
                 for key in path:
                     node = node.setdefault(key, {})
                 node[last] = file[name]
-        if 'channels' in options:  # another network, to know what it would cost
-            self.variables = hrnet_jax.init(self.model, jax.random.key(0))
         self.variables = jax.device_put(self.variables)
         with np.load(f'{spec["folder"]}/batch.npz') as file:
             if spec['mode'] == 'train':

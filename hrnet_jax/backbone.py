@@ -150,7 +150,7 @@ class HRNet(Configured):
         remat: recompute each HRModule in the backward pass instead of keeping its activations.
         dtype, param_dtype, bn_group_size, frozen_norm, upsample, align_corners: see
             `layers.Options`.
-        folded, winograd, channel_multiple: set by `hrnet_jax.fold`.
+        folded, winograd, channel_multiple, kernels: set by `hrnet_jax.fold`.
     """
 
     arch: Arch | str

@@ -18,6 +18,7 @@ from hrnet_jax import winograd
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
 from hrnet_jax.models import Variables, fitting, variable_shapes
+from hrnet_jax.padding import widened
 
 T = TypeVar('T')
 
@@ -80,6 +81,7 @@ def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) ->
     variables = fitting(model, variables)
     params = _fold(variables['params'], variables['batch_stats'], jnp.dtype(model.dtype))
     model = model.clone(folded=True, **fields)
+    params = _ordered(params, model.kernels)
     params = _stack(params) if model.winograd else params
     params = _fitted(params, variable_shapes(model)['params'])
     return Folded(model, {'params': jax.device_put(params)})
@@ -88,12 +90,13 @@ def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) ->
 # What JAX and `jax.export` call a platform -> the kind.
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu'}
 # Fields of the model by kind and type. On CPUs a quarter of the multiplications wins in float32
-# where the kernels, four times as large, are not yet too large (docs/benchmarks.md); on GPUs the
-# compiler would pad 18 channels to 24 around every convolution.
+# where the kernels, four times as large, are not yet too large (docs/benchmarks.md). On GPUs cuDNN
+# takes channels by the 8 or 16, and else would turn the axes of every kernel in every call.
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
     ('cpu', 'float32'): {'winograd': 200},
-    ('gpu', 'bfloat16'): {'channel_multiple': 8},
-    ('gpu', 'float16'): {'channel_multiple': 8},
+    ('gpu', 'bfloat16'): {'channel_multiple': 16, 'kernels': 'OHWI'},
+    ('gpu', 'float16'): {'channel_multiple': 16, 'kernels': 'OHWI'},
+    ('gpu', 'float32'): {'kernels': 'OHWI'},
 }
 
 
@@ -191,7 +194,13 @@ def _fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
         return leaf
     if leaf.ndim != len(wanted.shape):
         return winograd.transform_kernel(leaf)
-    return np.pad(leaf, [(0, new - old) for new, old in zip(wanted.shape, leaf.shape, strict=True)])
+    return widened(leaf, wanted)
+
+
+def _ordered(params: Variables, axes: str) -> Variables:
+    """Kernels of convolutions with their axes in another order than HWIO."""
+    order = ['HWIO'.index(axis) for axis in axes]
+    return jax.tree.map(lambda x: np.transpose(x, order) if x.ndim == 4 else x, params)
 
 
 def _stack(params: Variables) -> Variables:

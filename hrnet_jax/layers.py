@@ -84,7 +84,10 @@ class Options:
         folded: BatchNorm is folded away; convolutions have a bias instead.
         winograd: 3x3 convolutions with stride 1 to at most so many channels run by
             `hrnet_jax.winograd` (folded models only).
-        channel_multiple: inside, the branches' channels are rounded up to it with zeros (folded).
+        channel_multiple: inside, the branches' channels are rounded up to it; variables are to be
+            widened with zeros (`hrnet_jax.padding`).
+        kernels: order of the axes of a convolution's kernel (folded models only): I inputs, O
+            outputs.
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);
             'bilinear_two_step' by the factor and then to the size (mmsegmentation).
@@ -98,6 +101,7 @@ class Options:
     folded: bool = False
     winograd: int = 0
     channel_multiple: int = 1
+    kernels: Literal['HWIO', 'OHWI'] = 'HWIO'
     upsample: Upsample = 'nearest'
     align_corners: bool = False
 
@@ -111,8 +115,8 @@ class Options:
             raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
         if self.bn_group_size is not None and self.bn_group_size < 1:
             raise UserError(f'bn_group_size must be at least 1, or None, not {self.bn_group_size}')
-        if not self.folded and (self.winograd or self.channel_multiple != 1):
-            raise UserError('winograd and channel_multiple are for folded models: hrnet_jax.fold')
+        if not self.folded and (self.winograd or self.kernels != 'HWIO'):
+            raise UserError('winograd and kernels are for folded models: hrnet_jax.fold')
 
 
 class Configured(nn.Module, kw_only=True):
@@ -125,6 +129,7 @@ class Configured(nn.Module, kw_only=True):
     folded: bool = Options.folded
     winograd: int = Options.winograd
     channel_multiple: int = Options.channel_multiple
+    kernels: Literal['HWIO', 'OHWI'] = Options.kernels
     upsample: Upsample = Options.upsample
     align_corners: bool = Options.align_corners
 
@@ -147,7 +152,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         k, pad, o = self.kernel, (self.kernel - 1) // 2, self.opts
-        shape = (k, k, x.shape[-1], self.features)
+        sizes = {'H': k, 'W': k, 'I': x.shape[-1], 'O': self.features}
+        shape = tuple(sizes[axis] for axis in o.kernels)
         kernel = parameter(self, 'kernel', conv_init, shape, o.stored)
         size = (self.features,)
         bias = parameter(self, 'bias', zeros, size, o.stored) if o.folded else None
@@ -159,7 +165,7 @@ class Conv(nn.Module):
             kernel.astype(o.dtype),
             window_strides=(self.stride, self.stride),
             padding=((pad, pad), (pad, pad)),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            dimension_numbers=('NHWC', o.kernels, 'NHWC'),
         )
         return y + _channels(bias.astype(o.dtype)) if bias is not None else y
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
+from hrnet_jax.padding import computed_wide
 from hrnet_jax.preprocess import Transform, normalize
 from hrnet_jax.recipes import Recipe
 
@@ -176,7 +177,11 @@ def divergence(kind: str, logits: Array, teacher: Array, temperature: float) -> 
 
 
 def make_loss(
-    model: Classifier, recipe: Recipe, transform: Transform, teacher: Teacher | None = None
+    model: Classifier,
+    recipe: Recipe,
+    transform: Transform,
+    teacher: Teacher | None = None,
+    channel_multiple: int = 1,
 ) -> Callable[..., tuple[Array, tuple[Variables, Array]]]:
     """The function (params, batch_stats, images, labels, weights, key, teacher's variables) ->
     (sum over images of weight * loss, (new batch_stats, (N, classes) logits)), all float32.
@@ -184,7 +189,9 @@ def make_loss(
     Args:
         transform: its mean and standard deviation.
         teacher: the model, and its transform.
+        channel_multiple: of the branches' channels while they are computed: see `padding`.
     """
+    wide, widen, narrow = computed_wide(model, channel_multiple)
 
     def loss(params, batch_stats, images, labels, weights, key, teacher_variables):
         targets = jax.nn.one_hot(labels, model.num_classes, dtype=jnp.float32)
@@ -194,8 +201,8 @@ def make_loss(
             pixels = images.astype(jnp.float32)
             group = recipe.bn_group_size or 32
             images, targets = mix(key, pixels, targets, recipe.mixup, recipe.cutmix, group)
-        logits, new = model.apply(
-            {'params': params, 'batch_stats': batch_stats},
+        logits, new = wide.apply(
+            widen({'params': params, 'batch_stats': batch_stats}),
             normalize(images, transform, model.dtype),
             train=True,
             mutable=['batch_stats'],
@@ -206,12 +213,14 @@ def make_loss(
             soft = other.apply(teacher_variables, normalize(images, theirs, other.dtype))
             apart = divergence(recipe.distill_loss, logits, soft, recipe.temperature)
             each = recipe.distill_weight * apart + (1 - recipe.distill_weight) * each
-        return jnp.sum(weights * each), (new['batch_stats'], logits)
+        return jnp.sum(weights * each), (narrow(new['batch_stats']), logits)
 
     return loss
 
 
 Teacher = tuple[Any, Transform]
+# By platform and type: see `padding`.
+CHANNEL_MULTIPLES: dict[tuple[str, str], int] = {}
 
 
 def make_train_step(
@@ -222,8 +231,11 @@ def make_train_step(
     schedule: optax.Schedule,
     mesh: Mesh,
     teacher: Teacher | None = None,
+    channel_multiple: int | None = None,
 ) -> Callable[[TrainState, Batch, Variables], tuple[TrainState, dict[str, Array]]]:
     """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
+
+    channel_multiple: see `make_loss`; None for what pays on the platform.
 
     The state is donated and lies on every device; it stays as it was where a process signals
     'void', or where loss, gradient or update are not finite, and ever after.
@@ -236,8 +248,12 @@ def make_train_step(
     the images that count, gradient_norm, finite, learning_rate, and the sums of the signals.
     """
     whole = NamedSharding(mesh, P())
+    if channel_multiple is None:
+        kind = mesh.devices.flat[0].platform, jnp.dtype(model.dtype).name
+        channel_multiple = CHANNEL_MULTIPLES.get(kind, 1)
     parts, rows = NamedSharding(mesh, P(None, 'data')), NamedSharding(mesh, P('data'))
-    value_and_grad = jax.value_and_grad(make_loss(model, recipe, transform, teacher), has_aux=True)
+    objective = make_loss(model, recipe, transform, teacher, channel_multiple)
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
 
     def step(state: TrainState, batch: Batch, teacher_variables: Variables):
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)

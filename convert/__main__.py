@@ -12,13 +12,15 @@ from typing import Any
 from convert import folders, readers
 from convert.conversion import Converted, array, convert, official_names, to_torch
 from convert.layouts import LAYOUTS
-from hrnet_jax import checkpoint, cli
 from hrnet_jax.archs import ARCHS, list_models
 from hrnet_jax.backbone import STRIDE
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import loading
+from hrnet_jax.checkpoints.published import PUBLISHED, Published, recognise
+from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
-from hrnet_jax.files import refuse_existing, replacing
-from hrnet_jax.preprocess import SUPPORT, Transform
-from hrnet_jax.published import PUBLISHED, Published, recognise
+from hrnet_jax.runtime import cli
+from hrnet_jax.runtime.files import refuse_existing, replacing
 
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 FORMATS = ('.pth', '.safetensors')
@@ -149,11 +151,11 @@ def write_torch(
     weights: str | None = None,
 ) -> None:
     """A converted or training folder -> a .pth or .safetensors file."""
-    folder = checkpoint.find(source, arch)
+    folder = loading.find(source, arch)
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
     meta = checkpoint.read_json(folder)
-    model, variables = checkpoint.load(folder, arch, weights=weights)
+    model, variables = loading.load(folder, arch, weights=weights)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
     with replacing(out, force) as temporary:
         if out.suffix == '.safetensors':

@@ -15,9 +15,9 @@ import numpy as np
 from convert import readers
 from convert.layouts import LAYOUTS, Layout, canonical_key, flax_path, recognise
 from hrnet_jax.archs import ARCHS, Arch, get_arch
-from hrnet_jax.cli import progress
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.runtime.cli import progress
 
 Variables = dict[str, Any]
 _SHOWN = 20  # names of a kind in an error message

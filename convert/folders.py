@@ -8,11 +8,11 @@ from typing import Any
 
 from convert import readers
 from convert.conversion import Converted, convert
-from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints.published import Published, recognise
+from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import create_model
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.published import Published, recognise
 from hrnet_jax.version import __version__
 
 log = logging.getLogger('hrnet_jax')

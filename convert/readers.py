@@ -14,8 +14,8 @@ import numpy as np
 
 from convert.formats import checked_digest, recognise
 from convert.pickles import Inert, LazyTensor
+from hrnet_jax.checkpoints.hub_files import download
 from hrnet_jax.errors import UserError
-from hrnet_jax.hub_files import download
 
 _DEPTH = 3  # of mappings in mappings
 _SHOWN = 6  # names in a message

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from hrnet_jax import winograd
 from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.errors import UserError
+from hrnet_jax.inference import winograd
 from hrnet_jax.layers import (
     Array,
     BasicBlock,

@@ -20,8 +20,8 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 from jax import lax
 
-from hrnet_jax import winograd
 from hrnet_jax.errors import UserError
+from hrnet_jax.inference import winograd
 
 Array = jax.Array
 Upsample = Literal['nearest', 'bilinear', 'bilinear_two_step']
@@ -83,7 +83,7 @@ class Options:
             fine-tuning with small batches).
         folded: BatchNorm is folded away; convolutions have a bias instead.
         winograd: 3x3 convolutions with stride 1 to at most so many channels run by
-            `hrnet_jax.winograd` (folded models only).
+            `inference.winograd` (folded models only).
         channel_multiple: inside, the branches' channels are rounded up to it with zeros (folded).
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);

@@ -24,7 +24,7 @@ from convert.__main__ import main
 from convert.reference import HRNet
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.published import PUBLISHED, expected, recognise
+from hrnet_jax.checkpoints.published import PUBLISHED, expected, recognise
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'

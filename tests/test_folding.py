@@ -20,8 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rules import close, image, weight
 
 import hrnet_jax
-from hrnet_jax import folding, winograd
 from hrnet_jax.archs import Arch
+from hrnet_jax.inference import folding, winograd
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model, variable_shapes
 
@@ -225,7 +225,7 @@ def test_options_that_the_compiler_does_not_know(monkeypatch, fresh_options):
 
 KEEP = """
 import os, sys
-from hrnet_jax import compilation
+from hrnet_jax.runtime import compilation
 import jax
 {before}
 compilation.keep()
@@ -271,7 +271,7 @@ def test_programs_are_kept(before, environment, kept, tmp_path):
 
 @pytest.mark.parametrize('platform', ['cuda', 'bogus'])
 def test_devices_that_are_not_there(platform):
-    code = 'from hrnet_jax import cli, compilation; cli.run(compilation.keep)'
+    code = 'from hrnet_jax.runtime import cli, compilation; cli.run(compilation.keep)'
     given = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1]), 'JAX_PLATFORMS': platform}
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=100)

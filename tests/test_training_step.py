@@ -15,10 +15,10 @@ import torch
 from rules import close
 from steps import BINARY, binary_batch, host, prepared, tensor
 
-from hrnet_jax import training
 from hrnet_jax.layers import Configured, conv_norm
-from hrnet_jax.recipes import Official
-from hrnet_jax.training import SIGNALS, make_loss
+from hrnet_jax.training import step as training
+from hrnet_jax.training.recipes import Official
+from hrnet_jax.training.step import SIGNALS, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 

@@ -226,7 +226,7 @@ class HRNet(Configured):
         return tuple(known[stride][..., :channels] for _, channels, stride in info)
 
 
-def edges(size: Any) -> tuple[int, int]:
+def image_hw(size: Any) -> tuple[int, int]:
     """Height and width of an image size, which is one integer or two.
 
     Raises:

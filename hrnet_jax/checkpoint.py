@@ -14,7 +14,7 @@ from hrnet_jax.checkpoints.format import (
     read_json,
     restore,
     save,
-    seal,
+    with_digest,
 )
 from hrnet_jax.checkpoints.loading import (
     find,
@@ -37,5 +37,5 @@ __all__ = [
     'read_json',
     'restore',
     'save',
-    'seal',
+    'with_digest',
 ]

@@ -11,7 +11,7 @@ from hrnet_jax.inference.folding import (
     convolution_of,
     fold,
     folded_as,
-    outermost,
+    traced,
 )
 
 __all__ = [
@@ -25,5 +25,5 @@ __all__ = [
     'convolution_of',
     'fold',
     'folded_as',
-    'outermost',
+    'traced',
 ]

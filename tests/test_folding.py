@@ -228,7 +228,7 @@ import os, sys
 from hrnet_jax.runtime import compilation
 import jax
 {before}
-compilation.keep()
+compilation.enable_cache()
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
 """
 
@@ -271,7 +271,7 @@ def test_programs_are_kept(before, environment, kept, tmp_path):
 
 @pytest.mark.parametrize('platform', ['cuda', 'bogus'])
 def test_devices_that_are_not_there(platform):
-    code = 'from hrnet_jax.runtime import cli, compilation; cli.run(compilation.keep)'
+    code = 'from hrnet_jax.runtime import cli, compilation; cli.run(compilation.enable_cache)'
     given = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1]), 'JAX_PLATFORMS': platform}
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=100)

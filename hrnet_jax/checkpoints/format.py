@@ -21,9 +21,9 @@ import numpy as np
 
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.models import Variables, create_model
+from hrnet_jax.models import Variables, create_model, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
 
 JSON = 'checkpoint.json'
@@ -69,7 +69,7 @@ def save(
                 )
         except Exception as error:  # TensorStore has its own kinds for a full disk and others
             raise UserError(f'cannot write {path}: {first_line(error)}') from error
-        content = seal({**meta, 'arrays': arrays})
+        content = with_digest({**meta, 'arrays': arrays})
         (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
 
 
@@ -78,7 +78,7 @@ def entries(tree: Variables) -> dict[str, Any]:
     return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
 
 
-def seal(content: dict[str, Any]) -> dict[str, Any]:
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     """The JSON with its version, and with a digest of itself."""
     content = {'version': VERSION, **content}
     return {**content, 'digest': _digest(content)}
@@ -135,8 +135,7 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
     damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
     if damaged:
         raise UserError(
-            f'{path.parent} is damaged: {", ".join(damaged[:5])}'
-            f'{" and others" if len(damaged) > 5 else ""} do not match their digests{_REMEDY}'
+            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{_REMEDY}'
         )
     return tree
 
@@ -190,8 +189,7 @@ def differing(arrays: dict[str, Any], shapes: Variables) -> list[str]:
 
 def named(tree: Variables) -> list[tuple[str, Any]]:
     """Path, such as 'params/backbone/conv1/kernel', and array, in the order of the tree."""
-    flat = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
-    return [('/'.join(str(k.key) for k in path), leaf) for path, leaf in flat]
+    return [('/'.join(path), leaf) for path, leaf in flat(tree).items()]
 
 
 def _entry(leaf: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hrnet_jax.checkpoints.hub_files import PREFIX, parse, reason_of
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.models import Variables, check_class_names, variable_shapes
 
 
 def push_to_hub(
@@ -76,8 +76,8 @@ def push_to_hub(
         meta |= {k: v for k, v in checkpoint.read_json(folder).items() if k not in own}
     meta |= {'transform': transform.to_json()} if transform else {}
     meta |= {'class_names': list(class_names)} if class_names else {}
-    if meta['class_names'] and len(meta['class_names']) != model.num_classes:
-        raise UserError(f'{len(meta["class_names"])} class names for {model.num_classes} classes')
+    if meta['class_names']:
+        check_class_names(meta['class_names'], model.num_classes)
     described = checkpoint.model_of(checkpoint.describe(model))  # what `load` will make of it
     if model.folded or (model.upsample, model.align_corners) != ('nearest', False):
         raise UserError('a model that is folded or upsamples in another way cannot be pushed')
@@ -85,7 +85,7 @@ def push_to_hub(
     entries = checkpoint.entries(variables)
     if wrong := checkpoint.differing(entries, variable_shapes(described)):
         raise UserError(f'the variables are not of this model: they differ at {", ".join(wrong)}')
-    content = checkpoint.seal({**meta, **checkpoint.describe(model), 'arrays': entries})
+    content = checkpoint.with_digest({**meta, **checkpoint.describe(model), 'arrays': entries})
     with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / name for name in FILES]
         save_file(dict(checkpoint.named(variables)), paths[0])

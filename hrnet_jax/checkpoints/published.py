@@ -63,7 +63,7 @@ def expected(
     return None
 
 
-def recognise(name: str | None, origin: str) -> Published | None:
+def find_published(name: str | None, origin: str) -> Published | None:
     """The entry of that name, or else of that file name or hub id (`hf:OWNER/REPO`)."""
     named = (name or '').removeprefix('timm/').removeprefix('hrnet_')
     if named in PUBLISHED:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Path, Variables, backbones
 
 log = logging.getLogger('hrnet_jax')
@@ -108,8 +108,7 @@ def transfer(
         done[how].append(name)
     if problems:
         raise UserError(
-            f'the source does not fit: {"; ".join(problems[:5])}'
-            f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; '
+            f'the source does not fit: {listed(problems, separator="; ")}; '
             "name in fresh what is to stay as it is, such as fresh='head/classifier'"
         )
     done['left'] = ['/'.join(path[1:]) for path in flat_source if path not in taken]

@@ -72,8 +72,8 @@ def main() -> None:
         from hrnet_jax.runtime import compilation, distributed
 
     distributed.start(args)
-    compilation.keep()
-    with distributed.together():
+    compilation.enable_cache()
+    with distributed.fail_together():
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         transform = transform_of(args, meta)
@@ -111,8 +111,7 @@ def main() -> None:
         transform,
         classes=opened.classes,
     )
-    if result.seen != total:
-        raise RuntimeError(f'counted {result.seen} of {total} images')
+    result.check(total)
     if main_process:
         report(args, meta, source, transform, result, total)
 

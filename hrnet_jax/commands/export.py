@@ -62,7 +62,7 @@ def main() -> None:
     transform = Transform.from_json(meta['transform']).override(
         crop=args.image_size, multiple=STRIDE
     )
-    compilation.keep()
+    compilation.enable_cache()
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     fast = export.fold_for(model, variables, platforms)
     program = export.export(

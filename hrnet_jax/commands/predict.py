@@ -39,7 +39,7 @@ def main() -> None:
         raise UserError(
             f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
         )
-    compilation.keep()
+    compilation.enable_cache()
     images = [open_image(path) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(

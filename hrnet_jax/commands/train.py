@@ -83,7 +83,7 @@ def main() -> None:
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
     shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
-    compilation.keep()
+    compilation.enable_cache()
     distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
     # Imported after `start`, so that nothing has touched a device before it.
@@ -107,7 +107,7 @@ def main() -> None:
     state = experiment.start()
     step = int(state.step)
     experiment.introduce(step)
-    with distributed.together():
+    with distributed.fail_together():
         if distributed.is_main():
             reporter = Reporter(
                 options.workdir,

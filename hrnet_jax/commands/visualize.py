@@ -45,7 +45,7 @@ def main() -> None:
     target = None if args.target is None else find_class(args.target, names)
     transform = Transform.from_json(meta['transform'])
     transform = transform.override(args.resize, args.crop, multiple=STRIDE)
-    compilation.keep()
+    compilation.enable_cache()
     image = open_image(args.image)
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     seen = view(model, variables, image, target=target, transform=transform, class_names=names)

@@ -14,7 +14,7 @@ from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.sources import (
     Source,
-    brief,
+    first_line,
     opened,
     tensorflow,
 )
@@ -53,7 +53,9 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
     try:
         first = next(source.records(0, 1).batch(1).as_numpy_iterator())
     except (tf.errors.OpError, StopIteration) as error:
-        raise UserError(f'{source.dataset.name}: cannot read a file: {brief(error)}') from error
+        raise UserError(
+            f'{source.dataset.name}: cannot read a file: {first_line(error)}'
+        ) from error
     check_labels(source, first)
     if source.official and _basename(first['name'][0]) not in source.official:
         note = f'labels could not be checked: {_basename(first["name"][0])} is no known file name'
@@ -179,7 +181,7 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
     try:
         return np.unique(np.concatenate([np.unique(x) for x in labels.as_numpy_iterator()]))
     except tf.errors.OpError as error:
-        raise UserError(f'cannot read {source.dataset.name}: {brief(error)}') from error
+        raise UserError(f'cannot read {source.dataset.name}: {first_line(error)}') from error
 
 
 def check_labels(source: Source, batch: Mapping[str, np.ndarray]) -> None:
@@ -215,7 +217,7 @@ def _culprit(
             where = ''
     except tf.errors.OpError as again:
         error = again
-    return UserError(f'{source.dataset.name}: cannot read {where or "a file: "}{brief(error)}')
+    return UserError(f'{source.dataset.name}: cannot read {where or "a file: "}{first_line(error)}')
 
 
 def _basename(name: bytes) -> str:

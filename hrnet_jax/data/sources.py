@@ -160,7 +160,7 @@ def opened(data: tf.data.Dataset) -> Iterator[Any]:
     return result
 
 
-def brief(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of TensorFlow's message, without the names of its nodes."""
     text = getattr(error, 'message', str(error)) or 'no examples'
     return re.sub(r'{{.*?}}|\[Op:.*', '', text.strip().splitlines()[0]).strip()

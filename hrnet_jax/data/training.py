@@ -20,7 +20,7 @@ import numpy as np
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
 from hrnet_jax.data.evaluation import check_labels
-from hrnet_jax.data.sources import Source, brief, opened, tensorflow
+from hrnet_jax.data.sources import Source, first_line, opened, tensorflow
 from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Plan(Protocol):
     @property
     def accumulate(self) -> int: ...
     @property
-    def part(self) -> int: ...
+    def microbatch(self) -> int: ...
     @property
     def seed(self) -> int: ...
     @property
@@ -86,8 +86,8 @@ class TrainData:
             )
         if self.lanes % self.process_count:
             raise UserError(
-                f'{self.recipe.part} images (batch_size / accumulate) cannot be shared out among '
-                f'{self.process_count} processes; choose a multiple of {self.process_count}'
+                f'{self.recipe.microbatch} images (batch_size / accumulate) cannot be shared out '
+                f'among {self.process_count} processes; choose a multiple of {self.process_count}'
                 + (f', at most {LANES} processes' if self.process_count > LANES else '')
             )
 
@@ -98,8 +98,8 @@ class TrainData:
 
     @property
     def lanes(self) -> int:
-        """The largest divisor of the images in a part, up to 64."""
-        return max(n for n in range(1, LANES + 1) if self.recipe.part % n == 0)
+        """The largest divisor of the images in a microbatch, up to 64."""
+        return max(n for n in range(1, LANES + 1) if self.recipe.microbatch % n == 0)
 
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches from step `start` on, without end.
@@ -130,7 +130,7 @@ class TrainData:
             raise UserError(
                 f'{self.source.dataset.name}: its files cannot be read to the end of their '
                 f'{self.source.num_examples} examples; they or the storage are damaged '
-                f'({brief(error)})'
+                f'({first_line(error)})'
             ) from error
 
     def _open(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
@@ -163,7 +163,7 @@ class TrainData:
         self, epoch: int, first: int, data: Iterator[dict[str, np.ndarray]]
     ) -> Iterator[dict[str, np.ndarray]]:
         r, name = self.recipe, self.source.dataset.name
-        shape = (r.accumulate, r.part // self.process_count)
+        shape = (r.accumulate, r.microbatch // self.process_count)
         limit = math.ceil(r.max_corrupt * self.source.num_examples / self.process_count)
         missing: list[int] = []
         for batch in aligned(data, self.steps_per_epoch - first, math.prod(shape)):
@@ -190,25 +190,25 @@ class TrainData:
                 [example] = raw.skip(number).take(1).map(self.source.parse)
                 names.append(example['name'].numpy().decode())
             except (ValueError, tensorflow().errors.OpError) as error:
-                names.append(f'a record ({brief(error)})')
+                names.append(f'a record ({first_line(error)})')
         return ', '.join(names)
 
     def _raw(self, epoch: int, first: int) -> tf.data.Dataset:
         """This process's examples of an epoch, from its `first` part on, a block of each lane."""
         tf = tensorflow()
-        total, block = self.source.num_examples, self.recipe.part // self.lanes
+        total, block = self.source.num_examples, self.recipe.microbatch // self.lanes
         share = self.lanes // self.process_count
         own = range(share * self.process_index, share * (self.process_index + 1))
-        edges = [total * lane // self.lanes for lane in range(self.lanes + 1)]
+        bounds = [total * lane // self.lanes for lane in range(self.lanes + 1)]
         seed = (self.recipe.seed, epoch)
         skip = first * block
         if self.source.pick is not None:
             order = np.random.default_rng(seed).permutation(total)
             length = total // self.lanes // block * block
-            blocks = [order[edges[i] + skip : edges[i] + length].reshape(-1, block) for i in own]
+            blocks = [order[bounds[i] + skip : bounds[i] + length].reshape(-1, block) for i in own]
             return self.source.pick(np.stack(blocks, 1).ravel())
         # Prefetched so that all lanes skip at the same time.
-        lanes = [self.source.raw(edges[i], edges[i + 1], seed, skip).prefetch(block) for i in own]
+        lanes = [self.source.raw(bounds[i], bounds[i + 1], seed, skip).prefetch(block) for i in own]
         turn = (
             tf.data.Dataset.range(len(lanes))
             .repeat()
@@ -220,9 +220,9 @@ class TrainData:
         """Parses, decodes and augments one example, given its number in `_raw`."""
         tf = tensorflow()
         r, (raw, end) = self.recipe, marked
-        share = r.part // self.process_count
-        part, within = number // share, number % share
-        place = (first * r.accumulate + part) * r.part + self.process_index * share + within
+        share = r.microbatch // self.process_count
+        index, within = number // share, number % share
+        place = (first * r.accumulate + index) * r.microbatch + self.process_index * share + within
         seed = tf.stack([tf.constant(r.seed, tf.int64), epoch * self.source.num_examples + place])
         crop, flip, policy = tf.unstack(tf.random.split(seed, 3))
 

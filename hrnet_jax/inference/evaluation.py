@@ -42,6 +42,11 @@ class Result:
     seen: int
     not_finite: int = 0
 
+    def check(self, total: int) -> None:
+        """Raises RuntimeError unless `total` images went through the network."""
+        if self.seen != total:
+            raise RuntimeError(f'counted {self.seen} of {total} images')
+
     @property
     def top1(self) -> float:
         """Percent."""
@@ -161,8 +166,8 @@ def evaluate(
         if len(running) > AHEAD:
             jax.block_until_ready(running.popleft())
     result = Result(**{name: int(value) for name, value in totals.items()})
-    if jax.process_count() == 1 and result.seen != fed:
-        raise RuntimeError(f'counted {result.seen} of {fed} images')
+    if jax.process_count() == 1:
+        result.check(fed)
     if result.not_finite:
         raise NotFinite(
             f'the logits of {result.not_finite} of {result.seen} images are not finite: '
@@ -175,7 +180,7 @@ def _agreed(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.n
     """The batches; all hosts stop when those of one fail, where the others would wait for it."""
     iterator, ended = iter(batches), False
     while not ended:
-        with distributed.together():
+        with distributed.fail_together():
             batch = next(iterator, None)
         if batch is not None:
             yield batch

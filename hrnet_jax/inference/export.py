@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.backbone import check_images, edges
+from hrnet_jax.backbone import check_images, image_hw
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
@@ -73,7 +73,7 @@ def export(
     platforms = known_platforms(platforms)
     if not isinstance(model, Classifier):
         raise UserError(f'a Classifier can be exported, not {type(model).__name__}')
-    height, width = edges(image_size)
+    height, width = image_hw(image_size)
     nearest = model.upsample == 'nearest'
     check_images((1, height, width, model.in_channels), model.in_channels, nearest)
     if batch is not None and not (isinstance(batch, int) and batch > 0):

@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +17,6 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.inference import winograd
 from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
 from hrnet_jax.models import Variables, fitting, variable_shapes
-
-T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,9 +38,8 @@ class Folded:
         """
         here = isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer)
         one = not here or len(images.devices()) == 1
-        compiled = _compiled(self.model, method, one)
-        plain = functools.partial(apply, self.model, method=method)
-        return outermost(compiled, plain, self.variables, images)
+        inside = traced(self.variables, images)
+        return _compiled(self.model, method, one, inside)(self.variables, images)
 
 
 def fold(model: nn.Module, variables: Variables, platform: str | None = None) -> Folded:
@@ -131,14 +127,14 @@ def apply(
         return jax.tree.map(lambda x: x.reshape((parts * size, *x.shape[2:]))[:n], results)
 
 
-def outermost(compiled: Callable[..., T], plain: Callable[..., T], *args: Any) -> T:
-    """compiled(*args), or inside of another program, where options are refused, plain(*args)."""
-    try:
-        return compiled(*args)
-    except ValueError as error:
-        if 'compiler_options' not in str(error):
-            raise
-        return plain(*args)
+def traced(*args: Any) -> bool:
+    """Whether a call with these arguments is a part of a program or of a derivative, where JAX
+    refuses compiler options."""
+    kinds = {type(leaf): leaf for leaf in jax.tree.leaves(args)}  # asking each leaf takes longer
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in kinds.values()):
+        return True
+    # JAX's own ways to ask moved from release to release; what is made in a program is traced.
+    return isinstance(jax.lax.iota(np.int32, 1), jax.core.Tracer)
 
 
 def compiler_options(model: nn.Module) -> dict[str, Any] | None:
@@ -172,9 +168,9 @@ def at_a_time() -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: nn.Module, method: str, in_pieces: bool) -> Any:
+def _compiled(model: nn.Module, method: str, in_pieces: bool, inside: bool) -> Any:
     step = functools.partial(apply, model, method=method, in_pieces=in_pieces)
-    return jax.jit(step, compiler_options=compiler_options(model))
+    return jax.jit(step, compiler_options=None if inside else compiler_options(model))
 
 
 def _fitted(params: Variables, shapes: Variables) -> Variables:

@@ -15,7 +15,7 @@ from hrnet_jax.data.preprocess import Transform, normalize, resize_crop
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import Folded, apply, compiler_options, fold
-from hrnet_jax.models import Variables
+from hrnet_jax.models import Variables, check_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ def predict(
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
     transform = transform or Transform()
     names = list(class_names or default_class_names(model.num_classes))
-    if len(names) != model.num_classes:
-        raise UserError(f'{len(names)} class names for a model of {model.num_classes} classes')
+    check_class_names(names, model.num_classes)
     if not 1 <= topk <= model.num_classes:
         raise UserError(f'topk {topk} is not between 1 and the {model.num_classes} classes')
     if batch_size < 1:

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from hrnet_jax.backbone import edges
+from hrnet_jax.backbone import image_hw
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import convolution_of
-from hrnet_jax.models import variable_shapes
+from hrnet_jax.models import flat, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,9 @@ def table(
                 users.setdefault(var, set()).add(owners[-1])
 
     shapes = variable_shapes(model)
-    norms = {path[:-1] for path, _ in _leaves(shapes['batch_stats'])}
+    norms = {path[:-1] for path in flat(shapes['batch_stats'])}
     sizes: collections.Counter[str] = collections.Counter()
-    for (*path, layer, _), leaf in _leaves(shapes['params']):
+    for (*path, layer, _), leaf in flat(shapes['params']).items():
         if (*path, layer) in norms:
             layer = convolution_of(layer)
         sizes[_name([*path, layer], depth)] += leaf.size
@@ -135,12 +135,7 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def _image(model: Classifier, size: int | tuple[int, int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *edges(size), model.in_channels), np.float32)
-
-
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(tuple(str(key.key) for key in path), leaf) for path, leaf in leaves]
+    return jax.ShapeDtypeStruct((1, *image_hw(size), model.in_channels), np.float32)
 
 
 def _name(path: Sequence[str], depth: int) -> str:

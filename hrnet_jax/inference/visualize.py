@@ -21,10 +21,10 @@ import numpy as np
 from hrnet_jax.data.preprocess import Transform, normalize, resize_crop
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.inference.folding import apply, compiler_options, fold, outermost
+from hrnet_jax.inference.folding import apply, compiler_options, fold, traced
 from hrnet_jax.inference.predict import Prediction, default_class_names
 from hrnet_jax.layers import Array, matmul_precision
-from hrnet_jax.models import Variables
+from hrnet_jax.models import Variables, check_class_names
 
 STRIDES = (4, 8, 16, 32)
 FORMATS = ('.png', '.pdf', '.svg', '.jpg')
@@ -85,13 +85,14 @@ def grad_cam(
     if classes is not None and not ((chosen >= 0) & (chosen < model.num_classes)).all():
         raise UserError(f'classes must be between 0 and {model.num_classes - 1}')
     chosen = np.broadcast_to(chosen, (count,)).astype(np.int32)
-    found = outermost(_compiled(model), _look(model), variables, jnp.asarray(images), chosen)
+    images = jnp.asarray(images)
+    found = _compiled(model, traced(variables, images))(variables, images, chosen)
     return found[2][STRIDES.index(stride)]
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model: Classifier) -> Look:
-    return jax.jit(_look(model), compiler_options=compiler_options(model))
+def _compiled(model: Classifier, inside: bool) -> Look:
+    return jax.jit(_look(model), compiler_options=None if inside else compiler_options(model))
 
 
 def _look(model: Classifier) -> Look:
@@ -145,8 +146,7 @@ def view(
     """
     transform = transform or Transform()
     names = class_names or default_class_names(model.num_classes)
-    if len(names) != model.num_classes:
-        raise UserError(f'{len(names)} class names for a model of {model.num_classes} classes')
+    check_class_names(names, model.num_classes)
     if target is not None and not 0 <= target < model.num_classes:
         raise UserError(f'class {target} is not between 0 and {model.num_classes - 1}')
     if not model.folded:
@@ -155,7 +155,7 @@ def view(
     pixels = resize_crop(image, transform)
     images = normalize(pixels[None], transform, model.dtype)
     chosen = np.array([-1 if target is None else target], np.int32)
-    logits, maps, heats = _compiled(model)(variables, images, chosen)
+    logits, maps, heats = _compiled(model, False)(variables, images, chosen)
     probabilities = np.asarray(jax.nn.softmax(logits))[0]
     order = np.argsort(-probabilities, kind='stable')
 

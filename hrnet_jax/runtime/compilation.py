@@ -17,7 +17,7 @@ LIMIT = 2 * 2**30  # bytes; then the programs unused for longest go
 VARIABLES = ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE')
 
 
-def keep() -> None:
+def enable_cache() -> None:
     """Turns JAX's persistent compilation cache on, in the user's cache folder.
 
     Not where one of JAX's own `VARIABLES` is set, where that folder cannot be written, without the

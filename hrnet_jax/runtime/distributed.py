@@ -67,7 +67,7 @@ def alone() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """A step that all processes take: where it fails in one, it fails in all.
 
     Without it the others would wait in their next collective for a process that has stopped.
@@ -92,10 +92,10 @@ def together() -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """A process was asked to stop; raised inside `together` in one, it comes out of it in all."""
+    """A process was asked to stop; raised in `fail_together` in one, it comes out of it in all."""
 
 
-def largest(number: int) -> int:
+def all_max(number: int) -> int:
     """The largest of the numbers that the processes have."""
     if alone():
         return number

@@ -69,7 +69,7 @@ class Experiment:
         self.recipe, self.options, self.say = recipe, options, say
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
-        with distributed.together():
+        with distributed.fail_together():
             self._open_data()
             self.model = create_model(
                 arch,
@@ -122,14 +122,14 @@ class Experiment:
         restored = self.store.restore(jax.eval_shape(create, variable_shapes(self.model)))
         fresh = restored is None
         state = create(self.place(self._variables())) if fresh else self.place(restored)
-        with distributed.together():
+        with distributed.fail_together():
             if distributed.is_main():
                 runs.write_config(self.options.workdir, self.config)
         return state
 
     def _variables(self) -> Variables:
         """Those to start from."""
-        with distributed.together():
+        with distributed.fail_together():
             variables = init(self.model, jax.random.key(self.recipe.seed), self.recipe.image_size)
             if self.recipe.init:
                 variables = self._initial(variables)
@@ -155,7 +155,7 @@ class Experiment:
     def introduce(self, start: int) -> None:
         """Says what was found."""
         r, devices, processes = self.recipe, jax.devices(), jax.process_count()
-        each, epoch = r.part // self.mesh.size, self.data.steps_per_epoch
+        each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
         rows = {
             'model': f'{self.model.arch.name}, {summary.parameters(self.model) / 1e6:.2f} M '
             f'parameters, {summary.multiply_adds(self.model, r.image_size) / 1e9:.3f} G '
@@ -164,7 +164,7 @@ class Experiment:
             f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
             + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
             'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
-            f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.part}'
+            f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.microbatch}'
             + (f', averaged {r.ema:g}' if r.ema else '')
             + (f', teacher {r.teacher}' if r.teacher else ''),
             'data': f'{r.dataset}, {self.source.num_examples:,} images of {self.num_classes} '
@@ -183,8 +183,8 @@ class Experiment:
             self.say(f'{name:8}{text}')
         for note in (*self.source.notes, *self.held_out.notes):
             self.say(f'note: {note}')
-        group = r.bn_group_size or r.part
-        if self.mesh.size > 1 and r.part >= group and each % group:
+        group = r.bn_group_size or r.microbatch
+        if self.mesh.size > 1 and r.microbatch >= group and each % group:
             self.say(
                 f'note: {each} images a device are no multiple of the {group} that share BatchNorm '
                 'statistics, which therefore travel between devices at every layer'
@@ -208,10 +208,10 @@ class Experiment:
             )
         self.competing = evaluation.competing_classes(self.held_out, data_dir)
         self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
-        if r.part % self.mesh.size:
+        if r.microbatch % self.mesh.size:
             raise UserError(
-                f'{r.part} images (batch_size / accumulate) do not divide over {self.mesh.size} '
-                'devices'
+                f'{r.microbatch} images (batch_size / accumulate) do not divide over '
+                f'{self.mesh.size} devices'
             )
 
     def _load_teacher(self) -> tuple[Any, Variables]:

@@ -104,14 +104,14 @@ class Recipe:
         if self.batch_size % self.accumulate:
             raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
         group = self.bn_group_size
-        if group and self.part > group and self.part % group:
+        if group and self.microbatch > group and self.microbatch % group:
             raise UserError(
-                f'{self.part} images (batch_size / accumulate) do not divide into BatchNorm groups '
-                f'of {group}; choose a multiple, another bn_group_size, or None'
+                f'{self.microbatch} images (batch_size / accumulate) do not divide into BatchNorm '
+                f'groups of {group}; choose a multiple, another bn_group_size, or None'
             )
 
     @property
-    def part(self) -> int:
+    def microbatch(self) -> int:
         """Images that go through the network at once, over all devices."""
         return self.batch_size // self.accumulate
 

@@ -77,10 +77,10 @@ def require_shared(path: Path) -> None:
     value = distributed.broadcast(int.from_bytes(os.urandom(3)))
     token = path / f'.shared-{value}'
     try:
-        with distributed.together():
+        with distributed.fail_together():
             if distributed.is_main():
                 token.touch()
-        with distributed.together():
+        with distributed.fail_together():
             if not _appears(token):
                 raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
     finally:
@@ -148,7 +148,7 @@ class Store:
         digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
         # Names are strings in JSON, and sorted as such in its digest.
         top1 = {str(evaluated): value for evaluated, value in self.top1.items()}
-        meta = checkpoint.seal(
+        meta = checkpoint.with_digest(
             {
                 **self.describe,
                 'training': {**self.describe['training'], 'step': step, 'top1': top1},
@@ -203,7 +203,7 @@ class Store:
                 failure, problem = 2, str(error)
             except UserError as error:
                 failure, problem = 1, str(error)
-            worst = distributed.largest(failure)
+            worst = distributed.all_max(failure)
             if worst == 0:
                 return state
             problem = problem or f'step {step}: another process cannot read it'
@@ -213,7 +213,7 @@ class Store:
                     '--workdir'
                 )
             self.warn(f'{problem}; going back' + ', it is now in damaged/' * (left > 0))
-            with distributed.together():
+            with distributed.fail_together():
                 if distributed.is_main() and left:
                     self._put_aside(step)
         if number:
@@ -246,7 +246,7 @@ class Store:
             step=trees['rest']['step'],
             opt_state=jax.tree_util.tree_unflatten(structure, flat),
             ema=trees.get('ema', {}),
-            sound=np.ones((), bool),  # type: ignore[arg-type]
+            valid=np.ones((), bool),  # type: ignore[arg-type]
             **trees['raw'],
         )
 

@@ -24,7 +24,7 @@ Array = jax.Array
 Batch = dict[str, Any]
 # What every process tells the others with each batch: it was asked to stop, it has failed, it had
 # no data for this step, it skipped so many images.
-SIGNALS = ('stop', 'failed', 'void', 'skipped')
+SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
 
 
 @flax.struct.dataclass
@@ -34,7 +34,7 @@ class TrainState:
     Attributes:
         step: int32, steps taken.
         ema: {'params': ..., 'batch_stats': ...} averaged, or empty where not averaged.
-        sound: False from the first step on that could not be taken: none after it is, either.
+        valid: False from the first step on that could not be taken: none after it is, either.
     """
 
     step: Array
@@ -42,7 +42,7 @@ class TrainState:
     batch_stats: Variables
     opt_state: Any
     ema: Variables
-    sound: Array
+    valid: Array
 
     def variables(self, averaged: bool = False) -> Variables:
         """For `model.apply`; the averaged weights and statistics if asked and there are any."""
@@ -58,7 +58,7 @@ def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bo
         opt_state=tx.init(variables['params']),
         # Its own memory: the buffers of a donated state must not be the same twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else {},
-        sound=jnp.ones((), bool),
+        valid=jnp.ones((), bool),
         **variables,
     )
 
@@ -226,7 +226,7 @@ def make_train_step(
     """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
 
     The state is donated and lies on every device; it stays as it was where a process signals
-    'void', or where loss, gradient or update are not finite, and ever after.
+    'no_batch', or where loss, gradient or update are not finite, and ever after.
 
     A batch has, split over the mesh's axis 'data':
     image uint8 (A, N, H, W, 3), label int32 (A, N), weight float32 (A, N), 0 for an image that
@@ -242,7 +242,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, teacher_variables: Variables):
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
-        def part(carry, xs):
+        def microbatch(carry, xs):
             grads, batch_stats, loss, right = carry
             index, images, labels, weights = xs
             (value, (batch_stats, logits)), new = value_and_grad(
@@ -258,10 +258,10 @@ def make_train_step(
         with matmul_precision(model):
             if recipe.accumulate == 1:
                 first = jax.tree.map(lambda x: x[0], xs)
-                carry, _ = part((None, state.batch_stats, zero, zero), first)
+                carry, _ = microbatch((None, state.batch_stats, zero, zero), first)
             else:
                 zeros = jax.tree.map(jnp.zeros_like, state.params)
-                carry, _ = jax.lax.scan(part, (zeros, state.batch_stats, zero, zero), xs)
+                carry, _ = jax.lax.scan(microbatch, (zeros, state.batch_stats, zero, zero), xs)
         # The mean is over the images that count. Corrected afterwards: a division by their number
         # inside the loss would be a collective of its own, before the backward pass.
         counted = jnp.maximum(jnp.sum(batch['weight']), 1.0)
@@ -279,14 +279,14 @@ def make_train_step(
             ema = optax.incremental_update(
                 {'params': params, 'batch_stats': batch_stats}, ema, rate
             )
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.sound)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.valid)
         signals = jnp.sum(batch['signals'], 0)
         # A step without all its data, or that would spoil the state, is not taken; nor is any after
         # it, which would be at the wrong place.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
-        sound = state.sound & finite & (signals[SIGNALS.index('void')] == 0)
-        new = jax.tree.map(lambda after, before: jnp.where(sound, after, before), new, state)
-        new = new.replace(sound=sound)
+        valid = state.valid & finite & (signals[SIGNALS.index('no_batch')] == 0)
+        new = jax.tree.map(lambda after, before: jnp.where(valid, after, before), new, state)
+        new = new.replace(valid=valid)
         metrics = {
             'loss': loss,
             'top1': right,

@@ -1,7 +1,7 @@
 """The training loop.
 
 Every process runs the same steps and comes to the same decisions, because what they are made
-from, such as that one process was asked to stop, travels with the batches (`training.SIGNALS`)
+from, such as that one process was asked to stop, travels with the batches (`step.SIGNALS`)
 and is looked at by all after the same step.
 """
 
@@ -89,7 +89,7 @@ class Trainer:
     def _loop(
         self, state: TrainState, step: int, last: int, stack: contextlib.ExitStack
     ) -> tuple[TrainState, str | None]:
-        saved, first, void = time.monotonic(), step, False
+        saved, first, no_batch = time.monotonic(), step, False
         while True:
             if self._due(step) and step not in self.store.top1:
                 try:
@@ -105,11 +105,11 @@ class Trainer:
             if step >= last:
                 return state, None
             self._guard(self._profile, step)
-            batch = None if void else self.feed.get(lambda: bool(self.interrupt))
+            batch = None if no_batch else self.feed.get(lambda: bool(self.interrupt))
             # Once, for ever: the steps after one that was not taken are not, either.
-            void = batch is None
+            no_batch = batch is None
             batch = batch or self._nothing()
-            signals = self._signals(batch.pop('skipped'), void)
+            signals = self._signals(batch.pop('skipped'), no_batch)
             state, metrics = self.experiment.train_step(
                 state, {**batch, 'signals': signals}, self.experiment.teacher_variables
             )
@@ -126,7 +126,7 @@ class Trainer:
             if verdict:
                 return state, verdict
             late = time.monotonic() - saved > 60 * self.options.checkpoint_minutes
-            if (by_step and not self._due(step)) or (late and self._sound()):
+            if (by_step and not self._due(step)) or (late and self._valid()):
                 self._save(state)
                 saved = time.monotonic()
 
@@ -140,7 +140,7 @@ class Trainer:
         while len(self.pending) > leave:
             step, metrics = self.pending.popleft()
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            if not values['finite'] and not values['void']:
+            if not values['finite'] and not values['no_batch']:
                 return 'not finite'
             for name in ('failed', 'stop'):
                 if values[name]:
@@ -150,7 +150,7 @@ class Trainer:
                 self._guard(self.reporter.train, step, report)
         return None
 
-    def _sound(self) -> bool:
+    def _valid(self) -> bool:
         """Whether the steps under way were taken; for process 0, which saves alone.
 
         Nothing here may be an operation on the devices of all.
@@ -158,7 +158,7 @@ class Trainer:
         if not distributed.is_main():
             return False
         under_way = jax.device_get([metrics for _, metrics in self.pending])
-        return all(metrics['finite'] and not metrics['void'] for metrics in under_way)
+        return all(metrics['finite'] and not metrics['no_batch'] for metrics in under_way)
 
     def _guard(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Calls what one process does alone: if it fails, all must hear of it and stop."""
@@ -170,7 +170,7 @@ class Trainer:
     def _evaluate(self, state: TrainState, step: int) -> None:
         start = time.perf_counter()
         source, options = self.experiment.held_out, self.options
-        size = min(options.eval_batch_size or self.recipe.part, source.num_examples)
+        size = min(options.eval_batch_size or self.recipe.microbatch, source.num_examples)
         places = jax.process_index(), jax.process_count()
         share = evaluation.local_batch(size, jax.process_count(), jax.local_device_count())
 
@@ -188,8 +188,7 @@ class Trainer:
             mesh=self.experiment.mesh,
             step=self.experiment.eval_step,
         )
-        if result.seen != source.num_examples:
-            raise RuntimeError(f'counted {result.seen} of {source.num_examples} images')
+        result.check(source.num_examples)
         seconds = time.perf_counter() - start
         self.meter.pause(seconds)
         self.store.top1[step] = result.top1
@@ -221,7 +220,7 @@ class Trainer:
     def _nothing(self) -> dict[str, Any]:
         """In the place of a batch that will not come."""
         r = self.recipe
-        shape = (r.accumulate, r.part // jax.process_count())
+        shape = (r.accumulate, r.microbatch // jax.process_count())
         return self._place(
             {
                 'image': np.zeros((*shape, r.image_size, r.image_size, 3), np.uint8),
@@ -230,13 +229,13 @@ class Trainer:
             }
         )
 
-    def _signals(self, skipped: int, void: bool) -> jax.Array:
+    def _signals(self, skipped: int, no_batch: bool) -> jax.Array:
         self._guard(self.store.check)
         self.failure = self.failure or self.feed.error
         values = {
             'stop': bool(self.interrupt),
             'failed': self.failure is not None,
-            'void': void,
+            'no_batch': no_batch,
             'skipped': skipped,
         }
         rows = np.zeros((jax.local_device_count(), len(SIGNALS)), np.float32)

@@ -278,3 +278,37 @@ def test_devices_that_are_not_there(platform):
     assert done.returncode == 2
     message = f'error: JAX finds no device for JAX_PLATFORMS={platform}'
     assert done.stderr.splitlines()[-1].startswith(message)
+
+
+def test_options_are_left_out_inside_of_programs():
+    """JAX refuses them in a program and in a derivative; outside they are used."""
+    used = []
+    compiled = jax.jit(jnp.sin, compiler_options={'xla_backend_optimization_level': 1})
+
+    def call(x):
+        used.append(not folding.traced(x))
+        return compiled(x) if used[-1] else jnp.sin(x)
+
+    x = jnp.ones(3)
+    np.testing.assert_array_equal(call(x), jnp.sin(x))
+    assert used == [True]
+    for transformed in (
+        jax.jit(call),
+        jax.jit(lambda _: call(x)),  # nothing that it is called with is traced
+        jax.vmap(call),
+        jax.jit(jax.vmap(call)),
+        jax.grad(lambda x: call(x).sum()),
+        jax.jit(jax.grad(lambda x: call(x).sum())),
+        jax.checkpoint(call),
+        lambda x: jax.eval_shape(call, x),
+        lambda x: jax.linearize(call, x)[0],
+        lambda x: jax.lax.map(call, x),
+    ):
+        used.clear()
+        assert transformed(x).shape == (3,)
+        assert used
+        assert not any(used)
+    folded = folding.Folded(None, {'params': {'kernel': x}})
+    assert not folded._traced
+    jax.grad(lambda x: used.append(folding.Folded(None, {'kernel': x})._traced) or x.sum())(x)
+    assert used[-1]

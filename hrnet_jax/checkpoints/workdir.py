@@ -37,7 +37,7 @@ def evaluations(workdir: Path) -> dict[int, float]:
             meta = json.loads((workdir / CHECKPOINTS / str(step) / META).read_text())
             return {int(k): v for k, v in meta['training']['top1'].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # `checkpoint.read_json` says what is wrong with it
+            continue  # `format.read_json` says what is wrong with it
     return {}
 
 

@@ -38,8 +38,13 @@ class Folded:
         """
         here = isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer)
         one = not here or len(images.devices()) == 1
-        inside = traced(self.variables, images)
+        inside = self._traced or traced(images)
         return _compiled(self.model, method, one, inside)(self.variables, images)
+
+    @functools.cached_property
+    def _traced(self) -> bool:
+        """Once: to look at hundreds of arrays takes as long as to start the program."""
+        return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.variables))
 
 
 def fold(model: nn.Module, variables: Variables, platform: str | None = None) -> Folded:
@@ -130,8 +135,7 @@ def apply(
 def traced(*args: Any) -> bool:
     """Whether a call with these arguments is a part of a program or of a derivative, where JAX
     refuses compiler options."""
-    kinds = {type(leaf): leaf for leaf in jax.tree.leaves(args)}  # asking each leaf takes longer
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in kinds.values()):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         return True
     # JAX's own ways to ask moved from release to release; what is made in a program is traced.
     return isinstance(jax.lax.iota(np.int32, 1), jax.core.Tracer)

@@ -52,9 +52,9 @@ from compare_report import COLUMNS, cells_of, draw, row
 from compare_worker import Failed, Worker
 
 import hrnet_jax
-from hrnet_jax import cli, files
 from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import cli, files
 
 NEEDS = {
     'timm': ('torch', 'torchvision', 'timm'),

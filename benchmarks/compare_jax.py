@@ -14,10 +14,10 @@ from compare_worker import best_rate
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hrnet_jax
-from hrnet_jax import cli
-from hrnet_jax.folding import folded_as
-from hrnet_jax.recipes import Official
-from hrnet_jax.training import (
+from hrnet_jax.inference.folding import folded_as
+from hrnet_jax.runtime import cli
+from hrnet_jax.training.recipes import Official
+from hrnet_jax.training.step import (
     SIGNALS,
     create_state,
     make_optimizer,

@@ -16,11 +16,12 @@ from compare_worker import Failed, Worker
 
 import hrnet_jax
 from convert import to_torch
-from hrnet_jax import cli, summary
+from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
+from hrnet_jax.inference import summary
 from hrnet_jax.models import variable_shapes
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.recipes import Official
+from hrnet_jax.runtime import cli
+from hrnet_jax.training.recipes import Official
 
 OURS = 'hrnet_jax'
 LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hrnet_jax import files
+from hrnet_jax.runtime import files
 
 COLUMNS = (
     '| network | mode | precision | batch | contender | images/s | ms | ours / it (min to max) '

@@ -41,8 +41,8 @@ from compare import machine_rates, processor, versions
 from compare_measure import OURS, Contest, floor, write_inputs
 from compare_report import COLUMNS, row
 
-from hrnet_jax import cli, files
 from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import cli, files
 
 RIVALS = ('timm', 'timm-compile')
 TIMING = 80  # seconds kept for it

@@ -88,10 +88,10 @@ def train(arguments: list[str]) -> None:
 def count() -> dict[str, int]:
     """Digits that the converted network of examples/ names rightly, and PyTorch's count."""
     import jax
+    from hrnet_jax.evaluation import data_mesh, evaluate
 
     import hrnet_jax
     from convert import from_torch
-    from hrnet_jax.evaluation import data_mesh, evaluate
 
     arch, variables = from_torch(str(ROOT / 'examples' / 'tiny_digits.pth'))
     model = hrnet_jax.create_model(arch, num_classes=10)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import hrnet_jax
-from hrnet_jax import cli
+from hrnet_jax.runtime import cli
 
 
 def main() -> None:

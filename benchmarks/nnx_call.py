@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import hrnet_jax
-from hrnet_jax import cli
 from hrnet_jax.nnx import from_linen
+from hrnet_jax.runtime import cli
 
 
 def ways(model: Any, variables: Any, images: Any) -> dict[str, Callable[[], Any]]:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import cli
-from hrnet_jax.pixels import evaluation_image
-from hrnet_jax.preprocess import Transform, resize_crop
+from hrnet_jax.data.pixels import evaluation_image
+from hrnet_jax.data.preprocess import Transform, resize_crop
+from hrnet_jax.runtime import cli
 
 if TYPE_CHECKING:
     import tensorflow as tf

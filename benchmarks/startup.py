@@ -34,7 +34,7 @@ ROWS = (
 
 def child(started: float) -> None:
     """eval.py in this process, watched; prints the seconds as JSON on the last line."""
-    from hrnet_jax import reader
+    from hrnet_jax.data import reader
 
     seconds: dict[str, float] = dict.fromkeys((name for name, _ in ROWS), 0.0)
 
@@ -56,9 +56,10 @@ def child(started: float) -> None:
         begin(self)
         import jax
 
-        from hrnet_jax import checkpoint, evaluation, folding
+        from hrnet_jax.checkpoints import loading
+        from hrnet_jax.inference import evaluation, folding
 
-        timed(checkpoint, 'load', 'checkpoint')
+        timed(loading, 'load', 'checkpoint')
         timed(folding, 'fold', 'fold')
         make = evaluation.make_eval_step
         evaluation.make_eval_step = lambda *args, **kwargs: first(make(*args, **kwargs))
@@ -94,7 +95,8 @@ def main() -> None:
     if any(flag in sys.argv[1:] for flag in ('-h', '--help')):
         print(__doc__)
         return
-    from hrnet_jax.compilation import VARIABLES  # with these, eval.py has no cache of its own
+    # With these, eval.py has no cache of its own.
+    from hrnet_jax.runtime.compilation import VARIABLES
 
     runs = []
     with tempfile.TemporaryDirectory() as cache:

@@ -31,13 +31,13 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from hrnet_jax import cli, files
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
-from hrnet_jax.evaluation import Result, make_eval_step
+from hrnet_jax.inference.evaluation import Result, make_eval_step
 from hrnet_jax.models import create_model, variable_shapes
-from hrnet_jax.recipes import Official
-from hrnet_jax.training import (
+from hrnet_jax.runtime import cli, files
+from hrnet_jax.training.recipes import Official
+from hrnet_jax.training.step import (
     SIGNALS,
     create_state,
     make_optimizer,

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 from pipeline import endless, photos
 
-from hrnet_jax import cli
-from hrnet_jax.augment import rand_augment, random_flip, random_resized_crop
+from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
+from hrnet_jax.runtime import cli
 
 
 def by_pil(file: bytes) -> np.ndarray:

@@ -12,13 +12,15 @@ from typing import Any
 from convert import folders, readers
 from convert.conversion import Converted, array, convert, official_names, to_torch
 from convert.layouts import LAYOUTS
-from hrnet_jax import checkpoint, cli
 from hrnet_jax.archs import ARCHS, list_models
 from hrnet_jax.backbone import STRIDE
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import loading
+from hrnet_jax.checkpoints.published import PUBLISHED, Published, find_published
+from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
-from hrnet_jax.files import refuse_existing, replacing
-from hrnet_jax.preprocess import SUPPORT, Transform
-from hrnet_jax.published import PUBLISHED, Published, recognise
+from hrnet_jax.runtime import cli
+from hrnet_jax.runtime.files import refuse_existing, replacing
 
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 FORMATS = ('.pth', '.safetensors')
@@ -76,10 +78,10 @@ def from_file(args: Any) -> None:
         raise UserError(
             f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
         )
-    known = recognise(args.name, args.source)
+    known = find_published(args.name, args.source)
     names = _class_names(args.class_names)
-    edges = (args.resize, args.crop, args.interpolation, STRIDE)
-    Transform().override(*edges)  # mistakes show before the work
+    overrides = (args.resize, args.crop, args.interpolation, STRIDE)
+    Transform().override(*overrides)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
@@ -96,7 +98,7 @@ def from_file(args: Any) -> None:
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform = (known.transform if known else Transform()).override(*edges)
+    transform = (known.transform if known else Transform()).override(*overrides)
     meta = folders.describe(source, done, known, transform, names)
     if args.verify:
         verify(checkpoint.model_of(meta), done, source.tensors)
@@ -149,11 +151,11 @@ def write_torch(
     weights: str | None = None,
 ) -> None:
     """A converted or training folder -> a .pth or .safetensors file."""
-    folder = checkpoint.find(source, arch)
+    folder = loading.find(source, arch)
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
     meta = checkpoint.read_json(folder)
-    model, variables = checkpoint.load(folder, arch, weights=weights)
+    model, variables = loading.load(folder, arch, weights=weights)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
     with replacing(out, force) as temporary:
         if out.suffix == '.safetensors':
@@ -190,7 +192,7 @@ def _checked(
         )
     if known is None or (known.arch, 1000) == (done.arch.name, done.num_classes):
         return known
-    if recognise(name, ''):
+    if find_published(name, ''):
         raise UserError(
             f'--name {name} is a published {known.arch} with 1000 classes; the file holds '
             f'{done.arch.name} with {done.num_classes}'

@@ -9,15 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from convert import readers
-from convert.layouts import LAYOUTS, Layout, canonical_key, flax_path, recognise
+from convert.layouts import LAYOUTS, Layout, canonical_key, find_layout, flax_path
 from hrnet_jax.archs import ARCHS, Arch, get_arch
-from hrnet_jax.cli import progress
-from hrnet_jax.errors import UserError
-from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.errors import UserError, listed
+from hrnet_jax.models import create_model, flat, variable_shapes
+from hrnet_jax.runtime.cli import progress
 
 Variables = dict[str, Any]
 _SHOWN = 20  # names of a kind in an error message
@@ -83,19 +82,16 @@ def to_torch(
     if layout not in LAYOUTS:
         raise UserError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
     names = LAYOUTS[layout]
-    flat = {
-        tuple(str(k.key) for k in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(dict(variables))[0]
-    }
+    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
     kernels = (('backbone', 'conv1'), ('head', 'classifier'))
-    images, logits = (flat.get(('params', *path, 'kernel')) for path in kernels)
+    images, logits = (arrays.get(('params', *path, 'kernel')) for path in kernels)
     if images is None or logits is None:
         raise UserError('these are not the variables of a classifier')
     expected = _flat_shapes(get_arch(arch), logits.shape[-1], images.shape[-2])
-    _refuse(_differences({p: a.shape for p, a in flat.items()}, expected), get_arch(arch))
+    _refuse(_differences({p: a.shape for p, a in arrays.items()}, expected), get_arch(arch))
 
     state: dict[str, np.ndarray] = {}
-    for path, value in flat.items():
+    for path, value in arrays.items():
         key, order = canonical_key(path, value.ndim)
         state[names.from_canonical(key)] = np.ascontiguousarray(
             np.transpose(value.astype(np.float32), order)
@@ -145,7 +141,7 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
 
     kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
     if wrong := [f'{name} ({kind})' for name, kind in kinds.items() if kind not in _FLOATS]:
-        raise UserError(f'weights must be floating-point numbers, unlike {_some(wrong)}')
+        raise UserError(f'weights must be floating-point numbers, unlike {listed(wrong, _SHOWN)}')
 
     variables: Variables = {}
     not_finite, negative = [], []
@@ -167,9 +163,9 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
             node = node.setdefault(name, {})
         node[path[-1]] = value
     if not_finite:
-        raise UserError(f'the weights hold NaN or infinity: {_some(not_finite)}')
+        raise UserError(f'the weights hold NaN or infinity: {listed(not_finite, _SHOWN)}')
     if negative:
-        raise UserError(f'a variance cannot be negative: {_some(negative)}')
+        raise UserError(f'a variance cannot be negative: {listed(negative, _SHOWN)}')
     other = sorted(set(kinds.values()) - {'float32'})
     return Converted(
         found,
@@ -247,13 +243,13 @@ def array(tensor: Any) -> np.ndarray:
 
 def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list[str]]:
     """The layout; canonical key -> name in the file; names that the layout does not know."""
-    layout, prefix = recognise(tensors)
+    layout, prefix = find_layout(tensors)
     if prefix is None:
-        raise UserError(f'no HRNet weights found; the tensors are {_some(list(tensors), 3)}')
+        raise UserError(f'no HRNet weights found; the tensors are {listed(list(tensors), 3)}')
     if layout is None:
         raise UserError(
             'the file holds an HRNet without a classification head, such as a pose, segmentation '
-            f'or detection model; its last tensors are {_some(list(tensors)[-3:])}'
+            f'or detection model; its last tensors are {listed(list(tensors)[-3:], _SHOWN)}'
         )
     canonical, unknown = {}, []
     for name in tensors:
@@ -275,8 +271,7 @@ def _bias_before(mean: str) -> str | None:
 
 def _flat_shapes(arch: Arch, classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
     shapes = variable_shapes(create_model(arch, classes, in_channels=channels))
-    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    return {tuple(k.key for k in path): leaf.shape for path, leaf in flat}
+    return {path: leaf.shape for path, leaf in flat(shapes).items()}
 
 
 def _differences(
@@ -309,18 +304,15 @@ def _differences(
 def _refuse(problems: Mapping[str, list[str]], arch: Arch) -> None:
     """Raises UserError with all the differences, if there are any."""
     if any(problems.values()):
-        listed = (
-            f'{len(names)} {kind} ({_some(names)})' for kind, names in problems.items() if names
+        found = (
+            f'{len(names)} {kind} ({listed(names, _SHOWN)})'
+            for kind, names in problems.items()
+            if names
         )
         raise UserError(
-            f'compared with {_called(arch)}, the nearest architecture: {"; ".join(listed)}'
+            f'compared with {_called(arch)}, the nearest architecture: {"; ".join(found)}'
         )
 
 
 def _called(arch: Arch) -> str:
     return arch.name if arch.name in ARCHS else f'a custom architecture of widths {arch.channels}'
-
-
-def _some(names: list[str], shown: int = _SHOWN) -> str:
-    more = f' and {len(names) - shown} more' if len(names) > shown else ''
-    return ', '.join(names[:shown]) + more

@@ -8,11 +8,11 @@ from typing import Any
 
 from convert import readers
 from convert.conversion import Converted, convert
-from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints.published import Published, find_published
+from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import create_model
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.published import Published, recognise
 from hrnet_jax.version import __version__
 
 log = logging.getLogger('hrnet_jax')
@@ -59,7 +59,7 @@ def write(origin: str, folder: Path, offline: bool = False) -> None:
         raise UserError(f'{origin}: {error}') from error
     for note in (*source.notes, *done.notes):
         log.info('%s: %s', origin, note)
-    known = recognise(None, origin)
+    known = find_published(None, origin)
     if known and (known.arch, 1000) != (done.arch.name, done.num_classes):
         known = None  # a file of another content under a published name
     transform = known.transform if known else Transform()

@@ -27,7 +27,7 @@ _SAFETENSORS = {
 _NO_HASH = r'\d{9,}|00\d{6}|(199\d|20\d\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])'
 
 
-def recognise(path: Path) -> Reader:
+def find_format(path: Path) -> Reader:
     """The reader for a file.
 
     Raises:

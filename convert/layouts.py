@@ -84,7 +84,7 @@ _BACK = {
 _TRUNK = 'stage2.0.branches.0.'  # every HRNet has it, whatever the task
 
 
-def recognise(keys: Iterable[str]) -> tuple[Layout | None, str | None]:
+def find_layout(keys: Iterable[str]) -> tuple[Layout | None, str | None]:
     """The layout of the keys and the prefix (`module.`, ...) that all of them share.
 
     Returns (None, prefix) for an HRNet without a known head, (None, None) where there is none.

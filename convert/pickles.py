@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 
 _SHOWN = 6  # inert names in a note
 _TYPES = (
@@ -204,5 +204,4 @@ class Unpickler(pickle._Unpickler):
 
     def notes(self) -> list[str]:
         names = sorted(self.inert)
-        more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-        return [f'left inert: {", ".join(names[:_SHOWN])}{more}'] if names else []
+        return [f'left inert: {listed(names, _SHOWN)}'] if names else []

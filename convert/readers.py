@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.formats import checked_digest, recognise
+from convert.formats import checked_digest, find_format
 from convert.pickles import Inert, LazyTensor
-from hrnet_jax.errors import UserError
-from hrnet_jax.hub_files import download
+from hrnet_jax.checkpoints.hub_files import download
+from hrnet_jax.errors import UserError, listed
 
 _DEPTH = 3  # of mappings in mappings
 _SHOWN = 6  # names in a message
@@ -73,7 +73,7 @@ def read(source: str | os.PathLike, offline: bool = False) -> Source:
     try:
         hub = origin.startswith('hf:')
         path = download(origin, _HUB_FILES, offline) if hub else Path(origin)
-        reader = recognise(path)
+        reader = find_format(path)
         sha256 = checked_digest(path)
         try:
             tree, remarks = reader(path)
@@ -110,7 +110,9 @@ def resolve(
         siblings, tree = tree, tree[found[0]]
         left = [k for k in siblings if k != path[-1] and next(_tensors(siblings[k]), None)]
         if left := [key for key in left if isinstance(key, str) and not _is_extra(key)]:
-            notes.append(f'took the weights under {path[-1]!r}, not those under {_some(left)}')
+            notes.append(
+                f'took the weights under {path[-1]!r}, not those under {listed(left, _SHOWN)}'
+            )
     tensors = dict(_tensors(tree))
     if not tensors:
         raise UserError(
@@ -119,7 +121,7 @@ def resolve(
         )
     others = [k for k, v in tree.items() if not _is_tensor(v) and not isinstance(v, Mapping)]
     if others := [_shown(key) for key in others if not _is_extra(key)]:
-        notes.append(f'ignored what is no tensor: {_some(others)}')
+        notes.append(f'ignored what is no tensor: {listed(others, _SHOWN)}')
     flat = {name.replace('.', '_') for name in tensors}
     averages = [name for name in tensors if name.startswith('ema_') and name[4:] in flat]
     if averages:  # mmcv 1.x, which swaps them too
@@ -148,7 +150,8 @@ def _is_extra(key: Any) -> bool:
 
 def _described(tree: Any) -> str:
     if isinstance(tree, Mapping) and tree:
-        return _some([f'{_shown(key)} ({_kind(value)})' for key, value in tree.items()])
+        found = [f'{_shown(key)} ({_kind(value)})' for key, value in tree.items()]
+        return listed(found, _SHOWN)
     return f'a {_kind(tree)}'
 
 
@@ -160,8 +163,3 @@ def _kind(value: Any) -> str:
 
 def _shown(key: Any) -> str:
     return f'{key!r:.60}' if isinstance(key, str) else type(key).__name__
-
-
-def _some(names: list[str]) -> str:
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more

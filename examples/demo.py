@@ -18,8 +18,8 @@ from pathlib import Path
 import digits
 from PIL import Image
 
-from hrnet_jax import cli
 from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import cli
 
 HERE = Path(__file__).parent
 PICTURES = 12

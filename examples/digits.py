@@ -14,8 +14,8 @@ import sys
 
 import numpy as np
 
-from hrnet_jax import cli
-from hrnet_jax.preprocess import Transform
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.runtime import cli
 
 TRANSFORM = Transform(resize=32, crop=32)
 CLASSES = 10

@@ -14,19 +14,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import checkpoint
 from hrnet_jax.backbone import STRIDE
+from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
-from hrnet_jax.files import refuse_unwritable, replacing
-from hrnet_jax.folding import apply, fold
-from hrnet_jax.preprocess import Transform
+from hrnet_jax.inference.folding import apply, fold
+from hrnet_jax.runtime import cli
+from hrnet_jax.runtime.files import refuse_unwritable, replacing
 
 TOLERANCE = 1e-5
 
 
 def main() -> None:
     p = cli.Parser(description=__doc__)
-    p.add_checkpoint()
+    add_checkpoint(p)
     p.add_argument('--out', required=True, metavar='FILE', help='the .onnx file to write')
     p.add_argument('--image-size', type=int, help="edge in pixels; None: the checkpoint's crop")
     p.add_argument('--force', action='store_true', help='replace what exists')

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from convert.reference import HRNet
-from hrnet_jax import cli
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.preprocess import resize_crop
+from hrnet_jax.data.preprocess import resize_crop
+from hrnet_jax.runtime import cli
 
 BATCH = 64
 LEARNING_RATE = 0.05

@@ -3,79 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
-from hrnet_jax.version import __version__
-
-if TYPE_CHECKING:
-    from hrnet_jax.archs import Arch, list_models
-    from hrnet_jax.backbone import FeatureInfo, HRNet
-    from hrnet_jax.checkpoint import load
-    from hrnet_jax.errors import UserError
-    from hrnet_jax.folding import Folded, fold
-    from hrnet_jax.heads.classification import Classifier
-    from hrnet_jax.heads.features import FeatureMaps
-    from hrnet_jax.hub import push_to_hub
-    from hrnet_jax.inference import Prediction, predict
-    from hrnet_jax.initialisation import init
-    from hrnet_jax.models import create_model
-    from hrnet_jax.preprocess import Transform
-    from hrnet_jax.weights import Transferred, matching, transfer
-
-__all__ = [
-    '__version__',
-    'Arch',
-    'Classifier',
-    'FeatureInfo',
-    'FeatureMaps',
-    'Folded',
-    'HRNet',
-    'Prediction',
-    'Transferred',
-    'Transform',
-    'UserError',
-    'create_model',
-    'fold',
-    'init',
-    'list_models',
-    'load',
-    'matching',
-    'predict',
-    'push_to_hub',
-    'transfer',
-]
-# Imported when they are asked for: the process that reads images (`reader`) needs no JAX.
-_PLACES = {
-    'archs': 'Arch list_models',
-    'backbone': 'FeatureInfo HRNet',
-    'checkpoint': 'load',
-    'errors': 'UserError',
-    'folding': 'Folded fold',
-    'heads.classification': 'Classifier',
-    'heads.features': 'FeatureMaps',
-    'hub': 'push_to_hub',
-    'inference': 'Prediction predict',
-    'initialisation': 'init',
-    'models': 'create_model',
-    'preprocess': 'Transform',
-    'weights': 'Transferred matching transfer',
+# Imported when they are asked for: the process that reads images (`data.reader`) needs no JAX.
+_PLACE: dict[str, str] = {
+    name: module
+    for module, name in re.findall(
+        r'^from (\S+) import (\w+)', Path(__file__).with_suffix('.pyi').read_text(), re.MULTILINE
+    )
 }
-_PLACE = {name: module for module, names in _PLACES.items() for name in names.split()}
+__all__ = sorted(_PLACE)  # noqa: PLE0605
 
-if not TYPE_CHECKING:  # which would take every name for one that exists
 
-    def __getattr__(name: str) -> Any:
-        """A public name, or a module of this package."""
-        module = f'{__name__}.{_PLACE.get(name, name)}'
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if not (error.name or '').startswith(f'{__name__}.'):
-                raise
-            raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
-        if name in _PLACE:
-            found = globals()[name] = getattr(found, name)
-        return found
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of this package."""
+    module = _PLACE.get(name, f'{__name__}.{name}')
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not (error.name or '').startswith(f'{__name__}.'):
+            raise
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
+    if name in _PLACE:
+        found = globals()[name] = getattr(found, name)
+    return found
 
 
 def __dir__() -> list[str]:

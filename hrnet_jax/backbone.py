@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from hrnet_jax import winograd
 from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.errors import UserError
+from hrnet_jax.inference import winograd
 from hrnet_jax.layers import (
     Array,
     BasicBlock,
@@ -226,7 +226,7 @@ class HRNet(Configured):
         return tuple(known[stride][..., :channels] for _, channels, stride in info)
 
 
-def edges(size: Any) -> tuple[int, int]:
+def image_hw(size: Any) -> tuple[int, int]:
     """Height and width of an image size, which is one integer or two.
 
     Raises:

@@ -1,292 +1,41 @@
-"""The checkpoint format: Orbax arrays and, beside them, a JSON file that describes them.
+"""The names of `checkpoints.format` and `checkpoints.loading`, where the documentation has them."""
 
-    NAME/checkpoint.json    architecture, classes, evaluation transform, source, digests
-    NAME/arrays/            an Orbax tree {'params': ..., 'batch_stats': ...}
+from hrnet_jax.checkpoints.format import (
+    ARRAYS,
+    JSON,
+    VERSION,
+    Misfit,
+    describe,
+    differing,
+    entries,
+    first_line,
+    model_of,
+    named,
+    read_json,
+    restore,
+    save,
+    with_digest,
+)
+from hrnet_jax.checkpoints.loading import (
+    find,
+    load,
+)
 
-The JSON is checked first, so that a wrong checkpoint is refused before an array is read. Orbax
-does not notice a flipped bit in its files; the digest of each array does.
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import hashlib
-import json
-import os
-from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
-
-from hrnet_jax import workdir
-from hrnet_jax.archs import ARCHS, Arch
-from hrnet_jax.errors import UserError
-from hrnet_jax.files import replacing, uninterrupted
-from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.models import Variables, create_model, variable_shapes
-
-JSON = 'checkpoint.json'
-ARRAYS = 'arrays'
-VERSION = 1
-
-
-class Misfit(UserError):
-    """The arrays are not those of the model or the optimiser."""
-
-
-_REMEDY = '; convert again, take another step of the run, or remove a cached folder'
-
-
-def save(
-    path: str | os.PathLike[str], variables: Variables, meta: dict[str, Any], force: bool = False
-) -> None:
-    """Writes a checkpoint folder, whole or not at all.
-
-    Args:
-        path: the folder to make.
-        variables: {'params': ..., 'batch_stats': ...}.
-        meta: the JSON's content beside `version` and `arrays`; `describe` makes it.
-        force: replace a checkpoint that exists; never a folder of another kind.
-
-    Raises:
-        UserError: if `path` exists and `force` is not set, or cannot be written.
-    """
-    import orbax.checkpoint as ocp
-
-    path = Path(path).absolute()
-    arrays = entries(variables)
-    with replacing(path, force, JSON) as temporary:
-        temporary.mkdir()
-        try:
-            # Synchronous, because StandardCheckpointer copies everything first; and in files of
-            # 32 MB, because a file is held in memory until it is full.
-            handler = ocp.PyTreeCheckpointHandler()
-            with uninterrupted(), ocp.Checkpointer(handler) as checkpointer:
-                checkpointer.save(
-                    temporary / ARRAYS,
-                    args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
-                )
-        except Exception as error:  # TensorStore has its own kinds for a full disk and others
-            raise UserError(f'cannot write {path}: {first_line(error)}') from error
-        content = seal({**meta, 'arrays': arrays})
-        (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
-
-
-def entries(tree: Variables) -> dict[str, Any]:
-    """Path -> shape, type and digest of each array."""
-    return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
-
-
-def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON with its version, and with a digest of itself."""
-    content = {'version': VERSION, **content}
-    return {**content, 'digest': _digest(content)}
-
-
-def describe(model: Classifier) -> dict[str, Any]:
-    """The part of the JSON that says which model the arrays are of."""
-    return {
-        'arch': dataclasses.asdict(model.arch),
-        'num_classes': model.num_classes,
-        'in_channels': model.in_channels,
-    }
-
-
-def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
-    """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
-
-    Of a training folder, that of the step with the best evaluation; before the first, the last.
-    Of `hf:OWNER/REPO`, what `hub.fetch` has made of it.
-
-    Raises:
-        UserError: if there is none, or several and nothing says which.
-    """
-    if os.fspath(path).startswith('hf:'):
-        from hrnet_jax import hub
-
-        return hub.fetch(os.fspath(path))
-    path = Path(path)
-    if (path / JSON).is_file() or (path / workdir.META).is_file():
-        return path
-    if workdir.is_run(path):
-        steps = workdir.steps(path)
-        if not steps:
-            raise UserError(f'{path} holds no checkpoint yet')
-        step = workdir.best(steps, workdir.evaluations(path))
-        return path / workdir.CHECKPOINTS / str(steps[-1] if step is None else step)
-    if not path.is_dir():
-        what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
-        raise UserError(f'{path} {what}; python -m convert writes one')
-    if arch and (path / arch / JSON).is_file():
-        return path / arch
-    # A name with a dot first is one that was being written when its process was killed.
-    held = sorted(p.parent for p in path.glob(f'[!.]*/{JSON}'))
-    fit = [p for p in held if arch in (None, _arch_name(p))]
-    if len(fit) == 1:
-        return fit[0]
-    if not held:
-        raise UserError(f'{path} holds no converted checkpoint; python -m convert writes one')
-    names = ', '.join(p.name for p in fit or held)
-    what = f'several checkpoints of {arch}' if fit and arch else 'several checkpoints'
-    if fit:
-        raise UserError(f'{path} holds {what} ({names}); name one of these folders')
-    raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The description of the checkpoint folder `path`.
-
-    Raises:
-        UserError: if it cannot be read or is not one of ours.
-    """
-    file = Path(path) / JSON
-    if not file.is_file() and (Path(path) / workdir.META).is_file():
-        file = Path(path) / workdir.META
-    try:
-        meta = json.loads(file.read_text())
-        version, digest = meta['version'], meta.pop('digest', None)
-    except OSError as error:
-        raise UserError(f'cannot read {file}: {error.strerror}') from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f'{file} is damaged or not of this program{_REMEDY}') from None
-    if version != VERSION:
-        raise UserError(f'{file} has format {version}, this program reads {VERSION}{_REMEDY}')
-    if digest != _digest(meta):
-        raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
-    return meta
-
-
-def _arch_name(folder: Path) -> str | None:
-    try:
-        return read_json(folder)['arch']['name']
-    except UserError:  # a damaged neighbour must not hide the others
-        return None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def load(
-    path: str | os.PathLike[str],
-    arch: str | None = None,
-    *,
-    weights: str | None = None,
-    **options: Any,
-) -> tuple[Classifier, Variables]:
-    """The model and the variables of a converted checkpoint, or of a training run.
-
-    Args:
-        path: a checkpoint folder, or a folder with checkpoint folders in it; or a training folder,
-            or one step of it (WORKDIR/checkpoints/STEP); or `hf:OWNER/REPO[@REVISION]`, PyTorch's
-            or of `push_to_hub`: downloaded and converted once, then in the user's cache.
-        arch: which one; refused where the checkpoint is of another architecture.
-        weights: of a training run, 'ema' or 'raw'; by default the averaged ones if there are any.
-        **options: for the model: dtype, remat, ...: see `create_model`.
-
-    Returns:
-        (model, {'params': ..., 'batch_stats': ...}), arrays on the default device.
-
-    Raises:
-        UserError: if it is missing, of another architecture, or damaged, naming the array.
-    """
-    folder = find(path, arch)
-    meta = read_json(folder)
-    model = model_of(meta, **options)
-    named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
-    if arch is not None and arch != model.arch.name and not named:
-        raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
-    shapes = variable_shapes(model)
-    if weights not in (None, 'ema', 'raw'):
-        raise UserError(f'weights are ema or raw, not {weights!r}')
-    if weights == 'ema' and not meta.get('ema'):
-        raise UserError(f'{folder} has no averaged weights')
-    averaged = bool(meta.get('ema')) and weights != 'raw'
-    place = 'ema' if averaged else 'raw' if 'training' in meta else ARRAYS
-    expected = meta['ema' if averaged else 'arrays']
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)
-    variables = restore(folder / place, target, expected)
-    typed = jax.tree.map(lambda x, s: x.astype(s.dtype, copy=False), variables, shapes)
-    return model, jax.device_put(typed)
-
-
-def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:
-    """The Orbax tree in `path` as NumPy arrays, checked; every process reads by itself.
-
-    Args:
-        target: `jax.ShapeDtypeStruct` of each array.
-        expected: their `entries` when they were written.
-
-    Raises:
-        UserError: if an array is missing, of another shape, or damaged, naming it.
-    """
-    _check_shapes(path.parent, expected, target)
-    tree = _restore(path, target)
-    damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
-    if damaged:
-        raise UserError(
-            f'{path.parent} is damaged: {", ".join(damaged[:5])}'
-            f'{" and others" if len(damaged) > 5 else ""} do not match their digests{_REMEDY}'
-        )
-    return tree
-
-
-def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
-    """The model that a checkpoint's JSON describes."""
-    try:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()
-        }
-        arch = Arch(**values)
-    except (AttributeError, TypeError):
-        raise UserError(
-            'the checkpoint describes an architecture this program does not know'
-        ) from None
-    if arch.name in ARCHS and arch != ARCHS[arch.name]:
-        raise UserError(f'the checkpoint describes another {arch.name} than this program{_REMEDY}')
-    return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
-
-
-def _restore(path: Path, shapes: Variables) -> Variables:
-    import orbax.checkpoint as ocp
-
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-    try:
-        # Every process reads by itself: one that fails must not leave the others in a barrier.
-        process = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
-    except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
-        raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
-def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
-    if wrong := differing(arrays, shapes):
-        raise Misfit(f'{folder} does not fit what it is read for: it differs at {", ".join(wrong)}')
-
-
-def differing(arrays: dict[str, Any], shapes: Variables) -> list[str]:
-    """Paths, at most five, at which the `entries` are not of these shapes."""
-    expected = {name: list(leaf.shape) for name, leaf in named(shapes)}
-    got = {name: entry['shape'] for name, entry in arrays.items()}
-    return sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))[:5]
-
-
-def named(tree: Variables) -> list[tuple[str, Any]]:
-    """Path, such as 'params/backbone/conv1/kernel', and array, in the order of the tree."""
-    flat = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
-    return [('/'.join(str(k.key) for k in path), leaf) for path, leaf in flat]
-
-
-def _entry(leaf: np.ndarray) -> dict[str, Any]:
-    # Not every type, bfloat16 for one, gives its buffer away; bytes do.
-    data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': digest}
+__all__ = [
+    'ARRAYS',
+    'JSON',
+    'Misfit',
+    'VERSION',
+    'describe',
+    'differing',
+    'entries',
+    'find',
+    'first_line',
+    'load',
+    'model_of',
+    'named',
+    'read_json',
+    'restore',
+    'save',
+    'with_digest',
+]

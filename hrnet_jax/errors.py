@@ -1,5 +1,15 @@
 """The one kind of error that is the user's to mend."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], shown: int = 5, separator: str = ', ') -> str:
+    """The first of the names, and how many more there are."""
+    more = f' and {len(names) - shown} more' if len(names) > shown else ''
+    return separator.join(names[:shown]) + more
+
 
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, and what to do about it.

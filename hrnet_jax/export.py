@@ -1,276 +1,31 @@
-"""python -m hrnet_jax.export --arch A --ckpt DIR --out FILE: the network as one program.
+"""`inference.export`, where the documentation has it, and python -m hrnet_jax.export."""
 
-FILE is StableHLO as `jax.export` writes it. It needs JAX alone (and flatbuffers, in which JAX reads
-and writes it), not hrnet_jax or Flax:
+from hrnet_jax.commands.export import entry, main
+from hrnet_jax.inference.export import (
+    LIMIT,
+    PLATFORMS,
+    TOLERANCE,
+    check,
+    difference,
+    export,
+    flat_weights,
+    fold_for,
+    known_platforms,
+)
 
-    import jax.export
-    program = jax.export.deserialize(open('w18.stablehlo', 'rb').read())
-    logits = jax.jit(program.call)(images)  # program.in_avals says which
-
-Images are float32 (N, H, W, 3), normalised, or with --preprocess uint8; logits are float32
-(N, classes). With --weights-beside the weights are in FILE.npz and the first argument:
-
-    weights = jax.device_put(dict(numpy.load('w18.stablehlo.npz')))
-    logits = jax.jit(program.call)(weights, images)
-
-Options of the compiler are no part of the file. One for CPUs is faster with
-jax.jit(program.call, compiler_options=...), with `hrnet_jax.folding.CPU_OPTIONS`.
-"""
-
-from __future__ import annotations
-
-import contextlib
-import importlib.util
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-import jax
-import jax.export
-import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-
-from hrnet_jax import checkpoint, cli, compilation, folding
-from hrnet_jax.backbone import STRIDE, check_images, edges
-from hrnet_jax.errors import UserError
-from hrnet_jax.files import refuse_existing, refuse_unwritable, replacing
-from hrnet_jax.folding import Folded, apply, fold
-from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.models import Variables
-from hrnet_jax.preprocess import Transform, normalize
-
-PLATFORMS = tuple(name for name in folding.PLATFORMS if name != 'gpu')
-TOLERANCE = 1e-5
-LIMIT = 2**31 - 2**24  # bytes; the file's format ends at 2 GiB
-
-
-def export(
-    model: Classifier,
-    variables: Variables,
-    *,
-    image_size: int | tuple[int, int] = 224,
-    batch: int | None = None,
-    platforms: Sequence[str] | None = None,
-    transform: Transform | None = None,
-    weights_beside: bool = False,
-) -> jax.export.Exported:
-    """The program (images) -> logits (N, num_classes) in float32; `.serialize()` gives its bytes.
-
-    Args:
-        model: folded here by `fold_for`, unless it is folded.
-        variables: the model's.
-        image_size: height and width, or both in one.
-        batch: images a call; None for any number from 1.
-        platforms: those of `PLATFORMS` that the program shall run on; None for JAX's own.
-        transform: images are uint8 and are normalised inside as it says; resizing and cropping
-            stay outside. None for float32 images that are normalised.
-        weights_beside: the program is (weights, images) -> logits; its weights are
-            `flat_weights(fast.variables)` of `fast = fold_for(model, variables, platforms)`.
-
-    Raises:
-        UserError: for an unknown platform, sizes that do not fit the model, or weights of more
-            than 2 GiB inside.
-    """
-    platforms = known_platforms(platforms)
-    if not isinstance(model, Classifier):
-        raise UserError(f'a Classifier can be exported, not {type(model).__name__}')
-    height, width = edges(image_size)
-    nearest = model.upsample == 'nearest'
-    check_images((1, height, width, model.in_channels), model.in_channels, nearest)
-    if batch is not None and not (isinstance(batch, int) and batch > 0):
-        raise UserError(f'batch must be an integer of at least 1, or None, not {batch!r}')
-    if min(height, width) < 1:
-        raise UserError(f'images must be at least 1 high and wide, not {height} x {width}')
-    if transform and model.in_channels != 3:
-        raise UserError(f'images of {model.in_channels} channels have no known preprocessing')
-    fast = Folded(model, variables) if model.folded else fold_for(model, variables, platforms)
-    weights = flat_weights(fast.variables)
-    size = sum(leaf.nbytes for leaf in weights.values())
-    if size > LIMIT and not weights_beside:
-        raise UserError(f'{size / 1e9:.1f} GB of weights do not fit inside; put them beside it')
-
-    def logits(weights: dict[str, Any], images: jax.Array) -> jax.Array:
-        if transform:
-            images = normalize(images, transform, fast.model.dtype)
-        tree = unflatten_dict(weights, sep='/')
-        # In one piece: their best number depends on the machine that runs it.
-        return apply(fast.model, tree, images, in_pieces=False)
-
-    number = jax.export.symbolic_shape('batch')[0] if batch is None else batch
-    shape = (number, height, width, model.in_channels)
-    images = jax.ShapeDtypeStruct(shape, np.uint8 if transform else np.float32)
-    inside = jax.jit(lambda images: logits(weights, images))
-    with _without_paths():
-        if weights_beside:
-            return jax.export.export(jax.jit(logits), platforms=platforms)(weights, images)
-        return jax.export.export(inside, platforms=platforms)(images)
-
-
-@contextlib.contextmanager
-def _without_paths() -> Iterator[None]:
-    """No paths of this machine in the program."""
-    name = 'jax_traceback_in_locations_limit'
-    before = getattr(jax.config, name)
-    jax.config.update(name, 0)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
-def fold_for(model: Classifier, variables: Variables, platforms: Sequence[str] | None) -> Folded:
-    """`hrnet_jax.fold` in the form of the platform; for several kinds in the plain form."""
-    kinds = {folding.PLATFORMS[name] for name in known_platforms(platforms)}
-    if len(kinds) > 1:
-        return folding.folded_as(model, variables, {})
-    return fold(model, variables, kinds.pop())
-
-
-def flat_weights(variables: Variables) -> dict[str, Any]:
-    """{'params/backbone/conv1/kernel': array, ...}, what a program takes as its weights."""
-    return flatten_dict(variables, sep='/')
-
-
-def known_platforms(platforms: Sequence[str] | None) -> tuple[str, ...]:
-    """`platforms`, each once; JAX's own if None.
-
-    Raises:
-        UserError: if one is not of `PLATFORMS`.
-    """
-    names = (jax.export.default_export_platform(),) if platforms is None else platforms
-    if unknown := [name for name in names if name not in PLATFORMS]:
-        raise UserError(f'unknown platform {unknown[0]!r}; known: {", ".join(PLATFORMS)}')
-    if not names:
-        raise UserError(f'no platform; known: {", ".join(PLATFORMS)}')
-    return tuple(dict.fromkeys(names))
-
-
-def difference(
-    program: jax.export.Exported,
-    weights: dict[str, Any] | None,
-    model: Classifier,
-    variables: Variables,
-    transform: Transform,
-) -> float:
-    """The worst difference of a program's logits, relative to the largest logit.
-
-    On random images, for a program of any batch at two sizes.
-
-    Args:
-        weights: None if they are inside.
-        model, variables: not folded.
-        transform: used for a program of uint8 images.
-    """
-    images = program.in_avals[-1]
-    batch, *shape = images.shape
-    random = np.random.default_rng(0)
-    raw = images.dtype == np.uint8
-    call, reference = jax.jit(program.call), Folded(model, variables)  # compiled once a process
-    worst = 0.0
-    for n in (batch,) if isinstance(batch, int) else (1, 3):
-        size = (n, *shape)
-        x = random.integers(0, 256, size, np.uint8) if raw else random.standard_normal(size, 'f')
-        got = np.asarray(call(x) if weights is None else call(weights, x))
-        pixels = normalize(x, transform) if raw else jnp.asarray(x)
-        # One at a time: one program for all, and any batch fits.
-        wanted = np.concatenate([reference(pixels[i : i + 1]) for i in range(n)])
-        # Of arrays, where NaN stays.
-        worst = np.maximum(worst, np.max(np.abs(got - wanted)) / np.max(np.abs(wanted)))
-    return float(worst)
-
-
-def parser() -> cli.Parser:
-    p = cli.Parser(prog='python -m hrnet_jax.export', description=__doc__)
-    p.add_checkpoint()
-    p.add_argument('--out', required=True, metavar='FILE', help='the file to write')
-    p.add_argument('--batch', default='dynamic', metavar='N', help='images a call, or dynamic')
-    p.add_argument(
-        '--image-size', type=int, metavar='N', help="edge of the images; None: the checkpoint's"
-    )
-    p.add_argument(
-        '--platforms',
-        metavar='P,P',
-        help=f"of {', '.join(PLATFORMS)}; None: this machine's. For one kind it is in that kind's "
-        'fastest form',
-    )
-    p.add_argument(
-        '--preprocess',
-        action='store_true',
-        help='take uint8 images, resized and cropped, and normalise them inside',
-    )
-    p.add_argument('--weights-beside', action='store_true', help='write the weights to FILE.npz')
-    p.add_argument('--force', action='store_true', help='replace what exists')
-    return p
-
-
-def main() -> None:
-    args = parser().parse_args()
-    if importlib.util.find_spec('flatbuffers') is None:
-        raise UserError('flatbuffers is missing: pip install flatbuffers')
-    if args.batch != 'dynamic' and not (args.batch.isdecimal() and int(args.batch)):
-        raise UserError(f'--batch {args.batch} is neither a number above 0 nor dynamic')
-    batch = None if args.batch == 'dynamic' else int(args.batch)
-    platforms = known_platforms(args.platforms.split(',') if args.platforms is not None else None)
-    out, beside = Path(args.out), Path(f'{args.out}.npz')
-    for path in (out, beside)[: 1 + args.weights_beside]:
-        refuse_unwritable(path)
-        refuse_existing(path, args.force)
-    folder = checkpoint.find(args.ckpt, args.arch)
-    meta = checkpoint.read_json(folder)
-    transform = Transform.from_json(meta['transform']).override(
-        crop=args.image_size, multiple=STRIDE
-    )
-    compilation.keep()
-    model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
-    fast = fold_for(model, variables, platforms)
-    program = export(
-        fast.model,
-        fast.variables,
-        image_size=transform.crop,
-        batch=batch,
-        platforms=platforms,
-        transform=transform if args.preprocess else None,
-        weights_beside=args.weights_beside,
-    )
-    with contextlib.ExitStack() as stack:
-        stored = None
-        if args.weights_beside:
-            stored = stack.enter_context(replacing(beside, args.force))
-            with open(stored, 'wb') as file:  # NumPy would add an ending to a name
-                np.savez(file, **flat_weights(fast.variables))
-        temporary = stack.enter_context(replacing(out, args.force))
-        temporary.write_bytes(program.serialize())
-        result = check(temporary, stored, model, variables, transform)
-    images, logits = (aval.str_short() for aval in (program.in_avals[-1], program.out_avals[0]))
-    print(
-        f'{out}: {meta["arch"]["name"]}, {images} -> {logits}, for {", ".join(platforms)}, '
-        f'{out.stat().st_size / 1e6:.1f} MB'
-    )
-    print(result)
-
-
-def check(
-    file: Path, stored: Path | None, model: Classifier, variables: Variables, transform: Transform
-) -> str:
-    """Runs the written files beside the model; says how they compare.
-
-    Raises:
-        UserError: if they differ by more than rounding.
-    """
-    program = jax.export.deserialize(bytearray(file.read_bytes()))
-    here = jax.export.default_export_platform()
-    if here not in program.platforms:
-        return f'note: not compared with the model, because this machine runs {here}'
-    weights = None
-    if stored:
-        with np.load(stored) as arrays:
-            weights = dict(arrays)
-    worst = difference(program, weights, model, variables, transform)
-    if not worst <= TOLERANCE:  # NaN is not
-        raise UserError(f'the program differs from the model by {worst:.1e} of the largest logit')
-    return f'worst difference from the model on {here}, relative to the largest logit: {worst:.1e}'
-
+__all__ = [
+    'LIMIT',
+    'PLATFORMS',
+    'TOLERANCE',
+    'check',
+    'difference',
+    'entry',
+    'export',
+    'flat_weights',
+    'fold_for',
+    'known_platforms',
+    'main',
+]
 
 if __name__ == '__main__':
-    cli.run(main)
+    entry()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.backbone import check_images, edges
+from hrnet_jax.backbone import check_images, image_hw
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Configured
 from hrnet_jax.models import Path, Variables, backbones, variable_shapes
@@ -55,7 +55,7 @@ def init(
     """
     if getattr(model, 'winograd', 0):
         raise UserError('a folded model has no initialisation; fold one that is initialised')
-    size, channels = edges(image_size), getattr(model, 'in_channels', 3)
+    size, channels = image_hw(image_size), getattr(model, 'in_channels', 3)
     known = isinstance(model, Configured) and inputs is None and not kwargs
     if known:
         check_images((1, *size, channels), channels, model.upsample == 'nearest')

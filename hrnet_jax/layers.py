@@ -20,8 +20,8 @@ import numpy as np
 from flax.errors import ScopeParamShapeError
 from jax import lax
 
-from hrnet_jax import winograd
 from hrnet_jax.errors import UserError
+from hrnet_jax.inference import winograd
 
 Array = jax.Array
 Upsample = Literal['nearest', 'bilinear', 'bilinear_two_step']
@@ -83,9 +83,9 @@ class Options:
             fine-tuning with small batches).
         folded: BatchNorm is folded away; convolutions have a bias instead.
         winograd: 3x3 convolutions with stride 1 to at most so many channels run by
-            `hrnet_jax.winograd` (folded models only).
+            `inference.winograd` (folded models only).
         channel_multiple: inside, the branches' channels are rounded up to it; variables are to be
-            widened with zeros (`hrnet_jax.padding`).
+            widened with zeros (`inference.padding`).
         kernels: order of the axes of a convolution's kernel (folded models only): I inputs, O
             outputs.
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.core
@@ -76,6 +76,18 @@ def variable_shapes(model: Any) -> Variables:
     ours = type(model).__module__.startswith('hrnet_jax.')
     with shapes_alone(), contextlib.nullcontext() if ours else jax.disable_jit():
         return jax.eval_shape(lambda *args: model.init(*args), jax.random.key(0), images)
+
+
+def flat(tree: Variables) -> dict[Path, Any]:
+    """Path -> leaf, in the order of JAX's trees."""
+    leaves = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
+    return {tuple(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def check_class_names(names: Sequence[str], num_classes: int) -> None:
+    """Raises UserError unless there is a name for each class."""
+    if len(names) != num_classes:
+        raise UserError(f'{len(names)} class names for {num_classes} classes')
 
 
 def fitting(model: Any, variables: Variables) -> Variables:

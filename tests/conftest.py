@@ -26,7 +26,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Runs a command's `main` as from the shell: (arguments) -> (exit code, stdout, stderr)."""
-    from hrnet_jax import cli
+    from hrnet_jax.runtime import cli
 
     def call(main, *arguments):
         monkeypatch.setattr(sys, 'argv', ['command', *map(str, arguments)])

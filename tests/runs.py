@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from hrnet_jax import checkpoint, workdir
+from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import workdir
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (

@@ -11,9 +11,9 @@ import torch
 from jax.sharding import Mesh
 from rules import image
 
-from hrnet_jax import training
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.training import SIGNALS, create_state, make_optimizer, make_schedule
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.training import step as training
+from hrnet_jax.training.step import SIGNALS, create_state, make_optimizer, make_schedule
 
 BINARY = Transform(mean=(0.5,) * 3, std=(0.5,) * 3)  # 0 and 255 become -1 and 1 without rounding
 

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
-from hrnet_jax import augment
-from hrnet_jax import pixels as filters
-from hrnet_jax.augment import OPERATIONS
+from hrnet_jax.data import augment
+from hrnet_jax.data import pixels as filters
+from hrnet_jax.data.augment import OPERATIONS
 
 BEFORE_13 = int(PIL.__version__.split('.')[0]) < 13
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -13,6 +13,7 @@ import pytest
 
 import hrnet_jax
 from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints.format import _digest as digest
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 
@@ -29,7 +30,7 @@ def written(tmp_path_factory):
 def rewrite(folder, meta):
     """As another program might write it: the content changed, the digest right."""
     meta.pop('digest')
-    meta['digest'] = checkpoint._digest(meta)
+    meta['digest'] = digest(meta)
     (folder / 'checkpoint.json').write_text(json.dumps(meta))
 
 

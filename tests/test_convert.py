@@ -24,7 +24,7 @@ from convert.__main__ import main
 from convert.reference import HRNet
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.published import PUBLISHED, expected, recognise
+from hrnet_jax.checkpoints.published import PUBLISHED, expected, find_published
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'
@@ -95,7 +95,7 @@ def test_published_table():
         assert entry.results[entry.transform] == {'imagenet2012': figures}
     assert len([n for n in PUBLISHED if '.' not in n]) == 9
     assert len([n for n in PUBLISHED if '.' in n]) == 14
-    ssld = recognise(None, 'hf:timm/hrnet_w18_ssld.paddle_in1k@main')
+    ssld = find_published(None, 'hf:timm/hrnet_w18_ssld.paddle_in1k@main')
     assert ssld is not None
     large = dataclasses.replace(ssld.transform, resize=288, crop=288)
     assert expected(ssld.to_json(), ssld.transform, 'imagenet2012') == (81.114, 95.638)
@@ -108,12 +108,12 @@ def test_published_table():
         'HRNet_W18_C_ssld_pretrained.pth': 'w18_ssld',
         'hrnet_w18.pth': None,
     }.items():
-        found = recognise(None, file)
+        found = find_published(None, file)
         assert (found.name if found else None) == name
-    assert recognise('hrnet_w18.ms_in1k', 'a.pth') is PUBLISHED['w18.ms_in1k']
-    assert recognise('mine', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18.ms_in1k']
-    assert recognise('w18', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18']
-    assert recognise('mine', 'own.pth') is None
+    assert find_published('hrnet_w18.ms_in1k', 'a.pth') is PUBLISHED['w18.ms_in1k']
+    assert find_published('mine', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18.ms_in1k']
+    assert find_published('w18', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18']
+    assert find_published('mine', 'own.pth') is None
     assert all(entry.arch in ARCHS for entry in PUBLISHED.values())
 
 

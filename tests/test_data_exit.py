@@ -13,7 +13,7 @@ from PIL import Image
 EXIT = """
 import sys
 from hrnet_jax import data
-from hrnet_jax.preprocess import Transform
+from hrnet_jax.data.preprocess import Transform
 batches = data.batches(data.open_dataset('folder:' + sys.argv[1]), Transform(), 2)
 next(batches)
 """

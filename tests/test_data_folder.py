@@ -10,8 +10,8 @@ from imagenet import examples
 from PIL import Image
 
 from hrnet_jax import data
+from hrnet_jax.data.preprocess import Transform, resize_crop
 from hrnet_jax.errors import UserError
-from hrnet_jax.preprocess import Transform, resize_crop
 
 SMALL = Transform(36, 32)
 

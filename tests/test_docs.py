@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import cli
+from hrnet_jax.runtime import cli
 
 ROOT = Path(__file__).parents[1]
 QUICK = '--image-size 32 --eval-resize 32 --eval-crop 32 --epochs 4 --batch-size 16'

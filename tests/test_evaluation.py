@@ -23,11 +23,12 @@ from PIL import Image
 import eval as eval_command
 import hrnet_jax
 from convert.reference import reference_of
-from hrnet_jax import checkpoint, imagenet
-from hrnet_jax.evaluation import AHEAD, count_correct, data_mesh, evaluate
+from hrnet_jax import checkpoint
+from hrnet_jax.data import imagenet
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.inference.evaluation import AHEAD, count_correct, data_mesh, evaluate
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
-from hrnet_jax.preprocess import Transform
 
 ROOT = Path(__file__).parents[1]
 COUNT = 45

@@ -17,9 +17,11 @@ from test_predict import DIGITS, TRANSFORM
 
 import hrnet_jax
 from convert import from_torch
-from hrnet_jax import checkpoint, export
+from hrnet_jax import checkpoint
+from hrnet_jax.commands import export as export_command
+from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.inference import export
 from hrnet_jax.models import create_model
-from hrnet_jax.preprocess import normalize
 
 # In a process of its own: FILE INPUT OUTPUT, over and over.
 ALONE = """
@@ -87,7 +89,7 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
     arguments, wanted = [], {}
     for name, (options, given) in cases.items():
         file = tmp_path / name
-        code, out, err = command(export.main, '--ckpt', folder, '--out', file, *options)
+        code, out, err = command(export_command.main, '--ckpt', folder, '--out', file, *options)
         assert code == 0, err
         worst = re.search(r'on cpu, relative to the largest logit: (\S+)\n', out)
         assert 0 < float(worst[1]) < 1e-5
@@ -181,7 +183,7 @@ def test_weights_too_large_for_one_file(source, monkeypatch):
 def test_other_platforms_are_not_compared(command, folder, tmp_path):
     out = tmp_path / 'tpu'
     code, text, err = command(
-        export.main, '--ckpt', folder, '--out', out, '--platforms', 'tpu', '--batch', 8
+        export_command.main, '--ckpt', folder, '--out', out, '--platforms', 'tpu', '--batch', 8
     )
     assert code == 0, err
     assert 'float32[8,32,32,3] -> float32[8,10], for tpu' in text
@@ -205,7 +207,7 @@ def test_a_program_that_differs_is_not_kept(refused, folder, tmp_path, monkeypat
     out.write_text('old')
     beside.write_text('old')
     arguments = ('--ckpt', folder, '--out', out, '--weights-beside', '--force')
-    assert 'differs from the model' in refused(export.main, *arguments, '--batch', 1)
+    assert 'differs from the model' in refused(export_command.main, *arguments, '--batch', 1)
     assert (out.read_text(), beside.read_text()) == ('old', 'old')
     assert sorted(tmp_path.iterdir()) == [out, beside]
 
@@ -231,10 +233,10 @@ def test_wrong_arguments(refused, command, folder, tmp_path):
         (('--ckpt', folder, '--out', tmp_path / 'no' / 'out'), 'does not exist'),
         (('--ckpt', tmp_path / 'none', '--out', out), 'does not exist'),
     ):
-        assert part in refused(export.main, *arguments)
+        assert part in refused(export_command.main, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out2.npz', 'there']
     assert there.read_text() == 'mine'
-    assert command(export.main, *right[:3], there, '--force', '--platforms', 'tpu')[0] == 0
+    assert command(export_command.main, *right[:3], there, '--force', '--platforms', 'tpu')[0] == 0
     assert read(there).out_avals[0].shape[1:] == (10,)
 
 
@@ -247,5 +249,5 @@ def test_damaged_checkpoint(refused, source, tmp_path):
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     out = tmp_path / 'out'
-    assert 'damaged' in refused(export.main, '--ckpt', tmp_path / 'tiny', '--out', out)
+    assert 'damaged' in refused(export_command.main, '--ckpt', tmp_path / 'tiny', '--out', out)
     assert not out.exists()

@@ -20,8 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rules import close, image, weight
 
 import hrnet_jax
-from hrnet_jax import folding, winograd
 from hrnet_jax.archs import Arch
+from hrnet_jax.inference import folding, winograd
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model, variable_shapes
 
@@ -225,10 +225,10 @@ def test_options_that_the_compiler_does_not_know(monkeypatch, fresh_options):
 
 KEEP = """
 import os, sys
-from hrnet_jax import compilation
+from hrnet_jax.runtime import compilation
 import jax
 {before}
-compilation.keep()
+compilation.enable_cache()
 print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
 """
 
@@ -271,10 +271,44 @@ def test_programs_are_kept(before, environment, kept, tmp_path):
 
 @pytest.mark.parametrize('platform', ['cuda', 'bogus'])
 def test_devices_that_are_not_there(platform):
-    code = 'from hrnet_jax import cli, compilation; cli.run(compilation.keep)'
+    code = 'from hrnet_jax.runtime import cli, compilation; cli.run(compilation.enable_cache)'
     given = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1]), 'JAX_PLATFORMS': platform}
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     message = f'error: JAX finds no device for JAX_PLATFORMS={platform}'
     assert done.stderr.splitlines()[-1].startswith(message)
+
+
+def test_options_are_left_out_inside_of_programs():
+    """JAX refuses them in a program and in a derivative; outside they are used."""
+    used = []
+    compiled = jax.jit(jnp.sin, compiler_options={'xla_backend_optimization_level': 1})
+
+    def call(x):
+        used.append(not folding.traced(x))
+        return compiled(x) if used[-1] else jnp.sin(x)
+
+    x = jnp.ones(3)
+    np.testing.assert_array_equal(call(x), jnp.sin(x))
+    assert used == [True]
+    for transformed in (
+        jax.jit(call),
+        jax.jit(lambda _: call(x)),  # nothing that it is called with is traced
+        jax.vmap(call),
+        jax.jit(jax.vmap(call)),
+        jax.grad(lambda x: call(x).sum()),
+        jax.jit(jax.grad(lambda x: call(x).sum())),
+        jax.checkpoint(call),
+        lambda x: jax.eval_shape(call, x),
+        lambda x: jax.linearize(call, x)[0],
+        lambda x: jax.lax.map(call, x),
+    ):
+        used.clear()
+        assert transformed(x).shape == (3,)
+        assert used
+        assert not any(used)
+    folded = folding.Folded(None, {'params': {'kernel': x}})
+    assert not folded._traced
+    jax.grad(lambda x: used.append(folding.Folded(None, {'kernel': x})._traced) or x.sum())(x)
+    assert used[-1]

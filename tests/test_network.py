@@ -12,10 +12,10 @@ from rules import close, image, weight
 import hrnet_jax
 from convert.reference import reference_of
 from hrnet_jax.archs import Arch
+from hrnet_jax.inference.summary import multiply_adds, parameters
 from hrnet_jax.initialisation import init
 from hrnet_jax.layers import BatchNorm, Options, _moments, resize_bilinear, upsample
 from hrnet_jax.models import create_model, variable_shapes
-from hrnet_jax.summary import multiply_adds, parameters
 
 # Published: parameters with 1000 classes, no head biases; multiply-adds of the convolutions at 224.
 COSTS = {

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from hrnet_jax import pixels as filters
+from hrnet_jax.data import pixels as filters
+from hrnet_jax.data.preprocess import Transform, normalize, open_image, resize_crop
 from hrnet_jax.errors import UserError
-from hrnet_jax.preprocess import Transform, normalize, open_image, resize_crop
 
 BEFORE_13 = int(PIL.__version__.split('.')[0]) < 13
 # resize, crop: what published accuracies use, equal ones, odd ones, and crops that need padding.

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from hrnet_jax import data
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import Unavailable, UserError
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.reader import Reader, Request
 
 SMALL = Transform(resize=32, crop=32)
 # Starts a reader, says which process that is, and waits to be killed.
 PARENT = """
 import sys, time
-from hrnet_jax.preprocess import Transform
-from hrnet_jax.reader import Reader, Request
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.reader import Reader, Request
 reader = Reader()
 reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
 reader.opened()
@@ -41,7 +41,7 @@ def reading(digits_data, **fields):
 # eval.py, interrupted by Ctrl-C as soon as the reader is started.
 INTERRUPTED = """
 import os, signal, sys
-from hrnet_jax import cli
+from hrnet_jax.runtime import cli
 from hrnet_jax.commands import eval
 class Reader(eval.Reader):
     def __init__(self):

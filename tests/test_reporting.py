@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import reporting
-from hrnet_jax.data_sources import tensorflow
+from hrnet_jax.data.sources import tensorflow
 from hrnet_jax.errors import UserError
-from hrnet_jax.reporting import Reporter, curves, draw_curves, peak_flops
+from hrnet_jax.training import reporting
+from hrnet_jax.training.reporting import Reporter, curves, draw_curves, peak_flops
 
 
 def rows(folder):

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from hrnet_jax import checkpoint, runs, workdir
+from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
-from hrnet_jax.recipes import Digits
-from hrnet_jax.training import create_state, make_optimizer
+from hrnet_jax.training import runs
+from hrnet_jax.training.recipes import Digits
+from hrnet_jax.training.step import create_state, make_optimizer
 
 MODEL = create_model('tiny', 10)
 RECIPE = Digits(ema=0.9)

@@ -7,8 +7,10 @@ import dataclasses
 import jax
 import pytest
 
-from hrnet_jax import UserError, create_model, fold, init, summary
-from hrnet_jax.summary import multiply_adds, parameters, render, table
+from hrnet_jax import UserError, create_model, fold, init
+from hrnet_jax.commands import summary as summary_command
+from hrnet_jax.inference import summary
+from hrnet_jax.inference.summary import multiply_adds, parameters, render, table
 
 
 def sums(rows):
@@ -110,7 +112,16 @@ def test_nothing_runs(monkeypatch):
 
 def test_command(command, refused):
     code, text, err = command(
-        summary.main, '--arch', 'tiny', '--num-classes', 10, '--image-size', 64, 96, '--depth', 1
+        summary_command.main,
+        '--arch',
+        'tiny',
+        '--num-classes',
+        10,
+        '--image-size',
+        64,
+        96,
+        '--depth',
+        1,
     )
     assert code == 0, err
     lines = text.splitlines()
@@ -121,7 +132,7 @@ def test_command(command, refused):
     total = lines[-1].split()
     assert total[0] == 'total'
     assert total[1].replace(',', '') == str(parameters(create_model('tiny', 10)))
-    code, text, _ = command(summary.main, '--arch', 'tiny', '--depth', 3)
+    code, text, _ = command(summary_command.main, '--arch', 'tiny', '--depth', 3)
     assert '16 maps' in text
     for options, part in (
         ((), '--arch'),
@@ -131,7 +142,7 @@ def test_command(command, refused):
         (('--arch', 'tiny', '--depth', 0), 'depth'),
         (('--arch', 'tiny', '--num-classes', 0), 'classes'),
     ):
-        assert part in refused(summary.main, *options)
+        assert part in refused(summary_command.main, *options)
 
 
 def test_folded_models_are_refused():

@@ -11,11 +11,12 @@ import pytest
 from imagenet import jpeg, make_imagenet
 from PIL import Image
 
-from hrnet_jax import data, data_tfds
+from hrnet_jax import data
+from hrnet_jax.data import tfds as data_tfds
+from hrnet_jax.data.training import TrainData, aligned
 from hrnet_jax.errors import UserError
-from hrnet_jax.prefetch import Prefetch
-from hrnet_jax.recipes import Digits, Recipe
-from hrnet_jax.train_data import TrainData, aligned
+from hrnet_jax.training.prefetch import Prefetch
+from hrnet_jax.training.recipes import Digits, Recipe
 
 RECIPE = Digits(batch_size=48, bn_group_size=None)
 EPOCH = 1198 // 48

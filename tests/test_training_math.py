@@ -14,9 +14,9 @@ import torch
 from rules import close
 from steps import precision, tensor
 
-from hrnet_jax import training
-from hrnet_jax.recipes import Finetune, MMPretrain, Official, Recipe, Strong
-from hrnet_jax.training import make_optimizer, make_schedule
+from hrnet_jax.training import step as training
+from hrnet_jax.training.recipes import Finetune, MMPretrain, Official, Recipe, Strong
+from hrnet_jax.training.step import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 

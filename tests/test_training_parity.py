@@ -22,11 +22,11 @@ from steps import binary_batch, host, nchw, precision, prepared, tensor
 
 from convert.layouts import LAYOUTS, canonical_key
 from convert.reference import HRNet
-from hrnet_jax import training
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.models import create_model, variable_shapes
-from hrnet_jax.recipes import Official, Recipe
-from hrnet_jax.training import make_loss
+from hrnet_jax.training import step as training
+from hrnet_jax.training.recipes import Official, Recipe
+from hrnet_jax.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 ORACLE = Path(__file__).parent / 'data' / 'oracle'

@@ -17,7 +17,8 @@ from runs import ROOT, digests, finish, launch, rows, wait_for_checkpoint, wait_
 import eval as eval_command
 import predict as predict_command
 import train as train_command
-from hrnet_jax import checkpoint, workdir
+from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import workdir
 
 EPOCH = 18  # steps of 64 of the 1,198 scans
 SETTING = ('--epochs', '2', '--accumulate', '2', '--ema', '0.9', '--checkpoint-steps', '9')
@@ -253,7 +254,7 @@ def _largest(a, b):
 
 def test_the_second_signal_leaves_at_once():
     code = (
-        'import time\nfrom hrnet_jax.interrupt import Interrupt\n'
+        'import time\nfrom hrnet_jax.training.interrupt import Interrupt\n'
         'with Interrupt() as stop:\n    print("ready", flush=True)\n'
         '    while not stop: time.sleep(0.01)\n    print("asked", flush=True)\n    time.sleep(60)'
     )

@@ -15,10 +15,10 @@ import torch
 from rules import close
 from steps import BINARY, binary_batch, host, prepared, tensor
 
-from hrnet_jax import training
 from hrnet_jax.layers import Configured, conv_norm
-from hrnet_jax.recipes import Official
-from hrnet_jax.training import SIGNALS, make_loss
+from hrnet_jax.training import step as training
+from hrnet_jax.training.recipes import Official
+from hrnet_jax.training.step import SIGNALS, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 
@@ -127,16 +127,16 @@ def test_a_void_or_spoiled_step_changes_no_bit():
     for tree in ('params', 'batch_stats', 'ema', 'opt_state'):
         pairs = zip(*(jax.tree.leaves(getattr(s, tree)) for s in (before, after)), strict=True)
         assert all((a != b).any() for a, b in pairs), tree
-    void, spoiled = jax.tree.map(np.copy, batch), jax.tree.map(np.copy, batch)
-    void['signals'][0, SIGNALS.index('void')] = 1
+    no_batch, spoiled = jax.tree.map(np.copy, batch), jax.tree.map(np.copy, batch)
+    no_batch['signals'][0, SIGNALS.index('no_batch')] = 1
     spoiled['image'][0, 17, 3, 3, 1] = np.nan
-    for bad, finite in ((void, True), (spoiled, False)):
+    for bad, finite in ((no_batch, True), (spoiled, False)):
         state, metrics = run(bad)
         # XLA's ReLU on a CPU may turn NaN into 0; the gradient shows it all the same.
         assert metrics['finite'] == finite
-        assert metrics['void'] == finite
-        assert not state.sound
-        same(before, state.replace(sound=before.sound))
+        assert metrics['no_batch'] == finite
+        assert not state.valid
+        same(before, state.replace(valid=before.valid))
         assert state.step == 0
         # Nor is a step taken after it: its batch would be at the wrong place.
         later, metrics = run(batch, 1, state)

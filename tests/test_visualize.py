@@ -13,9 +13,10 @@ from rules import close, image
 
 import hrnet_jax
 from convert import from_torch
-from hrnet_jax import checkpoint, visualize
+from hrnet_jax import checkpoint
+from hrnet_jax.commands import visualize as visualize_command
+from hrnet_jax.inference.visualize import STRIDES, components, find_class, grad_cam, view
 from hrnet_jax.models import create_model
-from hrnet_jax.visualize import STRIDES, components, find_class, grad_cam, view
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'
 TRANSFORM = hrnet_jax.Transform(resize=32, crop=32)
@@ -171,7 +172,9 @@ def test_command(command, digits, tmp_path):
         ('one.png', ('--map', 8, '--class', 'Digit 4')),
         ('large.jpg', ('--map', 4, '--class', '4', '--resize', 64, '--crop', 64)),
     ):
-        code, text, err = command(visualize.main, *right, '--out', tmp_path / name, *options)
+        code, text, err = command(
+            visualize_command.main, *right, '--out', tmp_path / name, *options
+        )
         assert code == 0, err
         assert text.splitlines()[-1] == (
             f'drawn, for {"digit 4" if options else "nine $"}: {tmp_path / name}'
@@ -205,7 +208,7 @@ def test_mistakes_are_one_line(refused, digits, tmp_path):
         ((good, '--ckpt', digits, '--out', tmp_path / 'x.bmp'), '.png'),
         ((good, '--ckpt', digits, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),
     ):
-        assert part in refused(visualize.main, *arguments)
+        assert part in refused(visualize_command.main, *arguments)
     assert not list(tmp_path.iterdir())
 
 

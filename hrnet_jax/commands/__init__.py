@@ -1,1 +1,4 @@
-"""The commands hrnet-eval, hrnet-predict and hrnet-train; the library does not import them."""
+"""What the hrnet-* commands, train.py, eval.py, predict.py and python -m hrnet_jax.* run.
+
+May import every room; no room imports it.
+"""

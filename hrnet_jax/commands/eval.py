@@ -7,23 +7,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrnet_jax import cli, data, files
+from hrnet_jax.checkpoints.published import expected
+from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.data import sources
+from hrnet_jax.data.preprocess import SUPPORT, Transform
+from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
-from hrnet_jax.preprocess import SUPPORT, Transform
-from hrnet_jax.published import expected
-from hrnet_jax.reader import Reader, Request
+from hrnet_jax.runtime import cli, files
 
 if TYPE_CHECKING:
-    from hrnet_jax.evaluation import Result
+    from hrnet_jax.inference.evaluation import Result
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
-    p.add_checkpoint()
+    add_checkpoint(p)
     p.add_argument(
         '--dataset',
-        help=f'{", ".join(data.DATASETS)}, another tfds data set, or folder:PATH of class folders; '
-        "None: a training folder's own, or imagenet2012",
+        help=f'{", ".join(sources.DATASETS)}, another tfds data set, or folder:PATH of class '
+        "folders; None: a training folder's own, or imagenet2012",
     )
     p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
     p.add_argument(
@@ -63,14 +65,16 @@ def main() -> None:
         import jax
         import jax.numpy as jnp
 
-        from hrnet_jax import checkpoint, compilation, distributed
-        from hrnet_jax.evaluation import evaluate
-        from hrnet_jax.folding import fold
+        from hrnet_jax.checkpoints import format as checkpoint
+        from hrnet_jax.checkpoints import loading
+        from hrnet_jax.inference.evaluation import evaluate
+        from hrnet_jax.inference.folding import fold
+        from hrnet_jax.runtime import compilation, distributed
 
     distributed.start(args)
-    compilation.keep()
-    with distributed.together():
-        folder = checkpoint.find(args.ckpt, args.arch)
+    compilation.enable_cache()
+    with distributed.fail_together():
+        folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         transform = transform_of(args, meta)
         if args.dataset is None:
@@ -92,7 +96,7 @@ def main() -> None:
         )
         reader.read(request)  # while the model is loaded
         fast = fold(
-            *checkpoint.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
+            *loading.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
         )
         opened = reader.opened()
     source, total, batches = opened.facts, opened.total, reader.batches()
@@ -107,8 +111,7 @@ def main() -> None:
         transform,
         classes=opened.classes,
     )
-    if result.seen != total:
-        raise RuntimeError(f'counted {result.seen} of {total} images')
+    result.check(total)
     if main_process:
         report(args, meta, source, transform, result, total)
 
@@ -117,8 +120,8 @@ def default_batch() -> int:
     """The same on every host, whose cores may differ."""
     import jax
 
-    from hrnet_jax import distributed
-    from hrnet_jax.folding import at_a_time
+    from hrnet_jax.inference.folding import at_a_time
+    from hrnet_jax.runtime import distributed
 
     if jax.default_backend() != 'cpu':
         return 128
@@ -137,7 +140,7 @@ def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
 def report(
     args: argparse.Namespace,
     meta: dict[str, Any],
-    source: data.Facts,
+    source: sources.Facts,
     transform: Transform,
     result: Result,
     total: int,

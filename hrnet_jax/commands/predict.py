@@ -6,16 +6,19 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hrnet_jax import checkpoint, cli, compilation, files
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import loading
+from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference import predict
-from hrnet_jax.preprocess import Transform, open_image
+from hrnet_jax.inference.predict import predict
+from hrnet_jax.runtime import cli, compilation, files
 
 
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
-    p.add_checkpoint()
+    add_checkpoint(p)
     p.add_argument('--topk', type=int, default=5, help='classes an image')
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(
@@ -29,16 +32,16 @@ def main() -> None:
     if args.out and Path(args.out).suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
     if args.out:
-        from hrnet_jax.drawing import draw
-    folder = checkpoint.find(args.ckpt, args.arch)
+        from hrnet_jax.inference.drawing import draw
+    folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
     if not 1 <= args.topk <= meta['num_classes']:
         raise UserError(
             f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
         )
-    compilation.keep()
+    compilation.enable_cache()
     images = [open_image(path) for path in args.images]
-    model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
+    model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,
         variables,

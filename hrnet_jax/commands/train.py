@@ -15,9 +15,12 @@ import traceback
 import zlib
 from pathlib import Path
 
-from hrnet_jax import checkpoint, cli, compilation, distributed, recipes
 from hrnet_jax.archs import list_models
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import loading
 from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import cli, compilation, distributed
+from hrnet_jax.training import recipes
 
 
 def parser(recipe: recipes.Recipe) -> cli.Parser:
@@ -72,7 +75,7 @@ def main() -> None:
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
-        args.arch = checkpoint.read_json(checkpoint.find(recipe.init))['arch']['name']
+        args.arch = checkpoint.read_json(loading.find(recipe.init))['arch']['name']
     if args.wandb and importlib.util.find_spec('wandb') is None:
         raise UserError('wandb is missing: pip install wandb')
     if args.profile and args.profile[0] >= args.profile[1]:
@@ -80,13 +83,13 @@ def main() -> None:
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
     shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
-    compilation.keep()
+    compilation.enable_cache()
     distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
     # Imported after `start`, so that nothing has touched a device before it.
-    from hrnet_jax.experiment import Experiment, Options
-    from hrnet_jax.reporting import Reporter
-    from hrnet_jax.trainer import Trainer
+    from hrnet_jax.training.experiment import Experiment, Options
+    from hrnet_jax.training.reporting import Reporter
+    from hrnet_jax.training.trainer import Trainer
 
     reporter: Reporter | None = None
 
@@ -104,7 +107,7 @@ def main() -> None:
     state = experiment.start()
     step = int(state.step)
     experiment.introduce(step)
-    with distributed.together():
+    with distributed.fail_together():
         if distributed.is_main():
             reporter = Reporter(
                 options.workdir,

@@ -1,0 +1,21 @@
+# Every public name, once: type checkers read this file, and `__init__.py` makes its table of it.
+from hrnet_jax.archs import Arch as Arch
+from hrnet_jax.archs import list_models as list_models
+from hrnet_jax.backbone import FeatureInfo as FeatureInfo
+from hrnet_jax.backbone import HRNet as HRNet
+from hrnet_jax.checkpoints.hub import push_to_hub as push_to_hub
+from hrnet_jax.checkpoints.loading import load as load
+from hrnet_jax.checkpoints.transfer import Transferred as Transferred
+from hrnet_jax.checkpoints.transfer import matching as matching
+from hrnet_jax.checkpoints.transfer import transfer as transfer
+from hrnet_jax.data.preprocess import Transform as Transform
+from hrnet_jax.errors import UserError as UserError
+from hrnet_jax.heads.classification import Classifier as Classifier
+from hrnet_jax.heads.features import FeatureMaps as FeatureMaps
+from hrnet_jax.inference.folding import Folded as Folded
+from hrnet_jax.inference.folding import fold as fold
+from hrnet_jax.inference.predict import Prediction as Prediction
+from hrnet_jax.inference.predict import predict as predict
+from hrnet_jax.initialisation import init as init
+from hrnet_jax.models import create_model as create_model
+from hrnet_jax.version import __version__ as __version__

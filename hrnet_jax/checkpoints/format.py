@@ -1,0 +1,199 @@
+"""The checkpoint format: Orbax arrays and, beside them, a JSON file that describes them.
+
+    NAME/checkpoint.json    architecture, classes, evaluation transform, source, digests
+    NAME/arrays/            an Orbax tree {'params': ..., 'batch_stats': ...}
+
+The JSON is checked first, so that a wrong checkpoint is refused before an array is read. Orbax
+does not notice a flipped bit in its files; the digest of each array does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hrnet_jax.archs import ARCHS, Arch
+from hrnet_jax.checkpoints import workdir
+from hrnet_jax.errors import UserError, listed
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.models import Variables, create_model, flat
+from hrnet_jax.runtime.files import replacing, uninterrupted
+
+JSON = 'checkpoint.json'
+ARRAYS = 'arrays'
+VERSION = 1
+
+
+class Misfit(UserError):
+    """The arrays are not those of the model or the optimiser."""
+
+
+_REMEDY = '; convert again, take another step of the run, or remove a cached folder'
+
+
+def save(
+    path: str | os.PathLike[str], variables: Variables, meta: dict[str, Any], force: bool = False
+) -> None:
+    """Writes a checkpoint folder, whole or not at all.
+
+    Args:
+        path: the folder to make.
+        variables: {'params': ..., 'batch_stats': ...}.
+        meta: the JSON's content beside `version` and `arrays`; `describe` makes it.
+        force: replace a checkpoint that exists; never a folder of another kind.
+
+    Raises:
+        UserError: if `path` exists and `force` is not set, or cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    arrays = entries(variables)
+    with replacing(path, force, JSON) as temporary:
+        temporary.mkdir()
+        try:
+            # Synchronous, because StandardCheckpointer copies everything first; and in files of
+            # 32 MB, because a file is held in memory until it is full.
+            handler = ocp.PyTreeCheckpointHandler()
+            with uninterrupted(), ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(
+                    temporary / ARRAYS,
+                    args=ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=32 * 2**20),
+                )
+        except Exception as error:  # TensorStore has its own kinds for a full disk and others
+            raise UserError(f'cannot write {path}: {first_line(error)}') from error
+        content = with_digest({**meta, 'arrays': arrays})
+        (temporary / JSON).write_text(json.dumps(content, indent=1) + '\n')
+
+
+def entries(tree: Variables) -> dict[str, Any]:
+    """Path -> shape, type and digest of each array."""
+    return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
+
+
+def with_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON with its version, and with a digest of itself."""
+    content = {'version': VERSION, **content}
+    return {**content, 'digest': _digest(content)}
+
+
+def describe(model: Classifier) -> dict[str, Any]:
+    """The part of the JSON that says which model the arrays are of."""
+    return {
+        'arch': dataclasses.asdict(model.arch),
+        'num_classes': model.num_classes,
+        'in_channels': model.in_channels,
+    }
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The description of the checkpoint folder `path`.
+
+    Raises:
+        UserError: if it cannot be read or is not one of ours.
+    """
+    file = Path(path) / JSON
+    if not file.is_file() and (Path(path) / workdir.META).is_file():
+        file = Path(path) / workdir.META
+    try:
+        meta = json.loads(file.read_text())
+        version, digest = meta['version'], meta.pop('digest', None)
+    except OSError as error:
+        raise UserError(f'cannot read {file}: {error.strerror}') from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f'{file} is damaged or not of this program{_REMEDY}') from None
+    if version != VERSION:
+        raise UserError(f'{file} has format {version}, this program reads {VERSION}{_REMEDY}')
+    if digest != _digest(meta):
+        raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
+    return meta
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:
+    """The Orbax tree in `path` as NumPy arrays, checked; every process reads by itself.
+
+    Args:
+        target: `jax.ShapeDtypeStruct` of each array.
+        expected: their `entries` when they were written.
+
+    Raises:
+        UserError: if an array is missing, of another shape, or damaged, naming it.
+    """
+    _check_shapes(path.parent, expected, target)
+    tree = _restore(path, target)
+    damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
+    if damaged:
+        raise UserError(
+            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{_REMEDY}'
+        )
+    return tree
+
+
+def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
+    """The model that a checkpoint's JSON describes."""
+    try:
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()
+        }
+        arch = Arch(**values)
+    except (AttributeError, TypeError):
+        raise UserError(
+            'the checkpoint describes an architecture this program does not know'
+        ) from None
+    if arch.name in ARCHS and arch != ARCHS[arch.name]:
+        raise UserError(f'the checkpoint describes another {arch.name} than this program{_REMEDY}')
+    return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
+
+
+def _restore(path: Path, shapes: Variables) -> Variables:
+    import orbax.checkpoint as ocp
+
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    try:
+        # Every process reads by itself: one that fails must not leave the others in a barrier.
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
+    except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
+        raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
+    if wrong := differing(arrays, shapes):
+        raise Misfit(f'{folder} does not fit what it is read for: it differs at {", ".join(wrong)}')
+
+
+def differing(arrays: dict[str, Any], shapes: Variables) -> list[str]:
+    """Paths, at most five, at which the `entries` are not of these shapes."""
+    expected = {name: list(leaf.shape) for name, leaf in named(shapes)}
+    got = {name: entry['shape'] for name, entry in arrays.items()}
+    return sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))[:5]
+
+
+def named(tree: Variables) -> list[tuple[str, Any]]:
+    """Path, such as 'params/backbone/conv1/kernel', and array, in the order of the tree."""
+    return [('/'.join(path), leaf) for path, leaf in flat(tree).items()]
+
+
+def _entry(leaf: np.ndarray) -> dict[str, Any]:
+    # Not every type, bfloat16 for one, gives its buffer away; bytes do.
+    data = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return {'shape': list(leaf.shape), 'dtype': str(leaf.dtype), 'digest': digest}

@@ -1,0 +1,106 @@
+"""Where a checkpoint is, in a folder or on the hub, and the model and variables in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hrnet_jax.archs import ARCHS
+from hrnet_jax.checkpoints import hub_cache, workdir
+from hrnet_jax.checkpoints.format import ARRAYS, JSON, model_of, read_json, restore
+from hrnet_jax.errors import UserError
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.models import Variables, variable_shapes
+
+
+def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
+    """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
+
+    Of a training folder, that of the step with the best evaluation; before the first, the last.
+    Of `hf:OWNER/REPO`, what `hub_cache.fetch` has made of it.
+
+    Raises:
+        UserError: if there is none, or several and nothing says which.
+    """
+    if os.fspath(path).startswith('hf:'):
+        return hub_cache.fetch(os.fspath(path))
+    path = Path(path)
+    if (path / JSON).is_file() or (path / workdir.META).is_file():
+        return path
+    if workdir.is_run(path):
+        steps = workdir.steps(path)
+        if not steps:
+            raise UserError(f'{path} holds no checkpoint yet')
+        step = workdir.best(steps, workdir.evaluations(path))
+        return path / workdir.CHECKPOINTS / str(steps[-1] if step is None else step)
+    if not path.is_dir():
+        what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
+        raise UserError(f'{path} {what}; python -m convert writes one')
+    if arch and (path / arch / JSON).is_file():
+        return path / arch
+    # A name with a dot first is one that was being written when its process was killed.
+    held = sorted(p.parent for p in path.glob(f'[!.]*/{JSON}'))
+    fit = [p for p in held if arch in (None, _arch_name(p))]
+    if len(fit) == 1:
+        return fit[0]
+    if not held:
+        raise UserError(f'{path} holds no converted checkpoint; python -m convert writes one')
+    names = ', '.join(p.name for p in fit or held)
+    what = f'several checkpoints of {arch}' if fit and arch else 'several checkpoints'
+    if fit:
+        raise UserError(f'{path} holds {what} ({names}); name one of these folders')
+    raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')
+
+
+def _arch_name(folder: Path) -> str | None:
+    try:
+        return read_json(folder)['arch']['name']
+    except UserError:  # a damaged neighbour must not hide the others
+        return None
+
+
+def load(
+    path: str | os.PathLike[str],
+    arch: str | None = None,
+    *,
+    weights: str | None = None,
+    **options: Any,
+) -> tuple[Classifier, Variables]:
+    """The model and the variables of a converted checkpoint, or of a training run.
+
+    Args:
+        path: a checkpoint folder, or a folder with checkpoint folders in it; or a training folder,
+            or one step of it (WORKDIR/checkpoints/STEP); or `hf:OWNER/REPO[@REVISION]`, PyTorch's
+            or of `push_to_hub`: downloaded and converted once, then in the user's cache.
+        arch: which one; refused where the checkpoint is of another architecture.
+        weights: of a training run, 'ema' or 'raw'; by default the averaged ones if there are any.
+        **options: for the model: dtype, remat, ...: see `create_model`.
+
+    Returns:
+        (model, {'params': ..., 'batch_stats': ...}), arrays on the default device.
+
+    Raises:
+        UserError: if it is missing, of another architecture, or damaged, naming the array.
+    """
+    folder = find(path, arch)
+    meta = read_json(folder)
+    model = model_of(meta, **options)
+    named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
+    if arch is not None and arch != model.arch.name and not named:
+        raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
+    shapes = variable_shapes(model)
+    if weights not in (None, 'ema', 'raw'):
+        raise UserError(f'weights are ema or raw, not {weights!r}')
+    if weights == 'ema' and not meta.get('ema'):
+        raise UserError(f'{folder} has no averaged weights')
+    averaged = bool(meta.get('ema')) and weights != 'raw'
+    place = 'ema' if averaged else 'raw' if 'training' in meta else ARRAYS
+    expected = meta['ema' if averaged else 'arrays']
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)
+    variables = restore(folder / place, target, expected)
+    typed = jax.tree.map(lambda x, s: x.astype(s.dtype, copy=False), variables, shapes)
+    return model, jax.device_put(typed)

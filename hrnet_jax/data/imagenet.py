@@ -1,0 +1,13 @@
+"""The 1000 classes of ImageNet, in the order of every published checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+
+@functools.cache
+def classes() -> dict[str, str]:
+    """WordNet 3.0 id -> name; the position is the class index."""
+    text = resources.files('hrnet_jax.data').joinpath('imagenet_classes.txt').read_text()
+    return {line.split(' ', 1)[0]: line.split(' ', 1)[1] for line in text.splitlines()}

@@ -1,0 +1,191 @@
+"""From image files to the pixels that the published accuracies were measured on.
+
+The reference is torchvision on PIL: Resize, CenterCrop, ToTensor, Normalize. `resize_crop` calls
+PIL; `pixels.resize_crop_tf` is the same arithmetic in TensorFlow operations, equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    import jax.typing
+    from PIL import Image
+
+# Half the width of each filter, in pixels of the smaller image.
+SUPPORT = {'bilinear': 1.0, 'bicubic': 2.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Shorter edge to `resize`, the central `crop` square, then (x / 255 - mean) / std.
+
+    Attributes:
+        resize: length of the shorter edge after resizing, in pixels.
+        crop: edge of the central square; a smaller image is padded with black.
+        interpolation: the PIL filter, 'bilinear' or 'bicubic', both antialiased.
+        mean, std: of the three channels R, G, B, in units of the full range.
+
+    Raises:
+        UserError: if a value makes no sense.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = 'bilinear'
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        for name in ('resize', 'crop'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f'transform: {name} must be a whole number above 0, not {value!r}')
+        if self.interpolation not in SUPPORT:
+            raise UserError(
+                f'transform: interpolation must be one of {", ".join(SUPPORT)}, '
+                f'not {self.interpolation!r}'
+            )
+        for name in ('mean', 'std'):
+            try:
+                value = tuple(float(x) for x in getattr(self, name))
+            except (TypeError, ValueError):
+                value = ()
+            if len(value) != 3 or not all(map(math.isfinite, value)):
+                raise UserError(f'transform: {name} must be 3 numbers, not {getattr(self, name)!r}')
+            object.__setattr__(self, name, value)
+        if min(self.std) <= 0:
+            raise UserError(f'transform: std must be above 0, not {self.std}')
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Transform:
+        """The inverse of `to_json`; a missing field has its default.
+
+        Raises:
+            UserError: if a field is unknown or has no sensible value.
+        """
+        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
+        return cls(**fields)
+
+    def override(
+        self,
+        resize: int | None = None,
+        crop: int | None = None,
+        interpolation: str | None = None,
+        multiple: int = 1,
+    ) -> Transform:
+        """This transform with what is not None instead of its own.
+
+        Raises:
+            UserError: for values that make no sense, or a crop that is no multiple of `multiple`.
+        """
+        flags = {'resize': resize, 'crop': crop, 'interpolation': interpolation}
+        given = {name: value for name, value in flags.items() if value is not None}
+        transform = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        if transform.crop % multiple:
+            raise UserError(f'crop {transform.crop} is not a multiple of {multiple}')
+        return transform
+
+
+def open_image(path: str) -> Image.Image:
+    """The picture in a file as a person sees it: RGB, turned as its EXIF tag says.
+
+    Alpha is dropped, 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        UserError: if the file cannot be read as an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # PIL's decoders raise almost anything on a damaged file.
+        raise UserError(f'cannot read {path} as an image: {error}') from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`convert('RGB')`, which clips 16-bit grey, with its full range kept instead."""
+    from PIL import Image
+
+    if image.mode == 'F':
+        raise UserError('floating-point images have no known range; convert it to 8 bits')
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == 'P':  # PIL warns when a palette's transparency is dropped in one step.
+        image = image.convert('RGBA')
+    return image.convert('RGB')
+
+
+def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.ndarray:
+    """Resize and CenterCrop of torchvision, through PIL.
+
+    Two resizes of one axis each, the width first, as every Pillow before 13 does in one call; 13
+    begins with the height where it is more than twice the width, which changes some values by 1.
+
+    Args:
+        image: a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); alpha is dropped.
+
+    Returns:
+        uint8 (crop, crop, 3).
+
+    Raises:
+        UserError: if an array has another type or shape.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+            raise UserError(f'expected a uint8 image (H, W, 3), not {array.dtype} {array.shape}')
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[:, :, 0]
+        if array.ndim == 3 and array.shape[2] not in (3, 4):
+            raise UserError(f'expected 1, 3 or 4 channels last, not shape {array.shape}')
+        image = Image.fromarray(array)
+    image = to_rgb(image)
+    crop, (width, height) = transform.crop, image.size
+    short = min(width, height)
+    method = Image.Resampling[transform.interpolation.upper()]
+
+    width = transform.resize * width // short
+    left = max(round((width - crop) / 2), 0)
+    image = image.resize((width, height), method).crop((left, 0, min(left + crop, width), height))
+    height = transform.resize * height // short
+    top = max(round((height - crop) / 2), 0)
+    image = image.resize((image.width, height), method)
+    image = image.crop((0, top, image.width, min(top + crop, height)))
+
+    pad = [(n // 2, n - n // 2) for n in (crop - image.height, crop - image.width)]
+    return np.pad(np.asarray(image), (*pad, (0, 0)))
+
+
+def normalize(
+    images: jax.typing.ArrayLike, transform: Transform, dtype: jax.typing.DTypeLike = np.float32
+) -> jax.Array:
+    """(x / 255 - mean) / std in float32, as ToTensor and Normalize, then cast to `dtype`.
+
+    Within 1e-6 of torchvision: XLA divides by a constant by multiplying with its rounded inverse.
+
+    Args:
+        images: uint8 (..., 3).
+    """
+    import jax.numpy as jnp
+
+    images = jnp.asarray(images).astype(jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (3,)
+    mean, std = (jnp.float32(x).reshape(shape) for x in (transform.mean, transform.std))
+    return ((images / 255 - mean) / std).astype(dtype)

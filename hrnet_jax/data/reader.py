@@ -1,0 +1,188 @@
+"""An evaluation set read in a process of its own, while this one imports JAX and loads the model.
+
+TensorFlow takes as long to import as the model takes to load. Both are Python, whose lock two
+threads of one process would pass to and fro.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+import weakref
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hrnet_jax.data import evaluation, sources
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.errors import Unavailable, UserError
+from hrnet_jax.runtime import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be read.
+
+    Attributes:
+        name, split, data_dir: of `evaluation.open_dataset`.
+        num_classes: of the model; a set with another number is refused.
+        transform, limit, process_index, process_count: of `evaluation.batches`.
+        batch_size: of all processes.
+        devices: of this process; its share of a batch is a multiple.
+    """
+
+    name: str
+    split: str | None
+    data_dir: str | None
+    num_classes: int
+    transform: Transform
+    batch_size: int
+    limit: int | None = None
+    process_index: int = 0
+    process_count: int = 1
+    devices: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set that the other process has opened.
+
+    Attributes:
+        facts: what is known of it.
+        classes: of `evaluation.competing_classes`.
+        total: how many examples are read, by all processes.
+        steps: how many batches each process gets.
+    """
+
+    facts: sources.Facts
+    classes: np.ndarray | None
+    total: int
+    steps: int
+
+
+class Reader:
+    """The other process: it ends with its last batch, or with this one.
+
+    Started here, it imports TensorFlow until `read` says what for. It knows the data sets of
+    `sources.DATASETS` and of tfds, none that a script has added.
+    """
+
+    def __init__(self) -> None:
+        # Not by `multiprocessing`, which would import the command there, and JAX with it; and not
+        # by standard output, which is for what libraries print.
+        results, theirs = os.pipe()
+        paths = [path for path in sys.path if isinstance(path, str)]
+        code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; r.main({theirs})'
+        self._process = subprocess.Popen(
+            [sys.executable, '-c', code],
+            stdin=subprocess.PIPE,
+            stdout=sys.__stderr__,
+            pass_fds=(theirs,),
+            process_group=0,  # Ctrl-C is this process's to answer
+            env=os.environ | {'CUDA_VISIBLE_DEVICES': '-1'},  # GPUs are for JAX
+        )
+        os.close(theirs)
+        self._received = os.fdopen(results, 'rb')
+        self._finalizer = weakref.finalize(self, _end, self._process, self._received)
+
+    def read(self, request: Request) -> None:
+        """Has it open the data set and decode images; to be called once."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as requests:
+            pickle.dump(request, requests)
+
+    def opened(self) -> Opened:
+        """Waits until the data set is open; to be called once, after `read`.
+
+        Raises:
+            UserError: of `evaluation.open_dataset`, or for another number of classes than the
+                model's.
+            Unavailable: if the other process was killed.
+            RuntimeError: if it failed otherwise.
+        """
+        return self._receive()
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Those of `evaluation.batches`; once, after `opened`.
+
+        Raises:
+            UserError: of `evaluation.batches`.
+            Unavailable, RuntimeError: as `opened`.
+        """
+        while (batch := self._receive()) is not None:
+            yield batch
+
+    def _receive(self) -> Any:
+        try:
+            received = pickle.load(self._received)
+        except (EOFError, pickle.UnpicklingError):  # the latter in the middle of a batch
+            code = self._process.wait()
+            message = f'the process that reads the data set ended with code {code}'
+            if code == -signal.SIGKILL:
+                raise Unavailable(f'{message}: killed, perhaps for memory') from None
+            raise RuntimeError(message) from None
+        if isinstance(received, Exception):
+            raise received
+        return received
+
+
+def _end(process: subprocess.Popen[bytes], results: BinaryIO) -> None:
+    results.close()
+    with process:
+        process.kill()
+
+
+def main(descriptor: int) -> None:
+    """What the other process does: it writes an `Opened`, the batches, None; or an exception."""
+    cli.prepare()
+    results = os.fdopen(descriptor, 'wb')
+
+    def send(part: Any) -> None:
+        try:
+            pickle.dump(part, results, pickle.HIGHEST_PROTOCOL)
+            results.flush()
+        except BrokenPipeError:  # the first process has ended
+            os._exit(1)  # without another attempt to write
+
+    try:
+        for part in _parts():
+            send(part)
+    except ImportError as error:
+        send(evaluation.missing(error))
+    except Exception as error:
+        known = isinstance(error, UserError)
+        send(error if known else RuntimeError(traceback.format_exc()))
+
+
+def _parts() -> Iterator[Any]:
+    sources.tensorflow()  # takes longest, and the same for every request
+    try:
+        request: Request = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the first process has ended without one
+        return
+    source = evaluation.open_dataset(request.name, request.split, request.data_dir)
+    if (source.num_classes or request.num_classes) != request.num_classes:
+        raise UserError(
+            f'{request.name} has {source.num_classes} classes, the checkpoint {request.num_classes}'
+        )
+    total = min(request.limit or source.num_examples, source.num_examples)
+    share = evaluation.local_batch(
+        min(request.batch_size, total), request.process_count, request.devices
+    )
+    yield Opened(
+        facts=source.facts,
+        classes=evaluation.competing_classes(source, request.data_dir),
+        total=total,
+        steps=math.ceil(math.ceil(total / request.process_count) / share),
+    )
+    places = request.process_index, request.process_count
+    yield from evaluation.batches(source, request.transform, share, *places, request.limit)
+    yield None

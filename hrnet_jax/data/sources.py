@@ -1,0 +1,166 @@
+"""Data sets: their table, and what an open one offers.
+
+Nothing is ever downloaded or prepared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """How a data set is read.
+
+    Attributes:
+        name: the tfds builder, with its config.
+        split: the split that published accuracies are of.
+        num_examples: in that split; None where not known beforehand.
+        label: the feature with the class, or the classes.
+        max_labels: room for the classes of one example; 0 where `label` is one class.
+        restricted: only the classes that occur are told apart, 200 of the 1000.
+        original: the feature with the class that ILSVRC2012 gives to the image.
+        numbered: the images are those of ILSVRC2012_img_val.tar: a file name tells the class.
+    """
+
+    name: str
+    split: str = 'test'
+    num_examples: int | None = None
+    label: str = 'label'
+    max_labels: int = 0
+    restricted: bool = False
+    original: str = 'label'
+    numbered: bool = False
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset('imagenet2012', 'validation', 50_000, numbered=True),
+        Dataset(
+            'imagenet2012_real', 'validation', 50_000, 'real_label', 32,
+            original='original_label', numbered=True,
+        ),
+        Dataset('imagenet_v2/matched-frequency', num_examples=10_000),
+        Dataset('imagenet_v2/threshold-0.7', num_examples=10_000),
+        Dataset('imagenet_v2/topimages', num_examples=10_000),
+        Dataset('imagenet_sketch', num_examples=50_889),
+        Dataset('imagenet_a', num_examples=7_500, restricted=True),
+        Dataset('imagenet_r', num_examples=30_000, restricted=True),
+    )
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a data set once it is open.
+
+    Attributes:
+        dataset: its row of `DATASETS`, or one made for it.
+        split: the split that is read.
+        num_examples: in that split.
+        num_classes, class_names: None where the data does not say.
+        is_partial: it has another number of examples than published accuracies are of.
+        notes: what the user should know beside the accuracy, a line each.
+        official: the class of each file name, empty where not known.
+    """
+
+    dataset: Dataset
+    split: str
+    num_examples: int
+    num_classes: int | None
+    class_names: tuple[str, ...] | None = dataclasses.field(repr=False)
+    is_partial: bool
+    notes: tuple[str, ...]
+    official: Mapping[str, int] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Facts):
+    """An opened data set.
+
+    Attributes: as of `Facts`, and
+        raw: (first, stop, seed, skip) -> tuples for `parse`, of these examples; in their fixed
+            order, or in one drawn from `seed`: files first, then within a buffer.
+            `skip` leaves out the first of those.
+        pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
+        parse: a tuple -> one example as `records` has it.
+    """
+
+    raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False)
+    pick: Callable[[np.ndarray], tf.data.Dataset] | None = dataclasses.field(repr=False)
+    parse: Callable[..., dict[str, tf.Tensor]] = dataclasses.field(repr=False)
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of it, without the functions that read it."""
+        return Facts(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
+        )
+
+    def records(self, first: int, stop: int) -> tf.data.Dataset:
+        """These examples in their fixed order, undecoded: image (string), label (int32, scalar or
+        (max_labels,)), original (int32) and name (string)."""
+        tf = tensorflow()
+        parse = tf.autograph.experimental.do_not_convert(self.parse)
+        return self.raw(first, stop).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def tensorflow() -> Any:
+    """The module, kept off the accelerators, which are JAX's."""
+    with _without_extras():
+        import tensorflow as tf
+
+    for kind in ('GPU', 'TPU'):
+        # An error means that someone used TensorFlow before: its devices are settled.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], kind)
+    return tf
+
+
+@contextlib.contextmanager
+def _without_extras() -> Iterator[None]:
+    """TensorFlow looks for Keras and JAX while it is imported: half of the time, for nothing used
+    here. Who asks for `tf.keras` later gets it; `tf.lite` converts no JAX in this process."""
+    extras = {'keras', 'jax'} - sys.modules.keys()
+    if 'tensorflow' in sys.modules:
+        extras = set()
+    for name in extras:
+        sys.modules[name] = None  # type: ignore[assignment]  # how Python says: not installed
+    try:
+        yield
+    finally:
+        for name in extras:
+            sys.modules.pop(name, None)
+
+
+def opened(data: tf.data.Dataset) -> Iterator[Any]:
+    """`data.as_numpy_iterator()`, closed at the latest when Python begins to end: after that its
+    threads, which run Python to decode some images, are waited for without an end."""
+    held = [data.as_numpy_iterator()]
+
+    def elements() -> Iterator[Any]:
+        nothing = object()
+        while held and (element := next(held[0], nothing)) is not nothing:
+            yield element
+
+    result = elements()
+    weakref.finalize(result, held.clear)
+    return result
+
+
+def first_line(error: Exception) -> str:
+    """The first line of TensorFlow's message, without the names of its nodes."""
+    text = getattr(error, 'message', str(error)) or 'no examples'
+    return re.sub(r'{{.*?}}|\[Op:.*', '', text.strip().splitlines()[0]).strip()

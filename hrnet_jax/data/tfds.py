@@ -1,0 +1,196 @@
+"""Data sets that tfds has prepared, read from their tfrecord files."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data.sources import DATASETS, Dataset, Source, tensorflow
+from hrnet_jax.errors import UserError
+
+_ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
+
+# Enough to notice shifted labels, should tfds no longer bring the list of all.
+_KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 970}
+# Training: records that wait, undecoded, to be drawn from; and bytes of a split up to which it is
+# held in memory, where any order is possible.
+SHUFFLE = 256
+_TOGETHER = 4  # files a lane of training reads at once: there are up to 64, and descriptors end
+IN_MEMORY = 256 * 2**20
+_PREPARE = (
+    'python -c "import tensorflow_datasets as tfds; '
+    "tfds.builder('{name}', data_dir='{root}', file_format='tfrecord')"
+    '.download_and_prepare({config})"'
+)
+_MANUAL = (
+    "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER WITH ILSVRC2012_img_val.tar')"
+)
+
+
+def open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
+    import tensorflow_datasets as tfds
+
+    name, _, version = name.partition(':')
+    name = _ALIASES.get(name, name)
+    row = DATASETS.get(name, Dataset(name))
+    info = _builder(row, version, data_dir).info
+    split = split or row.split
+    try:
+        selected = info.splits[split]
+        base = info.splits[re.split(r'[\[+]', split)[0]]
+    except (KeyError, ValueError) as error:
+        known = ', '.join(info.splits)
+        raise UserError(f'{name} has no split {split!r}; it has: {known}') from error
+    missing = sorted({'image', row.label, row.original} - set(info.features))
+    if missing:
+        known = ', '.join(info.features)
+        raise UserError(f'{name} has no feature {" or ".join(missing)}; it has: {known}')
+    whole = row.num_examples if base.name == row.split and row.num_examples else base.num_examples
+    is_partial = selected.num_examples != whole
+    classes = getattr(info.features[row.label], 'feature', info.features[row.label])
+    names = getattr(classes, 'names', None)
+    return Source(
+        dataset=row,
+        split=split,
+        num_examples=selected.num_examples,
+        num_classes=getattr(classes, 'num_classes', None),
+        class_names=tuple(names) if names else None,
+        is_partial=is_partial,
+        notes=(),
+        official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
+        **_tfds_access(row, info.features, selected.file_instructions, base.num_bytes, tfds.decode),
+    )
+
+
+def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, Any]:
+    """`raw`, `pick` and `parse` of a split: its files, and which examples of each belong to it."""
+
+    def raw(first, stop, seed=None, skip=0):
+        tf = tensorflow()
+        files = instructions
+        if seed is not None:
+            files = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+        ranges, start = [], 0
+        for file in files:
+            before, end = max(first - start, 0), min(stop - start, file.take)
+            if before < end:
+                ranges.append((file.filename, file.skip + before, end - before))
+            start += file.take
+
+        def read(path, before, take):
+            file = tf.data.TFRecordDataset(path).enumerate().skip(before).take(take)
+            return file.map(lambda number, serialized: (path, number, serialized))
+
+        paths, skips, takes = zip(*ranges, strict=True) if ranges else ((), (), ())
+        numbers = (tf.constant(x, tf.int64) for x in (skips, takes))
+        table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
+        # Several files at once: one alone is too slow from remote storage.
+        data = table.interleave(
+            tf.autograph.experimental.do_not_convert(read),
+            cycle_length=16 if seed is None else _TOGETHER,
+            block_length=16,
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        if seed is not None:
+            buffer_seed = np.random.SeedSequence([*seed, first]).generate_state(1)[0]
+            data = data.shuffle(SHUFFLE, int(buffer_seed), reshuffle_each_iteration=False)
+        return data.skip(skip)
+
+    def parse(path, number, serialized):
+        tf = tensorflow()
+        example = features.deserialize_example(
+            serialized, decoders={'image': decode.SkipDecoding()}
+        )
+        label = tf.cast(example[row.label], tf.int32)
+        if row.max_labels:
+            room = row.max_labels - tf.size(label)
+            label = tf.pad(label, [(0, room)], constant_values=-1)
+            label = tf.ensure_shape(label, (row.max_labels,))
+        file = tf.strings.split(path, '/')[-1]
+        name = tf.strings.join((file, ' example ', tf.strings.as_string(number)))
+        return {
+            'image': example['image'],
+            'label': label,
+            'original': tf.cast(example[row.original], tf.int32),
+            'name': example.get('file_name', name),
+        }
+
+    @functools.lru_cache(maxsize=1)
+    def columns():
+        total = sum(file.take for file in instructions)
+        found = next(raw(0, total).batch(total).as_numpy_iterator())
+        if len(found[0]) < total:
+            raise UserError(
+                f'{row.name}: its files hold {len(found[0])} examples where dataset_info.json says '
+                f'{total}; they are damaged, prepare it again'
+            )
+        return found
+
+    def pick(numbers):
+        chosen = tuple(tensorflow().constant(column[numbers]) for column in columns())
+        return tensorflow().data.Dataset.from_tensor_slices(chosen)
+
+    in_memory = 0 < num_bytes <= IN_MEMORY
+    return {'raw': raw, 'pick': pick if in_memory else None, 'parse': parse}
+
+
+def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
+    """The newest copy on disk, by its own metadata: without the network or the builder's code."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    root = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+    root = epath.Path(os.path.expanduser(root))
+    prepare = _PREPARE.format(name=row.name, root=root, config=_MANUAL if row.numbered else '')
+    copies = [
+        path.parent
+        for pattern in ('*/dataset_info.json', '*/*/dataset_info.json')
+        for path in (root / row.name).glob(pattern)
+        if re.fullmatch(re.escape(version) or r'\d+\.\d+\.\d+', path.parent.name)
+    ]
+    if not copies:
+        wanted = f'{row.name}:{version}' if version else row.name
+        # With those of the community it would ask the network.
+        known = tfds.list_builders(with_community_datasets=False)
+        if row.name.split('/')[0] not in known and ':' not in row.name:
+            raise UserError(f'{wanted} is not in {root}, and tfds has no data set of that name')
+        raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
+    configs = sorted({copy.parent.name for copy in copies})
+    if len(configs) > 1:
+        raise UserError(f'{row.name}: add one of its configs: {", ".join(configs)}')
+    newest = max(copies, key=lambda copy: [int(x) for x in copy.name.split('.')])
+    try:
+        # Written by tfds before 4.0: only the builder's code knows the features.
+        if not (newest / 'features.json').exists():
+            return tfds.builder(f'{row.name}:{newest.name}', data_dir=root, try_gcs=False)
+        builder = tfds.builder_from_directory(newest)
+    except ImportError:
+        raise
+    except Exception as error:  # Damaged metadata: tfds has no error of its own for it.
+        raise UserError(f'cannot open {newest}: {error}; prepare it again: {prepare}') from error
+    formats = {x.value for x in (builder.info.file_format, *builder.info.alternative_file_formats)}
+    if 'tfrecord' not in formats:
+        raise UserError(
+            f'{newest} holds {" and ".join(sorted(formats))} files; tfrecord is needed, prepare it '
+            f'in another folder: {prepare}'
+        )
+    if builder.info.file_format.value != 'tfrecord':
+        builder.info.set_file_format('tfrecord', override=True, override_if_initialized=True)
+    return builder
+
+
+def _official_labels(tfds: Any) -> Mapping[str, int]:
+    """The class of each file of ILSVRC2012_img_val.tar, from the lists that tfds brings."""
+    folder = tfds.core.tfds_path('datasets/imagenet2012')
+    try:
+        classes = (folder / 'labels.txt').read_text().split()
+        labels = (folder / 'validation_labels.txt').read_text().split()
+    except FileNotFoundError:
+        return _KNOWN
+    number = {name: i for i, name in enumerate(classes)}
+    return {f'ILSVRC2012_val_{i:08}.JPEG': number[x] for i, x in enumerate(labels, start=1)}

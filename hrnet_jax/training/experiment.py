@@ -1,0 +1,257 @@
+"""What a training run is made of: data, model, teacher and the state it starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import loading, workdir
+from hrnet_jax.checkpoints.transfer import transfer
+from hrnet_jax.data import evaluation, imagenet
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.training import TrainData
+from hrnet_jax.errors import UserError
+from hrnet_jax.inference import summary
+from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
+from hrnet_jax.inference.folding import fold
+from hrnet_jax.initialisation import init
+from hrnet_jax.models import Variables, create_model, variable_shapes
+from hrnet_jax.runtime import distributed
+from hrnet_jax.training import runs
+from hrnet_jax.training.recipes import Recipe
+from hrnet_jax.training.step import (
+    TrainState,
+    create_state,
+    make_optimizer,
+    make_schedule,
+    make_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What does not change the result: see train.py --help."""
+
+    workdir: Path
+    data_dir: str | None = None
+    eval_batch_size: int | None = None
+    log_every: int = 50
+    checkpoint_steps: int = 2000
+    checkpoint_minutes: float = 15.0
+    keep: int = 2
+    stop_at: int | None = None
+    tensorboard: bool = True
+    wandb: str | None = None
+    profile: tuple[int, int] | None = None
+    force: bool = False
+
+
+class Experiment:
+    """A run's data, opened and checked; its model, steps and checkpoints; alike in all processes.
+
+    Args:
+        say: gets lines for the user.
+
+    Raises:
+        UserError: in every process, if something is missing or does not fit together.
+    """
+
+    def __init__(self, arch: str, recipe: Recipe, options: Options, say: Callable[[str], None]):
+        self.recipe, self.options, self.say = recipe, options, say
+        self.mesh = data_mesh()
+        self.whole = NamedSharding(self.mesh, P())
+        with distributed.fail_together():
+            self._open_data()
+            self.model = create_model(
+                arch,
+                self.num_classes,
+                dtype=jnp.dtype(recipe.dtype),
+                bn_group_size=recipe.bn_group_size,
+                remat=recipe.remat,
+            )
+            self.teacher, teacher_variables = self._load_teacher()
+            if recipe.init and not workdir.steps(options.workdir):
+                loading.find(recipe.init, arch)
+            if distributed.is_main():
+                runs.prepare(options.workdir, self.config, options.force)
+        runs.require_shared(options.workdir)
+        self.teacher_variables = self.place(teacher_variables)
+
+        epoch = self.data.steps_per_epoch
+        self.total = max(round(recipe.epochs * epoch), 1)
+        self.eval_steps = max(round(recipe.eval_every * epoch), 1)
+        schedule = make_schedule(recipe, epoch)
+        self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
+        self.tx = make_optimizer(recipe, schedule)
+        self.train_step = make_train_step(
+            self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher
+        )
+        self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.competing)
+        self.store = runs.Store(
+            options.workdir,
+            self._describe(),
+            options.keep,
+            lambda line: say(f'warning: {line}'),
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What must be the same when the run goes on."""
+        return {
+            'arch': self.model.arch.name,
+            'num_classes': self.num_classes,
+            'training_images': self.source.num_examples,
+            'recipe': self.recipe.to_json(),
+        }
+
+    def start(self) -> TrainState:
+        """The newest checkpoint's state on all devices, or a new one."""
+        averaged = self.recipe.ema is not None
+        create = jax.jit(
+            lambda variables: create_state(variables, self.tx, averaged), out_shardings=self.whole
+        )
+        restored = self.store.restore(jax.eval_shape(create, variable_shapes(self.model)))
+        fresh = restored is None
+        state = create(self.place(self._variables())) if fresh else self.place(restored)
+        with distributed.fail_together():
+            if distributed.is_main():
+                runs.write_config(self.options.workdir, self.config)
+        return state
+
+    def _variables(self) -> Variables:
+        """Those to start from."""
+        with distributed.fail_together():
+            variables = init(self.model, jax.random.key(self.recipe.seed), self.recipe.image_size)
+            if self.recipe.init:
+                variables = self._initial(variables)
+        return variables
+
+    def place(self, tree: Any) -> Any:
+        """NumPy arrays, the same in every process, onto every device."""
+
+        def one(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self.whole, lambda index: x[index])
+
+        return jax.tree.map(one, tree)
+
+    def flops(self) -> int:
+        """Of one training image: a multiply-add is two, the backward pass twice the forward one."""
+        size = self.recipe.image_size
+        total = 6 * summary.multiply_adds(self.model, size)
+        if self.teacher:
+            total += 2 * summary.multiply_adds(self.teacher[0].clone(folded=False), size)
+        return total
+
+    def introduce(self, start: int) -> None:
+        """Says what was found."""
+        r, devices, processes = self.recipe, jax.devices(), jax.process_count()
+        each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
+        rows = {
+            'model': f'{self.model.arch.name}, {summary.parameters(self.model) / 1e6:.2f} M '
+            f'parameters, {summary.multiply_adds(self.model, r.image_size) / 1e9:.3f} G '
+            f'multiply-adds an image of {r.image_size} pixels, {r.dtype}',
+            'devices': f'{self.mesh.size} x {devices[0].device_kind} in {processes} '
+            f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
+            + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
+            'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
+            f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.microbatch}'
+            + (f', averaged {r.ema:g}' if r.ema else '')
+            + (f', teacher {r.teacher}' if r.teacher else ''),
+            'data': f'{r.dataset}, {self.source.num_examples:,} images of {self.num_classes} '
+            f'classes, evaluated on {self.held_out.num_examples:,} of {self.held_out.split}',
+            'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
+            + (
+                'finished, nothing to do'
+                if start >= self.total
+                else f'going on after {start:,}'
+                if start
+                else 'from the beginning'
+            ),
+            'folder': str(self.options.workdir),
+        }
+        for name, text in rows.items():
+            self.say(f'{name:8}{text}')
+        for note in (*self.source.notes, *self.held_out.notes):
+            self.say(f'note: {note}')
+        group = r.bn_group_size or r.microbatch
+        if self.mesh.size > 1 and r.microbatch >= group and each % group:
+            self.say(
+                f'note: {each} images a device are no multiple of the {group} that share BatchNorm '
+                'statistics, which therefore travel between devices at every layer'
+            )
+
+    def _open_data(self) -> None:
+        r, data_dir = self.recipe, self.options.data_dir
+        self.source = evaluation.open_dataset(r.dataset, r.split, data_dir)
+        self.held_out = evaluation.open_dataset(r.dataset, r.eval_split, data_dir)
+        if self.source.num_classes is None:
+            raise UserError(f'{r.dataset} does not say how many classes it has')
+        self.num_classes = self.source.num_classes
+        names = [
+            {str(x) for x in s.class_names or range(s.num_classes or 0)}
+            for s in (self.source, self.held_out)
+        ]
+        if apart := sorted(names[0] ^ names[1]):
+            raise UserError(
+                f'{r.dataset}: {self.source.split} and {self.held_out.split} must have the same '
+                f'classes; they differ in {", ".join(apart[:5])}'
+            )
+        self.competing = evaluation.competing_classes(self.held_out, data_dir)
+        self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
+        if r.microbatch % self.mesh.size:
+            raise UserError(
+                f'{r.microbatch} images (batch_size / accumulate) do not divide over '
+                f'{self.mesh.size} devices'
+            )
+
+    def _load_teacher(self) -> tuple[Any, Variables]:
+        if self.recipe.teacher is None:
+            return None, {}
+        folder = loading.find(self.recipe.teacher)
+        meta = checkpoint.read_json(folder)
+        if meta['num_classes'] != self.num_classes:
+            raise UserError(
+                f'the teacher {folder} has {meta["num_classes"]} classes, the data '
+                f'{self.num_classes}'
+            )
+        model, variables = loading.load(folder, dtype=self.model.dtype)
+        folded = fold(model, variables)
+        return (folded.model, Transform.from_json(meta['transform'])), folded.variables
+
+    def _initial(self, fresh: Variables) -> Variables:
+        """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
+        number of classes differs."""
+        folder = loading.find(str(self.recipe.init), self.model.arch.name)
+        before = checkpoint.read_json(folder)['num_classes']
+        _, loaded = loading.load(folder, self.model.arch.name)
+        new = before != self.num_classes
+        variables, report = transfer(fresh, loaded, fresh='^head/classifier/' if new else ())
+        self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')
+        self.say(str(report))
+        return variables
+
+    def _describe(self) -> dict[str, Any]:
+        names = self.source.class_names
+        if names and set(names) <= set(imagenet.classes()):
+            names = None  # WordNet ids: predict.py has better names for them
+        return {
+            **checkpoint.describe(self.model),
+            'transform': self.recipe.transform.to_json(),
+            'published': None,
+            'class_names': list(names) if names else None,
+            'source': {'file': None, 'origin': 'train.py', 'sha256': None},
+            'training': {
+                'recipe': self.recipe.to_json(),
+                'steps_per_epoch': self.data.steps_per_epoch,
+            },
+        }

@@ -1,0 +1,290 @@
+"""The checkpoints of a training run: written while it goes on, checked when read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import workdir
+from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import distributed, files
+from hrnet_jax.training.step import TrainState
+
+_PATIENCE = 10  # seconds
+
+
+def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
+    """Makes the training folder, or checks that it is one of the same run.
+
+    Args:
+        config: what must not change; `write_config` writes it once the run can go on.
+        force: allow another configuration.
+
+    Raises:
+        UserError: if the folder cannot be written, or belongs to another run.
+    """
+    file = path / workdir.CONFIG
+    ours = file.exists() or (path / workdir.CHECKPOINTS).exists()
+    if path.is_dir() and not ours and any(path.iterdir()) and not force:
+        raise UserError(f'{path} holds something else; take a new folder, or --force')
+    try:
+        (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        before = json.loads(file.read_text()) if file.exists() else None
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from None
+    except ValueError:
+        raise UserError(f'{file} is damaged; its folder needs it to go on') from None
+    if before is None and workdir.steps(path) and not force:
+        raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
+    changed = [] if before is None else list(_changes(before, config))
+    if changed and not force:
+        raise UserError(
+            f'{path} is of a run with {"; ".join(changed)}; take another --workdir, or --force to '
+            'go on in spite of it'
+        )
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    files.write(path / workdir.CONFIG, json.dumps(config, indent=1) + '\n')
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any], name: str = '') -> Any:
+    for key in sorted(before.keys() | after.keys()):
+        if key not in before:  # a field that a later version has added
+            continue
+        old, new = before[key], after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changes(old, new, f'{name}{key}.')
+        elif old != new:
+            yield f'{name}{key} {old}, not {new}'
+
+
+def require_shared(path: Path) -> None:
+    """Raises UserError in every process unless all see the same folder."""
+    if jax.process_count() == 1:
+        return
+    value = distributed.broadcast(int.from_bytes(os.urandom(3)))
+    token = path / f'.shared-{value}'
+    try:
+        with distributed.fail_together():
+            if distributed.is_main():
+                token.touch()
+        with distributed.fail_together():
+            if not _appears(token):
+                raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
+    finally:
+        if distributed.is_main():
+            token.unlink(missing_ok=True)
+
+
+def _appears(file: Path) -> bool:
+    """Waits for a file that another host has made: network file systems show it late."""
+    deadline = time.monotonic() + _PATIENCE
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+@dataclasses.dataclass
+class Store:
+    """The checkpoints of the training folder `path`; all its methods are for every process.
+
+    Process 0 alone writes, because every process has the whole state; each reads for itself.
+    Kept are the last `keep`, and the one with the best evaluation.
+
+    Attributes:
+        describe: the JSON of a checkpoint beside what `save` adds.
+        top1: step -> percent, of the evaluations so far; a part of every checkpoint.
+        warn: gets a line about a checkpoint that cannot be read.
+    """
+
+    path: Path
+    describe: dict[str, Any]
+    keep: int
+    warn: Callable[[str], None] = print
+    top1: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._manager: Any = None
+        self._writing = False
+        self._newest: int | None = None  # being written, or written
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Orbax's preservation policy."""
+        steps = [one.step for one in checkpoints]
+        best = workdir.best(steps, self.top1)
+        return [step in (best, *steps[-self.keep :]) for step in steps]
+
+    def best(self) -> int | None:
+        """The step of the best evaluation so far."""
+        return workdir.best(list(self.top1), self.top1)
+
+    def save(self, state: TrainState) -> None:
+        """Starts to write the state, which may be donated as soon as this returns.
+
+        Raises:
+            UserError: if it cannot be written, or the one before could not.
+        """
+        step = int(state.step)
+        if not distributed.is_main() or step in (self._newest, *workdir.steps(self.path)):
+            return
+        import orbax.checkpoint as ocp
+
+        # Copies: on a CPU, np.asarray would be a view of what the next step overwrites.
+        trees = {k: jax.tree.map(np.array, tree) for k, tree in _parts(state).items() if tree}
+        digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
+        # Names are strings in JSON, and sorted as such in its digest.
+        top1 = {str(evaluated): value for evaluated, value in self.top1.items()}
+        meta = checkpoint.with_digest(
+            {
+                **self.describe,
+                'training': {**self.describe['training'], 'step': step, 'top1': top1},
+                'arrays': digests['raw'],
+                'ema': digests.get('ema'),
+                'rest': digests['rest'],
+            }
+        )
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        self._newest, self._writing = step, True
+        with _errors(self.path):
+            self._open().save(
+                step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
+            )
+
+    def check(self) -> None:
+        """Raises UserError if writing in the background has failed."""
+        if self._writing and not self._manager.is_saving_in_progress():
+            self._writing = False
+            with _errors(self.path):
+                self._manager.wait_until_finished()  # no wait, but it raises what happened
+
+    def close(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            UserError: if that failed.
+        """
+        if self._manager is not None:
+            manager, self._manager, self._writing = self._manager, None, False
+            self._newest = None
+            with _errors(self.path):
+                manager.wait_until_finished()
+                manager.close()
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest state that can be read, as NumPy arrays; None where there is none yet.
+
+        One that cannot is put aside with a warning.
+
+        Raises:
+            UserError: if there are checkpoints and none can be read.
+        """
+        steps = workdir.steps(self.path) if distributed.is_main() else []
+        number, problem = distributed.broadcast(len(steps)), ''
+        for left in reversed(range(number)):
+            step = distributed.broadcast(steps[left] if steps else 0)
+            state, failure = None, 0
+            try:
+                state = self._read(step, shapes)
+            except checkpoint.Misfit as error:
+                failure, problem = 2, str(error)
+            except UserError as error:
+                failure, problem = 1, str(error)
+            worst = distributed.all_max(failure)
+            if worst == 0:
+                return state
+            problem = problem or f'step {step}: another process cannot read it'
+            if worst == 2:  # by --force; older ones would not fit either
+                raise UserError(
+                    f'{problem}. To start anew from its weights: --init {self.path} and another '
+                    '--workdir'
+                )
+            self.warn(f'{problem}; going back' + ', it is now in damaged/' * (left > 0))
+            with distributed.fail_together():
+                if distributed.is_main() and left:
+                    self._put_aside(step)
+        if number:
+            raise UserError(
+                f'{self.path}: none of its checkpoints can be read; the last: {problem}'
+            )
+        return None
+
+    def _put_aside(self, step: int) -> None:
+        aside = self.path / workdir.DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
+
+    def _read(self, step: int, shapes: TrainState) -> TrainState:
+        folder = self.path / workdir.CHECKPOINTS / str(step)
+        _appears(folder / workdir.META)
+        meta = checkpoint.read_json(folder)
+        trees = {}
+        for name, tree in _parts(shapes).items():
+            expected = meta['arrays' if name == 'raw' else name]
+            if tree and expected is None:
+                raise checkpoint.Misfit(f'{folder} was written without averaged weights')
+            if tree:
+                trees[name] = checkpoint.restore(folder / name, tree, expected)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
+        flat = [trees['rest']['opt_state'][_name(path)] for path, _ in leaves]
+        self.top1 = {int(k): v for k, v in meta['training']['top1'].items()}
+        return TrainState(
+            step=trees['rest']['step'],
+            opt_state=jax.tree_util.tree_unflatten(structure, flat),
+            ema=trees.get('ema', {}),
+            valid=np.ones((), bool),  # type: ignore[arg-type]
+            **trees['raw'],
+        )
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            alone = ocp.options.MultiprocessingOptions(0, {0}, 'run')
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                multiprocessing_options=alone,
+                create=False,
+            )
+            folder = (self.path / workdir.CHECKPOINTS).absolute()
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        return self._manager
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The Orbax trees of a checkpoint; the optimiser's leaves under names of their own, because
+    its structure has nodes without leaves."""
+    leaves = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
+    optimizer = {_name(path): leaf for path, leaf in leaves}
+    rest = {'step': state.step, 'opt_state': optimizer}
+    return {'raw': state.variables(), 'ema': state.ema, 'rest': rest}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='.')
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise, of many kinds, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        line = checkpoint.first_line(error)
+        raise UserError(f'cannot write the checkpoint in {path}: {line}') from error

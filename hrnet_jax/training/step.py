@@ -1,0 +1,317 @@
+"""The train state, the optimiser and the compiled train step: what one step computes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hrnet_jax.data.preprocess import Transform, normalize
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.inference.padding import computed_wide
+from hrnet_jax.layers import matmul_precision
+from hrnet_jax.models import Variables
+from hrnet_jax.training.recipes import Recipe
+
+Array = jax.Array
+Batch = dict[str, Any]
+# What every process tells the others with each batch: it was asked to stop, it has failed, it had
+# no data for this step, it skipped so many images.
+SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+        step: int32, steps taken.
+        ema: {'params': ..., 'batch_stats': ...} averaged, or empty where not averaged.
+        valid: False from the first step on that could not be taken: none after it is, either.
+    """
+
+    step: Array
+    params: Variables
+    batch_stats: Variables
+    opt_state: Any
+    ema: Variables
+    valid: Array
+
+    def variables(self, averaged: bool = False) -> Variables:
+        """For `model.apply`; the averaged weights and statistics if asked and there are any."""
+        own = {'params': self.params, 'batch_stats': self.batch_stats}
+        return self.ema if averaged and self.ema else own
+
+
+def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step."""
+    variables = {'params': variables['params'], 'batch_stats': variables['batch_stats']}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        opt_state=tx.init(variables['params']),
+        # Its own memory: the buffers of a donated state must not be the same twice.
+        ema=jax.tree.map(jnp.copy, variables) if ema else {},
+        valid=jnp.ones((), bool),
+        **variables,
+    )
+
+
+def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """Step -> learning rate, scaled with the batch size (Goyal et al. 2017)."""
+    peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
+    warmup, total = (round(n * steps_per_epoch) for n in (recipe.warmup_epochs, recipe.epochs))
+    if recipe.schedule == 'cosine':
+        main = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
+    else:
+        at: dict[int, float] = {}
+        for milestone in recipe.milestones:
+            step = round(milestone * steps_per_epoch) - warmup
+            at[step] = at.get(step, 1.0) * recipe.gamma
+        main = optax.piecewise_constant_schedule(peak, at)
+    if recipe.by_epoch:
+        by_step = main
+
+        def main(count):
+            # Counted from the end of the warm-up; epochs from the beginning.
+            start = (count + warmup) // steps_per_epoch * steps_per_epoch - warmup
+            return by_step(jnp.maximum(start, 0))
+
+    whole = main
+    if warmup:
+        whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+    def schedule(count):
+        with jax.numpy_dtype_promotion('standard'):  # Optax multiplies counters by floats
+            return whole(count)
+
+    return schedule
+
+
+def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW."""
+    decay = optax.add_decayed_weights(
+        recipe.weight_decay, None if recipe.decay_norms else functools.partial(_named, 'kernel')
+    )
+    if recipe.optimizer == 'sgd':
+        rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
+    else:
+        rule = optax.chain(optax.scale_by_adam(), decay)
+    last = functools.partial(_named, 'classifier')
+    # Always in these places, so that the names in a checkpoint do not depend on what is in use.
+    return optax.chain(
+        optax.identity()
+        if recipe.clip_norm is None
+        else optax.clip_by_global_norm(recipe.clip_norm),
+        rule,
+        optax.identity()
+        if recipe.head_lr == 1
+        else optax.masked(optax.scale(recipe.head_lr), last),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _named(name: str, params: Variables) -> Variables:
+    """True for the leaves with `name` in their path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(key.key == name for key in path), params
+    )
+
+
+def mix(
+    key: Array, images: Array, targets: Array, mixup: float, cutmix: float, group: int = 32
+) -> tuple[Array, Array]:
+    """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or a coin's choice of the two.
+
+    Images mix within groups, the i-th with the i-th from the end, each group with its own draw: the
+    result does not depend on the number of devices, and where these hold whole groups nothing
+    travels.
+
+    Args:
+        images: (N, H, W, C) of any range.
+        targets: (N, classes) probabilities.
+        mixup, cutmix: alpha of the Beta distribution of each; 0 for none.
+        group: images that mix; the largest common divisor with N is taken.
+    """
+    n, height, width = images.shape[:3]
+    groups = n // math.gcd(n, group)
+    keys = jax.random.split(key, 5)
+    cut = jax.random.bernoulli(keys[0], 0.5 if mixup and cutmix else float(cutmix > 0), (groups,))
+    kept = jax.random.beta(keys[1], mixup or 1.0, mixup or 1.0, (groups,))
+    # The box has the area 1 - lambda around a uniform centre; what leaves the image is cut off.
+    side = jnp.sqrt(1 - jax.random.beta(keys[2], cutmix or 1.0, cutmix or 1.0, (groups,)))
+    inside = []
+    for axis_key, size in ((keys[3], height), (keys[4], width)):
+        centre = jax.random.randint(axis_key, (groups, 1), 0, size)
+        half = (side[:, None] * size).astype(jnp.int32) // 2
+        at = jnp.arange(size)[None]
+        inside.append((at >= centre - half) & (at < centre + half))
+    box = inside[0][:, :, None] & inside[1][:, None, :]
+    area = jnp.mean(box.astype(jnp.float32), (1, 2))
+    pixel = jnp.where(cut[:, None, None], 1.0 - box.astype(jnp.float32), kept[:, None, None])
+    label = jnp.where(cut, 1 - area, kept)
+
+    def blend(x: Array, weight: Array) -> Array:
+        grouped = x.reshape((groups, n // groups, *x.shape[1:]))
+        return (weight * grouped + (1 - weight) * grouped[:, ::-1]).reshape(x.shape)
+
+    return blend(images, pixel[:, None, :, :, None]), blend(targets, label[:, None, None])
+
+
+def divergence(kind: str, logits: Array, teacher: Array, temperature: float) -> Array:
+    """(N, C) logits of both -> (N,): Jensen-Shannon, or KL(teacher || student) * temperature^2."""
+    ours, theirs = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher))
+    p = jnp.exp(theirs)
+    if kind == 'kl':
+        return jnp.sum(p * (theirs - ours), -1) * temperature**2
+    q = jnp.exp(ours)
+    middle = jnp.log((p + q) / 2 + 1e-30)
+    return jnp.sum(p * (theirs - middle) + q * (ours - middle), -1) / 2
+
+
+def make_loss(
+    model: Classifier,
+    recipe: Recipe,
+    transform: Transform,
+    teacher: Teacher | None = None,
+    channel_multiple: int = 1,
+) -> Callable[..., tuple[Array, tuple[Variables, Array]]]:
+    """The function (params, batch_stats, images, labels, weights, key, teacher's variables) ->
+    (sum over images of weight * loss, (new batch_stats, (N, classes) logits)), all float32.
+
+    Args:
+        transform: its mean and standard deviation.
+        teacher: the model, and its transform.
+        channel_multiple: of the branches' channels while they are computed: see `padding`.
+    """
+    wide, widen, narrow = computed_wide(model, channel_multiple)
+
+    def loss(params, batch_stats, images, labels, weights, key, teacher_variables):
+        targets = jax.nn.one_hot(labels, model.num_classes, dtype=jnp.float32)
+        smooth = recipe.label_smoothing
+        targets = targets * (1 - smooth) + smooth / model.num_classes
+        if recipe.mixup or recipe.cutmix:
+            pixels = images.astype(jnp.float32)
+            group = recipe.bn_group_size or 32
+            images, targets = mix(key, pixels, targets, recipe.mixup, recipe.cutmix, group)
+        logits, new = wide.apply(
+            widen({'params': params, 'batch_stats': batch_stats}),
+            normalize(images, transform, model.dtype),
+            train=True,
+            mutable=['batch_stats'],
+        )
+        each = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
+        if teacher is not None:
+            other, theirs = teacher
+            soft = other.apply(teacher_variables, normalize(images, theirs, other.dtype))
+            apart = divergence(recipe.distill_loss, logits, soft, recipe.temperature)
+            each = recipe.distill_weight * apart + (1 - recipe.distill_weight) * each
+        return jnp.sum(weights * each), (narrow(new['batch_stats']), logits)
+
+    return loss
+
+
+Teacher = tuple[Any, Transform]
+# By platform and type: see `padding`.
+CHANNEL_MULTIPLES: dict[tuple[str, str], int] = {}
+
+
+def make_train_step(
+    model: Classifier,
+    recipe: Recipe,
+    transform: Transform,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    teacher: Teacher | None = None,
+    channel_multiple: int | None = None,
+) -> Callable[[TrainState, Batch, Variables], tuple[TrainState, dict[str, Array]]]:
+    """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
+
+    channel_multiple: see `make_loss`; None for what pays on the platform.
+
+    The state is donated and lies on every device; it stays as it was where a process signals
+    'no_batch', or where loss, gradient or update are not finite, and ever after.
+
+    A batch has, split over the mesh's axis 'data':
+    image uint8 (A, N, H, W, 3), label int32 (A, N), weight float32 (A, N), 0 for an image that
+    does not count, for A = recipe.accumulate; and signals float32 (devices, len(SIGNALS)).
+
+    Metrics are float32 scalars: loss and top1 (0 to 1, against the unmixed label), both means over
+    the images that count, gradient_norm, finite, learning_rate, and the sums of the signals.
+    """
+    whole = NamedSharding(mesh, P())
+    if channel_multiple is None:
+        kind = mesh.devices.flat[0].platform, jnp.dtype(model.dtype).name
+        channel_multiple = CHANNEL_MULTIPLES.get(kind, 1)
+    parts, rows = NamedSharding(mesh, P(None, 'data')), NamedSharding(mesh, P('data'))
+    objective = make_loss(model, recipe, transform, teacher, channel_multiple)
+    value_and_grad = jax.value_and_grad(objective, has_aux=True)
+
+    def step(state: TrainState, batch: Batch, teacher_variables: Variables):
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+
+        def microbatch(carry, xs):
+            grads, batch_stats, loss, right = carry
+            index, images, labels, weights = xs
+            (value, (batch_stats, logits)), new = value_and_grad(
+                state.params, batch_stats, images, labels, weights / recipe.batch_size,
+                jax.random.fold_in(key, index), teacher_variables,
+            )  # fmt: skip
+            hit = jnp.where(jnp.argmax(logits, -1) == labels, weights, 0) / recipe.batch_size
+            grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
+            return (grads, batch_stats, loss + value, right + jnp.sum(hit)), None
+
+        xs = (jnp.arange(recipe.accumulate), batch['image'], batch['label'], batch['weight'])
+        zero = jnp.zeros((), jnp.float32)
+        with matmul_precision(model):
+            if recipe.accumulate == 1:
+                first = jax.tree.map(lambda x: x[0], xs)
+                carry, _ = microbatch((None, state.batch_stats, zero, zero), first)
+            else:
+                zeros = jax.tree.map(jnp.zeros_like, state.params)
+                carry, _ = jax.lax.scan(microbatch, (zeros, state.batch_stats, zero, zero), xs)
+        # The mean is over the images that count. Corrected afterwards: a division by their number
+        # inside the loss would be a collective of its own, before the backward pass.
+        counted = jnp.maximum(jnp.sum(batch['weight']), 1.0)
+        grads, loss, right = jax.tree.map(
+            lambda x: x * (recipe.batch_size / counted), (carry[0], *carry[2:])
+        )
+        batch_stats, norm = carry[1], optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if recipe.ema is not None:
+            # Averages over a tenth of the run at most, so that short runs are not all beginning.
+            count = state.step.astype(jnp.float32) + 1
+            rate = 1 - jnp.minimum(recipe.ema, count / (count + 9))
+            ema = optax.incremental_update(
+                {'params': params, 'batch_stats': batch_stats}, ema, rate
+            )
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.valid)
+        signals = jnp.sum(batch['signals'], 0)
+        # A step without all its data, or that would spoil the state, is not taken; nor is any after
+        # it, which would be at the wrong place.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        valid = state.valid & finite & (signals[SIGNALS.index('no_batch')] == 0)
+        new = jax.tree.map(lambda after, before: jnp.where(valid, after, before), new, state)
+        new = new.replace(valid=valid)
+        metrics = {
+            'loss': loss,
+            'top1': right,
+            'gradient_norm': norm,
+            'finite': finite.astype(jnp.float32),
+            'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+            **{name: signals[i] for i, name in enumerate(SIGNALS)},
+        }
+        return new, metrics
+
+    split = {'image': parts, 'label': parts, 'weight': parts, 'signals': rows}
+    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)

@@ -1,0 +1,162 @@
+"""What may import what: rooms one way, no cycles between modules; lazy imports count, too."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hrnet_jax
+
+ROOT = Path(__file__).parents[1]
+# Room -> the rooms that it may import beside itself and `base`, which all may.
+TABLE = {
+    'base': '',  # errors, version
+    'runtime': '',
+    'network': '',  # archs, layers, backbone
+    'heads': 'network',
+    'models': 'heads network',  # models, initialisation, nnx
+    'data': 'runtime',
+    'checkpoints': 'data models heads network runtime convert',
+    'convert': 'checkpoints data models heads network runtime',
+    'inference': 'checkpoints data models heads network runtime',
+    'training': 'inference checkpoints data models heads network runtime',
+    'commands': 'training inference checkpoints data models heads network runtime',
+}
+TOP = {
+    'base': 'errors version',
+    'network': 'archs layers backbone',
+    'models': 'models initialisation nnx',
+}
+# Names of old and of the documentation, for users; no room imports one.
+THIN = {'checkpoint', 'export', 'folding', 'preprocess', 'summary', 'visualize'}
+# To go: the network still holds the fast form of its blocks.
+EXCEPTIONS = {
+    ('hrnet_jax.layers', 'hrnet_jax.inference.winograd'),
+    ('hrnet_jax.backbone', 'hrnet_jax.inference.winograd'),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ('hrnet_jax', 'convert'):
+        for path in (ROOT / package).rglob('*.py'):
+            parts = path.relative_to(ROOT).with_suffix('').parts
+            found['.'.join(parts[:-1] if parts[-1] == '__init__' else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> set[str]:
+    """The modules of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{module}: a relative import'
+            for alias in node.names:
+                inner = f'{node.module}.{alias.name}'
+                found.add(inner if inner in MODULES else str(node.module))
+    return {name for name in found if name.split('.')[0] in ('hrnet_jax', 'convert')}
+
+
+def room(module: str) -> str:
+    package, *rest = module.split('.')
+    if package == 'convert':
+        return 'convert'
+    if not rest or rest == ['data'] or rest[0] in THIN:
+        return 'public'
+    if rest[0] in TABLE and (ROOT / package / rest[0]).is_dir():
+        return rest[0]
+    (found,) = [name for name, held in TOP.items() if rest[0] in held.split()]
+    return found
+
+
+IMPORTS = {module: imports(module) for module in MODULES}
+
+
+def test_rooms():
+    wrong = set()
+    for module, imported in IMPORTS.items():
+        own = room(module)
+        if own == 'public':
+            continue
+        allowed = {own, 'base', *TABLE[own].split()}
+        wrong |= {(module, other) for other in imported if room(other) not in allowed}
+    assert wrong == EXCEPTIONS
+
+
+def test_no_cycles():
+    """`prepare` raises CycleError, which names the modules."""
+    graphlib.TopologicalSorter(IMPORTS).prepare()
+
+
+def test_every_room_says_what_it_is():
+    for name in TABLE.keys() - TOP.keys() - {'convert'}:
+        text = ast.get_docstring(ast.parse(MODULES[f'hrnet_jax.{name}'].read_text()))
+        assert text
+        assert len(text.splitlines()) == 3
+        assert 'import' in text
+
+
+@pytest.mark.parametrize('name', sorted(THIN))
+def test_thin_modules(name):
+    """What the documentation names is the same thing as in its room."""
+    module = importlib.import_module(f'hrnet_jax.{name}')
+    places = [importlib.import_module(other) for other in IMPORTS[module.__name__]]
+    for public in module.__all__:
+        found = getattr(module, public)
+        assert any(found is getattr(place, public, None) for place in places)
+
+
+def test_documented_names():
+    assert callable(hrnet_jax.archs.ARCHS.get)
+    assert callable(hrnet_jax.nnx.from_linen)
+    assert callable(hrnet_jax.folding.compiler_options)
+    assert callable(hrnet_jax.checkpoint.save)
+    assert hrnet_jax.checkpoint.load is hrnet_jax.load
+    assert hrnet_jax.preprocess.Transform is hrnet_jax.Transform
+    assert callable(hrnet_jax.data.open_dataset)
+    assert 'imagenet2012' in hrnet_jax.data.DATASETS
+    with pytest.raises(AttributeError, match="'hrnet_jax.data' has no attribute 'nothing'"):
+        hrnet_jax.data.nothing  # noqa: B018
+
+
+def test_predict_is_the_function():
+    code = (
+        'import hrnet_jax.inference.predict, hrnet_jax.commands.predict\n'
+        'from hrnet_jax import predict\n'
+        'assert callable(predict)\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+def test_import_is_light():
+    code = (
+        'import sys, hrnet_jax\n'
+        "heavy = {'jax', 'flax', 'numpy', 'tensorflow', 'torch', 'cv2', 'convert'}\n"
+        'assert not heavy & sys.modules.keys()\n'
+        'assert not [name for name in sys.modules if name.startswith("hrnet_jax.")]\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize('name', ['export', 'summary', 'visualize'])
+def test_commands_in_modules(name):
+    done = subprocess.run(
+        [sys.executable, '-m', f'hrnet_jax.{name}', '--help'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f'usage: python -m hrnet_jax.{name} ')
+    assert not done.stderr

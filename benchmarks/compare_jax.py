@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import hrnet_jax
 from hrnet_jax.inference.folding import folded_as
 from hrnet_jax.runtime import cli
-from hrnet_jax.training.recipes import Official
+from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training.step import (
     SIGNALS,
     create_state,

@@ -21,7 +21,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.inference import summary
 from hrnet_jax.models import variable_shapes
 from hrnet_jax.runtime import cli
-from hrnet_jax.training.recipes import Official
+from hrnet_jax.tasks.classification_recipes import Official
 
 OURS = 'hrnet_jax'
 LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value

@@ -36,7 +36,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.inference.evaluation import Result, make_eval_step
 from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.runtime import cli, files
-from hrnet_jax.training.recipes import Official
+from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training.step import (
     SIGNALS,
     create_state,

@@ -17,5 +17,5 @@ from hrnet_jax.inference.folding import fold as fold
 from hrnet_jax.inference.predict import Prediction as Prediction
 from hrnet_jax.inference.predict import predict as predict
 from hrnet_jax.initialisation import init as init
-from hrnet_jax.models import create_model as create_model
+from hrnet_jax.tasks import create_model as create_model
 from hrnet_jax.version import __version__ as __version__

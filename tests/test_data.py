@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -134,7 +135,7 @@ def test_shifted_labels_stop(tmp_path, options):
 
 
 def test_labels_without_known_file_names(source):
-    unknown = data.dataclasses.replace(source, official={'ILSVRC2012_val_00000099.JPEG': 1})
+    unknown = dataclasses.replace(source, official={'ILSVRC2012_val_00000099.JPEG': 1})
     data.check_labels(unknown, {'name': [b'a.JPEG'], 'original': [5]})
     for label in (-1, 1000):
         with pytest.raises(UserError, match=f'label {label}: split validation has no labels'):
@@ -328,9 +329,9 @@ def test_without_tensorflow(tmp_path):
     script = (
         'import sys; names = ("tensorflow", "tensorflow_datasets", "PIL")\n'
         'sys.modules.update(dict.fromkeys(names))\n'
-        'from hrnet_jax import data, preprocess\n'
+        'from hrnet_jax import UserError, data, preprocess\n'
         'try: data.open_dataset("imagenet2012", data_dir=".")\n'
-        'except data.UserError as error: print(error)\n'
+        'except UserError as error: print(error)\n'
     )
     output = subprocess.run(
         [sys.executable, '-c', script],

@@ -19,7 +19,7 @@ from steps import binary_batch, host, prepared
 
 import hrnet_jax
 from hrnet_jax.models import create_model
-from hrnet_jax.training.recipes import Official, Strong
+from hrnet_jax.tasks.classification_recipes import Official, Strong
 from hrnet_jax.training.step import make_schedule
 
 QUICK = {'xla_backend_optimization_level': 0}

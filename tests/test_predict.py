@@ -16,7 +16,7 @@ from convert import from_torch
 from convert.reference import reference_of
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.inference.predict import default_class_names
+from hrnet_jax.data.imagenet import default_class_names
 from hrnet_jax.models import create_model
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'

@@ -14,7 +14,7 @@ from steps import BINARY, binary_batch, prepared
 from hrnet_jax.inference.evaluation import Result, make_eval_step
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.models import create_model, variable_shapes
-from hrnet_jax.training.recipes import Official
+from hrnet_jax.tasks.classification_recipes import Official
 
 VERSION = '0.10.2'  # of JAX, that the figures are from
 NOTHING = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast')

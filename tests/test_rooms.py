@@ -22,11 +22,12 @@ TABLE = {
     'heads': 'network',
     'models': 'heads network',  # models, initialisation, nnx
     'data': 'runtime',
-    'checkpoints': 'data models heads network runtime convert',
-    'convert': 'checkpoints data models heads network runtime',
-    'inference': 'checkpoints data models heads network runtime',
-    'training': 'inference checkpoints data models heads network runtime',
-    'commands': 'training inference checkpoints data models heads network runtime',
+    'tasks': 'data models heads network',
+    'checkpoints': 'tasks data models heads network runtime convert',
+    'convert': 'checkpoints tasks data models heads network runtime',
+    'inference': 'checkpoints tasks data models heads network runtime',
+    'training': 'inference checkpoints tasks data models heads network runtime',
+    'commands': 'training inference checkpoints tasks data models heads network runtime',
 }
 TOP = {
     'base': 'errors version',

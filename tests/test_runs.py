@@ -16,8 +16,8 @@ from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.training import runs
-from hrnet_jax.training.recipes import Digits
 from hrnet_jax.training.step import create_state, make_optimizer
 
 MODEL = create_model('tiny', 10)

@@ -15,8 +15,9 @@ from hrnet_jax import data
 from hrnet_jax.data import tfds as data_tfds
 from hrnet_jax.data.training import TrainData, aligned
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.classification_recipes import Digits
+from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training.prefetch import Prefetch
-from hrnet_jax.training.recipes import Digits, Recipe
 
 RECIPE = Digits(batch_size=48, bn_group_size=None)
 EPOCH = 1198 // 48

@@ -14,8 +14,9 @@ import torch
 from rules import close
 from steps import precision, tensor
 
+from hrnet_jax.tasks.classification_recipes import Finetune, MMPretrain, Official, Strong
+from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training import step as training
-from hrnet_jax.training.recipes import Finetune, MMPretrain, Official, Recipe, Strong
 from hrnet_jax.training.step import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')

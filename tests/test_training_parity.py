@@ -24,8 +24,9 @@ from convert.layouts import LAYOUTS, canonical_key
 from convert.reference import HRNet
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.tasks.classification_recipes import Official
+from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training import step as training
-from hrnet_jax.training.recipes import Official, Recipe
 from hrnet_jax.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')

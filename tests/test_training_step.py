@@ -16,8 +16,8 @@ from rules import close
 from steps import BINARY, binary_batch, host, prepared, tensor
 
 from hrnet_jax.layers import Configured, conv_norm
+from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training import step as training
-from hrnet_jax.training.recipes import Official
 from hrnet_jax.training.step import SIGNALS, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')

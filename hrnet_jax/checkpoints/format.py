@@ -9,7 +9,6 @@ does not notice a flipped bit in its files; the digest of each array does.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -19,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, listed
-from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.models import Variables, create_model, flat
+from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
+from hrnet_jax.tasks import DEFAULT, get_task, task_of
+from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
@@ -84,13 +83,10 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, 'digest': _digest(content)}
 
 
-def describe(model: Classifier) -> dict[str, Any]:
-    """The part of the JSON that says which model the arrays are of."""
-    return {
-        'arch': dataclasses.asdict(model.arch),
-        'num_classes': model.num_classes,
-        'in_channels': model.in_channels,
-    }
+def describe(model: Any, task: str | Task = DEFAULT) -> dict[str, Any]:
+    """The part of the JSON that says which model the arrays are of, and what it is for."""
+    found = get_task(task)
+    return {'task': found.name, **found.describe(model)}
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -140,20 +136,12 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
     return tree
 
 
-def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
+def model_of(meta: dict[str, Any], **options: Any) -> Any:
     """The model that a checkpoint's JSON describes."""
     try:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()
-        }
-        arch = Arch(**values)
-    except (AttributeError, TypeError):
-        raise UserError(
-            'the checkpoint describes an architecture this program does not know'
-        ) from None
-    if arch.name in ARCHS and arch != ARCHS[arch.name]:
-        raise UserError(f'the checkpoint describes another {arch.name} than this program{_REMEDY}')
-    return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
+        return task_of(meta).model_of(meta, **options)
+    except Unknown as error:
+        raise UserError(f'the checkpoint describes {error}{_REMEDY}') from None
 
 
 def _restore(path: Path, shapes: Variables) -> Variables:

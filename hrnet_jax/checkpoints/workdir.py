@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 CONFIG = 'config.json'
 CHECKPOINTS = 'checkpoints'
@@ -31,16 +32,22 @@ def steps(workdir: Path) -> list[int]:
 
 
 def evaluations(workdir: Path) -> dict[int, float]:
-    """Step -> top-1 in percent, of the evaluations before the newest readable checkpoint."""
+    """Step -> score, of the evaluations before the newest readable checkpoint; higher is better."""
     for step in reversed(steps(workdir)):
         try:
             meta = json.loads((workdir / CHECKPOINTS / str(step) / META).read_text())
-            return {int(k): v for k, v in meta['training']['top1'].items()}
+            return scores(meta['training'])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # `format.read_json` says what is wrong with it
     return {}
 
 
-def best(among: list[int], top1: dict[int, float]) -> int | None:
-    """The step of the highest accuracy, the later of equals; None where none was evaluated."""
-    return max((s for s in among if s in top1), key=lambda s: (top1[s], s), default=None)
+def scores(training: dict[str, Any]) -> dict[int, float]:
+    """Step -> score, from a checkpoint's JSON; the first release named it after what it was."""
+    found = training['scores'] if 'scores' in training else training['top1']
+    return {int(step): value for step, value in found.items()}
+
+
+def best(among: list[int], scores: dict[int, float]) -> int | None:
+    """The step of the highest score, the later of equals; None where none was evaluated."""
+    return max((s for s in among if s in scores), key=lambda s: (scores[s], s), default=None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+
+from hrnet_jax import tasks
 from hrnet_jax.archs import list_models
 from hrnet_jax.runtime.cli import Parser
 
@@ -21,3 +24,25 @@ def add_checkpoint(parser: Parser) -> None:
         choices=['ema', 'raw'],
         help='of a training folder; None: ema if it has them',
     )
+    add_task(parser)
+
+
+def add_task(parser: Parser) -> None:
+    parser.add_argument(
+        '--task',
+        metavar='MODULE:NAME',
+        help="a task of your own, in a module that Python finds; hrnet_jax's own need no flag",
+    )
+
+
+def register_task() -> None:
+    """Makes --task known before the other arguments are parsed, which depend on it.
+
+    Raises:
+        UserError: if it cannot be imported.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument('--task')
+    task = first.parse_known_args()[0].task
+    if task:
+        tasks.get_task(task)

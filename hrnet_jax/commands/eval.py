@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrnet_jax.checkpoints.published import expected
-from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.commands.arguments import add_checkpoint, register_task
 from hrnet_jax.data import sources
 from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
+from hrnet_jax.tasks import task_of
 
 if TYPE_CHECKING:
-    from hrnet_jax.inference.evaluation import Result
+    from hrnet_jax.tasks.base import Result, Task
 
 
 def parser() -> cli.Parser:
@@ -52,6 +53,7 @@ def parser() -> cli.Parser:
 
 
 def main() -> None:
+    register_task()
     args = parser().parse_args()
     for name in ('batch_size', 'limit'):
         value = getattr(args, name)
@@ -76,6 +78,7 @@ def main() -> None:
     with distributed.fail_together():
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
+        task = task_of(meta)
         transform = transform_of(args, meta)
         if args.dataset is None:
             recipe = meta.get('training', {}).get('recipe', {})
@@ -86,13 +89,14 @@ def main() -> None:
             name=args.dataset,
             split=args.split,
             data_dir=args.data_dir,
-            num_classes=meta['num_classes'],
+            num_classes=meta.get('num_classes'),
             transform=transform,
             batch_size=args.batch_size,
             limit=args.limit,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             devices=jax.local_device_count(),
+            opener=task,
         )
         reader.read(request)  # while the model is loaded
         fast = fold(
@@ -109,11 +113,11 @@ def main() -> None:
         fast.variables,
         cli.progress(batches, total=opened.steps, desc=args.dataset) if main_process else batches,
         transform,
-        classes=opened.classes,
+        task.metric(fast.model, **opened.context),
     )
     result.check(total)
     if main_process:
-        report(args, meta, source, transform, result, total)
+        report(args, meta, task, source, transform, result, total)
 
 
 def default_batch() -> int:
@@ -140,6 +144,7 @@ def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
 def report(
     args: argparse.Namespace,
     meta: dict[str, Any],
+    task: Task,
     source: sources.Facts,
     transform: Transform,
     result: Result,
@@ -148,7 +153,6 @@ def report(
     """Prints the table and writes the JSON."""
     name, partial = source.dataset.name, source.is_partial or total < source.num_examples
     published = None if partial else expected(meta['published'], transform, name)
-    rows = (('top-1', result.top1), ('top-5', result.top5))
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
@@ -160,14 +164,16 @@ def report(
         whole = max(source.dataset.num_examples or 0, source.num_examples)
         print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
     print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
-    correct = (result.top1_correct, result.top5_correct)
-    for i, (label, percent) in enumerate(rows):
+    for i, figure in enumerate(task.figures):
+        value = result.metrics[figure.name]
+        correct = result.counts.get(f'{figure.name}_correct')
         theirs = (
-            f'{published[i]:11.3f}{percent - published[i]:+12.3f}'
+            f'{published[i]:11.3f}{value - published[i]:+12.3f}'
             if published
             else f'{"-":>11}{"-":>12}'
         )
-        print(f'{label:10}{percent:10.3f}{correct[i]:10,}{theirs}')
+        number = '-' if correct is None else f'{correct:,}'
+        print(f'{figure.label:10}{value:10.3f}{number:>10}{theirs}')
     print(f'{"examples":10}{result.num_examples:10,}')
     if args.json:
         content = {
@@ -175,13 +181,14 @@ def report(
             'dataset': name,
             'split': source.split,
             'num_examples': result.num_examples,
-            'top1': result.top1,
-            'top5': result.top5,
-            'top1_correct': result.top1_correct,
-            'top5_correct': result.top5_correct,
+            'task': task.name,
+            'metrics': dict(result.metrics),
+            **result.metrics,
+            **result.counts,
             'partial': partial,
             'published': list(published) if published else None,
             'transform': transform.to_json(),
+            'protocol': transform.text,
             'dtype': args.dtype,
             'checkpoint': (meta['published'] or {}).get('name'),
             'source_sha256': meta['source']['sha256'],

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.commands.arguments import add_checkpoint, register_task
 from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
+from hrnet_jax.tasks import get_task, names, task_of
 
 
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
     add_checkpoint(p)
-    p.add_argument('--topk', type=int, default=5, help='classes an image')
+    register_task()
+    own: dict[str, str] = {}  # flag -> the task whose it is
+    for name in names():
+        group = p.add_argument_group(name)
+        get_task(name).add_prediction_flags(group)
+        own |= {action.dest: name for action in group._group_actions}
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(
         '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
@@ -31,14 +36,15 @@ def main() -> None:
             files.refuse_unwritable(Path(file))
     if args.out and Path(args.out).suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
-    if args.out:
-        from hrnet_jax.inference.drawing import draw
     folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
-    if not 1 <= args.topk <= meta['num_classes']:
-        raise UserError(
-            f'--topk {args.topk} is not between 1 and the {meta["num_classes"]} classes'
-        )
+    task = task_of(meta)
+    options = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
+    for flag in options:
+        if own[flag] != task.name:
+            raise UserError(f'--{flag} is for {own[flag]}; {folder} is for {task.name}')
+    described = checkpoint.model_of(meta)
+    task.prediction_options(described, meta.get('class_names'), **options)  # refused now
     compilation.enable_cache()
     images = [open_image(path) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)
@@ -46,24 +52,23 @@ def main() -> None:
         model,
         variables,
         images,
-        topk=args.topk,
+        task=task,
         transform=Transform.from_json(meta['transform']),
         class_names=meta.get('class_names'),
+        **options,
     )
-    for path, best in zip(args.images, found, strict=True):
-        print(path)
-        for prediction in best:
-            print(f'  {100 * prediction.probability:6.2f} %  {prediction.name}')
+    for path, one in zip(args.images, found, strict=True):
+        print(path, *task.lines(one), sep='\n')
     if args.json:
         rows = [
-            {'image': path, 'predictions': [dataclasses.asdict(one) for one in best]}
-            for path, best in zip(args.images, found, strict=True)
+            {'image': path, 'predictions': task.to_json(one)}
+            for path, one in zip(args.images, found, strict=True)
         ]
         files.write(args.json, json.dumps(rows, indent=1) + '\n')
     if args.out:
         with files.replacing(Path(args.out), force=True) as temporary:
             titles = [Path(path).name for path in args.images]
-            draw(images, titles, found, temporary, Path(args.out).suffix[1:])
+            task.draw(images, titles, found, temporary, Path(args.out).suffix[1:])
         print(f'drawn: {args.out}')
 
 

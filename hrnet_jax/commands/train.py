@@ -18,18 +18,22 @@ from pathlib import Path
 from hrnet_jax.archs import list_models
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
+from hrnet_jax.commands.arguments import add_task, register_task
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
-from hrnet_jax.training import recipes
+from hrnet_jax.tasks import recipes
+from hrnet_jax.tasks.recipe import Recipe, add_arguments, describe, from_arguments
+
+DEFAULT = 'official'
 
 
-def parser(recipe: recipes.Recipe) -> cli.Parser:
-    p = cli.Parser(description=__doc__, epilog=recipes.describe())
+def parser(recipe: Recipe, known: dict[str, type[Recipe]]) -> cli.Parser:
+    p = cli.Parser(description=__doc__, epilog=describe(known))
     p.add_argument('--arch', choices=list_models(), help='network; None: that of --init')
     p.add_argument(
         '--recipe',
-        choices=list(recipes.RECIPES),
-        default='official',
+        choices=list(known),
+        default=DEFAULT,
         help='see below; --recipe R --help shows its defaults',
     )
     p.add_argument(
@@ -40,7 +44,8 @@ def parser(recipe: recipes.Recipe) -> cli.Parser:
     p.add_argument(
         '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
     )
-    recipes.add_arguments(p.add_argument_group('recipe', 'what the result depends on'), recipe)
+    add_task(p)
+    add_arguments(p.add_argument_group('recipe', 'what the result depends on'), recipe)
     g = p.add_argument_group('run', 'what the result does not depend on')
     g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
     g.add_argument('--log-every', type=int, default=50, help='steps between records')
@@ -59,10 +64,12 @@ def parser(recipe: recipes.Recipe) -> cli.Parser:
 
 
 def main() -> None:
+    register_task()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument('--recipe', default='official')
-    cls = recipes.RECIPES.get(first.parse_known_args()[0].recipe, recipes.Official)
-    args = parser(cls()).parse_args()
+    first.add_argument('--recipe', default=DEFAULT)
+    known = recipes()
+    cls = known.get(first.parse_known_args()[0].recipe, known[DEFAULT])
+    args = parser(cls(), known).parse_args()
     for name in ('log_every', 'checkpoint_steps', 'keep', 'stop_at', 'eval_batch_size'):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -71,7 +78,7 @@ def main() -> None:
         raise UserError(
             f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
         )
-    recipe = recipes.from_arguments(cls, args)
+    recipe = from_arguments(cls, args)
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
@@ -116,6 +123,7 @@ def main() -> None:
                 tensorboard=options.tensorboard,
                 wandb=options.wandb,
                 config=experiment.config,
+                figures=experiment.task.figures,
             )
             if 0 < step < experiment.total:
                 reporter.event(step, 'resumed', f'on {experiment.mesh.size} devices')
@@ -136,7 +144,9 @@ def main() -> None:
                 print(f'warning: {error}', file=sys.stderr)
     best = experiment.store.best()
     if best is not None:
-        say(f'best    {experiment.store.top1[best]:.3f} % top-1 at step {best:,}')
+        figure = experiment.task.best
+        value = figure.text(experiment.store.figure(best), 3)
+        say(f'best    {value} {figure.label} at step {best:,}')
     if code:
         sys.exit(code)
 

@@ -9,8 +9,9 @@ from typing import Any
 _PLACE = {
     name: module
     for module, names in {
-        'evaluation': 'batches check_labels competing_classes local_batch missing open_dataset',
-        'sources': 'DATASETS Dataset Facts Source',
+        'evaluation': 'batches competing_classes local_batch missing open_dataset',
+        'folder': 'open_files',
+        'sources': 'DATASETS Dataset Facts Field Source check_labels',
     }.items()
     for name in names.split()
 }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +11,7 @@ import numpy as np
 from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import (
-    Source,
-    first_line,
-    opened,
-    tensorflow,
-)
+from hrnet_jax.data.sources import Source, basename, first_line, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
 from hrnet_jax.errors import UserError
 
@@ -40,13 +34,23 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
         UserError: if it is not there, cannot be read, or its labels are wrong.
     """
     try:
-        tf = tensorflow()
+        tensorflow()
         if name.startswith(('folder:', '/', '.', '~')):
             source = open_folder(name.removeprefix('folder:'), split)
         else:
             source = open_tfds(name, split, data_dir)
     except ImportError as error:
         raise missing(error) from error
+    return checked(source)
+
+
+def checked(source: Source) -> Source:
+    """The source, once its first example has been read.
+
+    Raises:
+        UserError: if it has none, a file cannot be read, or its labels are wrong.
+    """
+    tf = tensorflow()
     if not source.num_examples:
         raise UserError(f'{source.dataset.name}: split {source.split} is empty')
     # Damaged files and labels of another set show here, before a model is compiled.
@@ -56,9 +60,9 @@ def open_dataset(name: str, split: str | None = None, data_dir: str | None = Non
         raise UserError(
             f'{source.dataset.name}: cannot read a file: {first_line(error)}'
         ) from error
-    check_labels(source, first)
-    if source.official and _basename(first['name'][0]) not in source.official:
-        note = f'labels could not be checked: {_basename(first["name"][0])} is no known file name'
+    source.check(source, first)
+    if source.official and basename(first['name'][0]) not in source.official:
+        note = f'labels could not be checked: {basename(first["name"][0])} is no known file name'
         source = dataclasses.replace(source, notes=(*source.notes, note))
     return source
 
@@ -90,9 +94,11 @@ def batches(
         limit: only so many examples, the first of the whole set.
 
     Yields:
-        image: uint8 (batch_size, crop, crop, 3).
-        label: int32 (batch_size,); or (batch_size, max_labels), filled up with -1.
-        mask: bool (batch_size,), False for padding, whose image and label are 0 (-1 in a list).
+        image: uint8 (batch_size, crop, crop, 3), 0 in padding.
+        The fields of the source: label, int32 (batch_size,), or (batch_size, room), filled up with
+            -1; or others.
+        index: int32 (batch_size,), the place of the example in the whole set; -1 in padding.
+        mask: bool (batch_size,), False for padding.
 
     Raises:
         UserError: if an image cannot be decoded, a label is wrong, or examples are missing.
@@ -141,19 +147,21 @@ def _batches(
     }
     iterator = opened(data)
 
-    def checked() -> Iterator[dict[str, np.ndarray]]:
+    def whole() -> Iterator[dict[str, np.ndarray]]:
         done = 0
         for _ in range(steps):
             try:
                 batch = next(iterator, nothing)
             except tf.errors.OpError as error:
                 raise _culprit(source, records.skip(done), transform, error) from error
-            check_labels(source, batch)
-            count = len(batch['label'])
+            source.check(source, batch)
+            count = len(batch['image'])
+            index = np.arange(first + done, first + done + count, dtype=np.int32)
             done += count
             yield {
                 'image': pad(batch['image']),
-                'label': pad(batch['label'], -1 if source.dataset.max_labels else 0),
+                **{field.name: pad(batch[field.name], field.padding) for field in source.fields},
+                'index': pad(index, -1),
                 'mask': np.arange(batch_size) < count,
             }
         if done != stop - first:
@@ -162,7 +170,7 @@ def _batches(
                 f'says {stop - first}; they are damaged, prepare it again'
             )
 
-    return checked()
+    return whole()
 
 
 def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray | None:
@@ -184,25 +192,6 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
         raise UserError(f'cannot read {source.dataset.name}: {first_line(error)}') from error
 
 
-def check_labels(source: Source, batch: Mapping[str, np.ndarray]) -> None:
-    """Stops at a label that is out of range or not that of its file name."""
-    for name, label in zip(batch['name'], batch['original'], strict=True):
-        name = _basename(name)
-        if not 0 <= label < (source.num_classes or np.inf):
-            raise UserError(
-                f'{source.dataset.name}: {name} has label {label}: split {source.split} has no '
-                'labels, or they are damaged'
-            )
-        if source.official.get(name, label) != label:
-            raise UserError(
-                f'{source.dataset.name}: {name} has label {label}, not {source.official[name]}. '
-                'tfds labels the images of ILSVRC2012_img_val.tar by position, so it was prepared '
-                'from an archive that someone packed again with a folder inside or an image '
-                'missing; get the original or pack the 50,000 files alone (cd val && tar cf '
-                '../ILSVRC2012_img_val.tar *.JPEG), then delete the prepared copy and prepare again'
-            )
-
-
 def _culprit(
     source: Source, records: tf.data.Dataset, transform: Transform, error: Exception
 ) -> UserError:
@@ -218,7 +207,3 @@ def _culprit(
     except tf.errors.OpError as again:
         error = again
     return UserError(f'{source.dataset.name}: cannot read {where or "a file: "}{first_line(error)}')
-
-
-def _basename(name: bytes) -> str:
-    return os.path.basename(name.decode())

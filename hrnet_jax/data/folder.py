@@ -1,16 +1,17 @@
-"""A folder of class folders as a data set."""
+"""Image files as a data set: a folder of class folders, or any list of them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from hrnet_jax.data import imagenet
-from hrnet_jax.data.sources import Dataset, Source, tensorflow
+from hrnet_jax.data.sources import LABEL, Dataset, Facts, Field, Source, check_labels, tensorflow
 from hrnet_jax.errors import UserError
 
-_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 def open_folder(path: str, split: str | None) -> Source:
@@ -26,41 +27,72 @@ def open_folder(path: str, split: str | None) -> Source:
         (os.path.join(root, name, file), number[name])
         for name in classes
         for file in sorted(os.listdir(os.path.join(root, name)))
-        if file.lower().endswith(_EXTENSIONS)
+        if file.lower().endswith(EXTENSIONS)
     ]
     if not files:
         inner = [name for name in classes if any(x.is_dir() for x in os.scandir(f'{root}/{name}'))]
         hint = f'; name a split: {", ".join(inner)}' if inner else ''
         raise UserError(f'{root} holds no folders of images, one for each class{hint}')
 
-    paths, labels = (np.array(column) for column in zip(*files, strict=True))
-
-    def pick(numbers):
-        tf = tensorflow()
-        slices = (tf.constant(paths[numbers], tf.string), tf.constant(labels[numbers], tf.int32))
-        return tf.data.Dataset.from_tensor_slices(slices)
-
-    def parse(path, label):
-        image = tensorflow().io.read_file(path)
-        return {'image': image, 'label': label, 'original': label, 'name': path}
-
-    row = Dataset(path, split or '', len(files))
-    empty = sorted(set(classes) - {names[label] for label in set(labels.tolist())})
+    paths, labels = zip(*files, strict=True)
+    number_of = np.array(labels, np.int32)
+    empty = sorted(set(classes) - {names[label] for label in set(labels)})
     notes = []
     if len(classes) < len(names):
         notes.append(f'{len(classes)} of the {len(names)} classes of ImageNet; all compete')
     if empty:
         notes.append(f'{root}: no images of {", ".join(empty)}, which counts as a class')
-    return Source(
-        dataset=row,
-        split=row.split,
-        num_examples=len(files),
+    return open_files(
+        Dataset(path, split or '', len(files)),
+        paths,
+        {'label': number_of, 'original': number_of},
         num_classes=len(names),
         class_names=tuple(names),
-        is_partial=False,
         notes=tuple(notes),
+    )
+
+
+def open_files(
+    dataset: Dataset,
+    paths: Sequence[str],
+    targets: Mapping[str, np.ndarray],
+    *,
+    fields: tuple[Field, ...] = (LABEL,),
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+    check: Callable[[Facts, Mapping[str, np.ndarray]], None] = check_labels,
+) -> Source:
+    """Image files and what belongs to each as a data set.
+
+    Args:
+        dataset: its name and split.
+        paths: of the images.
+        targets: an array (len(paths), ...) for each of the `fields`, and for what `check` looks at.
+    """
+    names = np.array(paths)
+
+    def pick(numbers):
+        tf = tensorflow()
+        chosen = {key: tf.constant(value[numbers]) for key, value in targets.items()}
+        slices = (tf.constant(names[numbers], tf.string), chosen)
+        return tf.data.Dataset.from_tensor_slices(slices)
+
+    def parse(path, chosen):
+        return {'image': tensorflow().io.read_file(path), 'name': path, **chosen}
+
+    return Source(
+        dataset=dataset,
+        split=dataset.split,
+        num_examples=len(paths),
+        num_classes=num_classes,
+        class_names=class_names,
+        is_partial=False,
+        notes=notes,
         official={},
+        fields=fields,
         raw=lambda first, stop: pick(np.arange(first, stop)),
         pick=pick,
         parse=parse,
+        check=check,
     )

@@ -64,6 +64,10 @@ class Transform:
         if min(self.std) <= 0:
             raise UserError(f'transform: std must be above 0, not {self.std}')
 
+    @property
+    def text(self) -> str:
+        return f'resize {self.resize}, crop {self.crop}, {self.interpolation}'
+
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON types."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

@@ -17,7 +17,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -27,28 +27,48 @@ from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.runtime import cli
 
 
+class Opener(Protocol):
+    """What a task knows of data sets."""
+
+    def open_dataset(
+        self, name: str, split: str | None, data_dir: str | None
+    ) -> sources.Source: ...
+    def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
+
+
+class Default:
+    """Images with a class, and nothing beside."""
+
+    open_dataset = staticmethod(evaluation.open_dataset)
+
+    def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]:
+        return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is to be read.
 
     Attributes:
         name, split, data_dir: of `evaluation.open_dataset`.
-        num_classes: of the model; a set with another number is refused.
+        num_classes: of the model; a set with another number is refused; None for any.
         transform, limit, process_index, process_count: of `evaluation.batches`.
         batch_size: of all processes.
         devices: of this process; its share of a batch is a multiple.
+        opener: what opens the set; a task (`tasks.base.Task`), which is found there by its module.
     """
 
     name: str
     split: str | None
     data_dir: str | None
-    num_classes: int
+    num_classes: int | None
     transform: Transform
     batch_size: int
     limit: int | None = None
     process_index: int = 0
     process_count: int = 1
     devices: int = 1
+    opener: Opener = Default()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +77,13 @@ class Opened:
 
     Attributes:
         facts: what is known of it.
-        classes: of `evaluation.competing_classes`.
+        context: what the metric must know, of the request's opener.
         total: how many examples are read, by all processes.
         steps: how many batches each process gets.
     """
 
     facts: sources.Facts
-    classes: np.ndarray | None
+    context: dict[str, Any]
     total: int
     steps: int
 
@@ -168,8 +188,8 @@ def _parts() -> Iterator[Any]:
         request: Request = pickle.load(sys.stdin.buffer)
     except EOFError:  # the first process has ended without one
         return
-    source = evaluation.open_dataset(request.name, request.split, request.data_dir)
-    if (source.num_classes or request.num_classes) != request.num_classes:
+    source = request.opener.open_dataset(request.name, request.split, request.data_dir)
+    if None not in (counts := (source.num_classes, request.num_classes)) and len({*counts}) > 1:
         raise UserError(
             f'{request.name} has {source.num_classes} classes, the checkpoint {request.num_classes}'
         )
@@ -179,7 +199,7 @@ def _parts() -> Iterator[Any]:
     )
     yield Opened(
         facts=source.facts,
-        classes=evaluation.competing_classes(source, request.data_dir),
+        context=request.opener.context(source, request.data_dir),
         total=total,
         steps=math.ceil(math.ceil(total / request.process_count) / share),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import sys
 import weakref
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -63,6 +66,31 @@ DATASETS: dict[str, Dataset] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Field:
+    """What an example has beside its image.
+
+    Attributes:
+        name: its key in a batch.
+        dtype: of the array, such as 'int32'.
+        shape: of one example; what varies is filled up to it.
+        padding: the value in the place of an example that is not there.
+    """
+
+    name: str
+    dtype: str = 'int32'
+    shape: tuple[int, ...] = ()
+    padding: float = 0
+
+
+LABEL = Field('label')
+
+
+def label_list(room: int) -> Field:
+    """Up to `room` classes an example, filled up with -1."""
+    return Field('label', shape=(room,), padding=-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     """What is known of a data set once it is open.
 
@@ -74,6 +102,7 @@ class Facts:
         is_partial: it has another number of examples than published accuracies are of.
         notes: what the user should know beside the accuracy, a line each.
         official: the class of each file name, empty where not known.
+        fields: what its examples have beside the image.
     """
 
     dataset: Dataset
@@ -84,6 +113,7 @@ class Facts:
     is_partial: bool
     notes: tuple[str, ...]
     official: Mapping[str, int] = dataclasses.field(repr=False)
+    fields: tuple[Field, ...] = (LABEL,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +126,17 @@ class Source(Facts):
             `skip` leaves out the first of those.
         pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
         parse: a tuple -> one example as `records` has it.
+        check: (source, batch) raises UserError at an example that cannot be right.
     """
 
-    raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False)
-    pick: Callable[[np.ndarray], tf.data.Dataset] | None = dataclasses.field(repr=False)
-    parse: Callable[..., dict[str, tf.Tensor]] = dataclasses.field(repr=False)
+    raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False, kw_only=True)
+    pick: Callable[[np.ndarray], tf.data.Dataset] | None = dataclasses.field(
+        repr=False, kw_only=True
+    )
+    parse: Callable[..., dict[str, tf.Tensor]] = dataclasses.field(repr=False, kw_only=True)
+    check: Callable[[Source, Mapping[str, np.ndarray]], None] = dataclasses.field(
+        repr=False, kw_only=True, default=lambda source, batch: check_labels(source, batch)
+    )
 
     @property
     def facts(self) -> Facts:
@@ -110,11 +146,34 @@ class Source(Facts):
         )
 
     def records(self, first: int, stop: int) -> tf.data.Dataset:
-        """These examples in their fixed order, undecoded: image (string), label (int32, scalar or
-        (max_labels,)), original (int32) and name (string)."""
+        """These examples in their fixed order, undecoded: image (string), name (string), the
+        `fields`, and what `check` looks at."""
         tf = tensorflow()
         parse = tf.autograph.experimental.do_not_convert(self.parse)
         return self.raw(first, stop).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
+    """Stops at a class, `original`, that is out of range or not that of its file name."""
+    for name, label in zip(batch['name'], batch['original'], strict=True):
+        name = basename(name)
+        if not 0 <= label < (source.num_classes or np.inf):
+            raise UserError(
+                f'{source.dataset.name}: {name} has label {label}: split {source.split} has no '
+                'labels, or they are damaged'
+            )
+        if source.official.get(name, label) != label:
+            raise UserError(
+                f'{source.dataset.name}: {name} has label {label}, not {source.official[name]}. '
+                'tfds labels the images of ILSVRC2012_img_val.tar by position, so it was prepared '
+                'from an archive that someone packed again with a folder inside or an image '
+                'missing; get the original or pack the 50,000 files alone (cd val && tar cf '
+                '../ILSVRC2012_img_val.tar *.JPEG), then delete the prepared copy and prepare again'
+            )
+
+
+def basename(name: bytes) -> str:
+    return os.path.basename(name.decode())
 
 
 def tensorflow() -> Any:

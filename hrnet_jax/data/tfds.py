@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data.sources import DATASETS, Dataset, Source, tensorflow
+from hrnet_jax.data.sources import (
+    DATASETS,
+    LABEL,
+    Dataset,
+    Facts,
+    Field,
+    Source,
+    check_labels,
+    label_list,
+    tensorflow,
+)
 from hrnet_jax.errors import UserError
 
 _ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
@@ -32,7 +43,56 @@ _MANUAL = (
 )
 
 
-def open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What is read from the records of a data set, beside the image.
+
+    Attributes:
+        features: those that must be there.
+        fields: what comes of them.
+        read: a record's features -> the fields, and what `check` looks at.
+        num_classes, class_names, check: of `Source`.
+    """
+
+    features: tuple[str, ...]
+    fields: tuple[Field, ...]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    check: Callable[[Facts, Mapping[str, np.ndarray]], None] = check_labels
+
+
+def class_targets(row: Dataset, features: Mapping[str, Any]) -> Targets:
+    """One class an image, or the list of those that are right."""
+
+    def read(example: Mapping[str, Any]) -> dict[str, Any]:
+        tf = tensorflow()
+        label = tf.cast(example[row.label], tf.int32)
+        if row.max_labels:
+            room = row.max_labels - tf.size(label)
+            label = tf.pad(label, [(0, room)], constant_values=-1)
+            label = tf.ensure_shape(label, (row.max_labels,))
+        return {'label': label, 'original': tf.cast(example[row.original], tf.int32)}
+
+    feature = dict(features.items()).get(row.label)
+    classes = getattr(feature, 'feature', feature)
+    names = getattr(classes, 'names', None)
+    return Targets(
+        features=(row.label, row.original),
+        fields=(label_list(row.max_labels) if row.max_labels else LABEL,),
+        read=read,
+        num_classes=getattr(classes, 'num_classes', None),
+        class_names=tuple(names) if names else None,
+    )
+
+
+def open_tfds(
+    name: str,
+    split: str | None,
+    data_dir: str | None,
+    targets_of: Callable[[Dataset, Mapping[str, Any]], Targets] = class_targets,
+) -> Source:
+    """A prepared data set; `targets_of` says which of its features are the targets."""
     import tensorflow_datasets as tfds
 
     name, _, version = name.partition(':')
@@ -46,28 +106,32 @@ def open_tfds(name: str, split: str | None, data_dir: str | None) -> Source:
     except (KeyError, ValueError) as error:
         known = ', '.join(info.splits)
         raise UserError(f'{name} has no split {split!r}; it has: {known}') from error
-    missing = sorted({'image', row.label, row.original} - set(info.features))
+    targets = targets_of(row, info.features)
+    missing = sorted({'image', *targets.features} - set(info.features))
     if missing:
         known = ', '.join(info.features)
         raise UserError(f'{name} has no feature {" or ".join(missing)}; it has: {known}')
     whole = row.num_examples if base.name == row.split and row.num_examples else base.num_examples
     is_partial = selected.num_examples != whole
-    classes = getattr(info.features[row.label], 'feature', info.features[row.label])
-    names = getattr(classes, 'names', None)
+    access = _tfds_access(
+        row, info.features, selected.file_instructions, base.num_bytes, tfds.decode, targets.read
+    )
     return Source(
         dataset=row,
         split=split,
         num_examples=selected.num_examples,
-        num_classes=getattr(classes, 'num_classes', None),
-        class_names=tuple(names) if names else None,
+        num_classes=targets.num_classes,
+        class_names=targets.class_names,
         is_partial=is_partial,
         notes=(),
         official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
-        **_tfds_access(row, info.features, selected.file_instructions, base.num_bytes, tfds.decode),
+        fields=targets.fields,
+        check=targets.check,
+        **access,
     )
 
 
-def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, Any]:
+def _tfds_access(row, features, instructions, num_bytes, decode, read) -> dict[str, Any]:
     """`raw`, `pick` and `parse` of a split: its files, and which examples of each belong to it."""
 
     def raw(first, stop, seed=None, skip=0):
@@ -82,7 +146,7 @@ def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, An
                 ranges.append((file.filename, file.skip + before, end - before))
             start += file.take
 
-        def read(path, before, take):
+        def part(path, before, take):
             file = tf.data.TFRecordDataset(path).enumerate().skip(before).take(take)
             return file.map(lambda number, serialized: (path, number, serialized))
 
@@ -91,7 +155,7 @@ def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, An
         table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
         # Several files at once: one alone is too slow from remote storage.
         data = table.interleave(
-            tf.autograph.experimental.do_not_convert(read),
+            tf.autograph.experimental.do_not_convert(part),
             cycle_length=16 if seed is None else _TOGETHER,
             block_length=16,
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -106,18 +170,12 @@ def _tfds_access(row, features, instructions, num_bytes, decode) -> dict[str, An
         example = features.deserialize_example(
             serialized, decoders={'image': decode.SkipDecoding()}
         )
-        label = tf.cast(example[row.label], tf.int32)
-        if row.max_labels:
-            room = row.max_labels - tf.size(label)
-            label = tf.pad(label, [(0, room)], constant_values=-1)
-            label = tf.ensure_shape(label, (row.max_labels,))
         file = tf.strings.split(path, '/')[-1]
         name = tf.strings.join((file, ' example ', tf.strings.as_string(number)))
         return {
             'image': example['image'],
-            'label': label,
-            'original': tf.cast(example[row.original], tf.int32),
             'name': example.get('file_name', name),
+            **read(example),
         }
 
     @functools.lru_cache(maxsize=1)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
-from hrnet_jax.data.evaluation import check_labels
 from hrnet_jax.data.sources import Source, first_line, opened, tensorflow
 from hrnet_jax.errors import UserError
 
@@ -31,7 +30,7 @@ NAMED = 5  # unreadable images that a message names
 
 
 class Plan(Protocol):
-    """What is read and how it is augmented: these fields of a `training.recipes.Recipe`."""
+    """What is read and how it is augmented: these fields of a `tasks.recipe.Recipe`."""
 
     @property
     def batch_size(self) -> int: ...
@@ -77,8 +76,6 @@ class TrainData:
 
     def __post_init__(self) -> None:
         name, batch = self.source.dataset.name, self.recipe.batch_size
-        if self.source.dataset.max_labels:
-            raise UserError(f'{name} has several labels an image, which are not for training')
         if not self.steps_per_epoch:
             raise UserError(
                 f'{name} has {self.source.num_examples} training images, less than a batch of '
@@ -107,7 +104,7 @@ class TrainData:
         Yields:
             image: uint8 (A, N, image_size, image_size, 3), A = recipe.accumulate and N this
                 process's share of the images that go through the network at once.
-            label: int32 (A, N).
+            The fields of the source, such as label, int32 (A, N).
             weight: float32 (A, N): 1, or 0 in the place of an image that cannot be read.
 
         Raises:
@@ -147,7 +144,8 @@ class TrainData:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # Parallel over images, not inside one.
-        example = functools.partial(self._example, epoch, first)
+        parse = tf.autograph.experimental.do_not_convert(self.source.parse)
+        example = functools.partial(self._example, epoch, first, raw.map(parse).element_spec)
         data = (
             marked.enumerate()
             .map(tf.autograph.experimental.do_not_convert(example), tf.data.AUTOTUNE)
@@ -174,12 +172,9 @@ class TrainData:
                     f'--max-corrupt {r.max_corrupt:g} allows: '
                     f'{self._names(epoch, first, missing[:NAMED])}; remove them or allow more'
                 )
-            check_labels(self.source, batch)
-            yield {
-                'image': batch['image'].reshape((*shape, *batch['image'].shape[1:])),
-                'label': batch['label'].reshape(shape),
-                'weight': batch['weight'].reshape(shape),
-            }
+            self.source.check(self.source, batch)
+            kept = ('image', *(field.name for field in self.source.fields), 'weight')
+            yield {k: batch[k].reshape((*shape, *batch[k].shape[1:])) for k in kept}
 
     def _names(self, epoch: int, first: int, numbers: list[int]) -> str:
         raw = self._raw(epoch, first * self.recipe.accumulate)
@@ -216,7 +211,9 @@ class TrainData:
         )
         return tf.data.Dataset.choose_from_datasets(lanes, turn)
 
-    def _example(self, epoch: int, first: int, number: Any, marked: Any) -> dict[str, Any]:
+    def _example(
+        self, epoch: int, first: int, specs: dict[str, Any], number: Any, marked: Any
+    ) -> dict[str, Any]:
         """Parses, decodes and augments one example, given its number in `_raw`."""
         tf = tensorflow()
         r, (raw, end) = self.recipe, marked
@@ -236,15 +233,13 @@ class TrainData:
                 image = rand_augment(
                     image, policy, ops=r.randaugment_ops, magnitude=r.randaugment_magnitude
                 )
-            return image, example['label'], example['original'], example['name']
+            return {**example, 'image': image}
 
         def nothing():
-            zero = tf.constant(0, tf.int32)
-            return tf.zeros((r.image_size, r.image_size, 3), tf.uint8), zero, zero, ''
+            image = tf.zeros((r.image_size, r.image_size, 3), tf.uint8)
+            return {**{k: tf.zeros(s.shape, s.dtype) for k, s in specs.items()}, 'image': image}
 
-        image, label, original, name = tf.cond(end, nothing, read)
-        fields = {'image': image, 'label': label, 'original': original, 'name': name}
-        return {**fields, 'number': number, 'end': end}
+        return {**tf.cond(end, nothing, read), 'number': number, 'end': end}
 
 
 def beside(function: Any, *arguments: Any) -> futures.Future:

@@ -1,10 +1,9 @@
-"""Pictures of predictions, and of what the network sees."""
+"""Pictures of what the network sees; `draw` is that of `tasks.pictures`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,10 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from hrnet_jax.inference.predict import Prediction
 from hrnet_jax.inference.visualize import View, components
+from hrnet_jax.tasks.pictures import bars, draw, short
 
-_COLUMNS = 4  # pictures side by side, once there are more than three
 _ROWS = ('energy', 'components', 'Grad-CAM')
 _LEGEND = """\
 Energy: the root mean square
@@ -29,43 +27,8 @@ grey where there is no contrast.
 Grad-CAM: evidence for the
 class in this map, as a part of
 the most at any place of it."""
-_BLUE, _GREY = '#2f6db3', '#8a929b'
 
-
-def draw(
-    images: Sequence[Any],
-    titles: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
-    path: str | Path,
-    form: str | None = None,
-) -> None:
-    """Writes a picture of each image above the bars of its predictions.
-
-    Args:
-        images: PIL images or uint8 arrays (H, W, 3), shown whole.
-        titles: one line above each.
-        predictions: of each image, most probable first.
-        path: the picture's file.
-        form: its format, such as 'png'; by default what its ending says.
-    """
-    columns = len(images) if len(images) < _COLUMNS else _COLUMNS
-    rows = -(-len(images) // columns)
-    bars = 0.3 * max(len(p) for p in predictions) + 0.3
-    figure = Figure(figsize=(3.2 * columns, rows * (3.2 + bars)), layout='constrained')
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        2 * rows, columns, squeeze=False, gridspec_kw={'height_ratios': [3, bars] * rows}
-    )
-    for axes in grid.flat:
-        axes.axis('off')
-    for i, (image, title, found) in enumerate(zip(images, titles, predictions, strict=True)):
-        image = np.asarray(image)
-        top = grid[2 * (i // columns)][i % columns]
-        top.imshow(image, interpolation='nearest' if max(image.shape) < 100 else 'antialiased')
-        # Names are shown as they are: a $ would begin a formula.
-        top.set_title(_short(title, 34), fontsize=9, parse_math=False)
-        _bars(grid[2 * (i // columns) + 1][i % columns], found)
-    figure.savefig(path, dpi=110, format=form)
+__all__ = ['draw', 'draw_view']
 
 
 def draw_view(
@@ -83,8 +46,8 @@ def draw_view(
     columns = 1 + len(strides)
     figure = Figure(figsize=(0.5 + 2.9 * columns, 8.6), layout='constrained')
     FigureCanvasAgg(figure)
-    target = f'{_short(view.target.name, 40)} ({100 * view.target.probability:.1f} %)'
-    figure.suptitle(f'{_short(title, 60)}: evidence for {target}', fontsize=13, parse_math=False)
+    target = f'{short(view.target.name, 40)} ({100 * view.target.probability:.1f} %)'
+    figure.suptitle(f'{short(title, 60)}: evidence for {target}', fontsize=13, parse_math=False)
     grid = figure.subplots(3, columns, squeeze=False)
     height, width = view.image.shape[:2]
     smooth = 'nearest' if max(height, width) < 100 else 'antialiased'
@@ -93,7 +56,7 @@ def draw_view(
         axes.set(xticks=[], yticks=[])
     grid[0][0].imshow(view.image, interpolation=smooth)
     grid[0][0].set_title(f'as the network sees it\n{height} × {width}', fontsize=10)
-    _bars(grid[1][0], view.best)
+    bars(grid[1][0], view.best)
     grid[1][0].set_title('predictions', fontsize=10)
     grid[2][0].axis('off')
     grid[2][0].text(0, 1, _LEGEND, va='top', fontsize=9, linespacing=1.4)
@@ -125,18 +88,3 @@ def _heat_colours() -> ListedColormap:
     colours = colormaps['inferno'](np.linspace(0.3, 0.95, 256))
     colours[:, 3] = np.linspace(0, 1, 256) ** 0.7 * 0.85
     return ListedColormap(colours)
-
-
-def _bars(axes, found: Sequence[Prediction]) -> None:
-    """Horizontal bars from 0 to 1, the name written over each."""
-    at = np.arange(len(found))
-    probabilities = [p.probability for p in found]
-    axes.barh(at, probabilities, 0.82, color=[_BLUE] + [_GREY] * (len(found) - 1), alpha=0.35)
-    for y, p in zip(at, found, strict=True):
-        axes.text(0.015, y, _short(p.name, 28), va='center', fontsize=9, parse_math=False)
-        axes.text(0.985, y, f'{100 * p.probability:.1f} %', va='center', ha='right', fontsize=9)
-    axes.set(xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + '…'

@@ -1,9 +1,8 @@
-"""Exact evaluation: integer counts over every image, on any number of devices and hosts."""
+"""Exact evaluation: sums over every example, on any number of devices and hosts."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,47 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import apply, compiler_options
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime import distributed
+from hrnet_jax.tasks.base import Batch, Metric, Result, Totals
 
-TOP = 5
 AHEAD = 2  # steps: devices stay busy, images do not fill their memory, and Ctrl-C is answered soon
-Counts = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Integer counts over a set, summed over all hosts.
-
-    Attributes:
-        num_examples: images counted; for several labels an image, those that have one.
-        top1_correct, top5_correct: how many had a label of theirs among the first 1 and 5.
-        seen: images that went through the network, counted or not.
-        not_finite: images with NaN or infinity among their logits; `evaluate` refuses them.
-    """
-
-    num_examples: int
-    top1_correct: int
-    top5_correct: int
-    seen: int
-    not_finite: int = 0
-
-    def check(self, total: int) -> None:
-        """Raises RuntimeError unless `total` images went through the network."""
-        if self.seen != total:
-            raise RuntimeError(f'counted {self.seen} of {total} images')
-
-    @property
-    def top1(self) -> float:
-        """Percent."""
-        return 100 * self.top1_correct / max(self.num_examples, 1)
-
-    @property
-    def top5(self) -> float:
-        """Percent."""
-        return 100 * self.top5_correct / max(self.num_examples, 1)
 
 
 class NotFinite(UserError):
@@ -68,106 +32,82 @@ def data_mesh() -> Mesh:
     return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
-def count_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Counts:
-    """Counts of one batch.
-
-    Args:
-        logits: (N, classes).
-        labels: (N,) or (N, L) class indices; -1 for none. An image without a label is not counted.
-        mask: (N,) False for padding.
-
-    Returns:
-        int32 scalars `num_examples`, `top1_correct`, `top5_correct` and `seen`.
-    """
-    labels = labels.reshape((labels.shape[0], -1))
-    top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))[1]
-    hit = jnp.any(top[:, :, None] == labels[:, None, :], -1)
-    counted = mask & jnp.any(labels >= 0, -1)
-    return {
-        'num_examples': jnp.sum(counted, dtype=jnp.int32),
-        'top1_correct': jnp.sum(hit[:, 0] & counted, dtype=jnp.int32),
-        'top5_correct': jnp.sum(jnp.any(hit, -1) & counted, dtype=jnp.int32),
-        'seen': jnp.sum(mask, dtype=jnp.int32),
-    }
-
-
 def make_eval_step(
-    model: Classifier, transform: Transform, mesh: Mesh, classes: np.ndarray | None = None
-) -> Callable[[Variables, Counts, Counts], Counts]:
-    """The compiled step (variables, totals, batch) -> totals.
+    model: Any, transform: Transform, mesh: Mesh, metric: Metric
+) -> Callable[[Variables, Batch], Totals]:
+    """The compiled step (variables, batch) -> the sums of the batch, over all devices.
 
     Args:
         transform: its mean and standard deviation; the images come resized and cropped.
         mesh: with an axis 'data', over which batches are split; variables are on every device.
-        classes: the class indices that compete; None for all.
+        metric: what is summed; beside it num_examples, seen and not_finite.
 
-    A batch is {'image': uint8 (N, H, W, 3), 'label': int32 (N,) or (N, L), 'mask': bool (N,)}.
+    A batch has image, uint8 (N, H, W, 3), the fields of the data set, mask, bool (N,), and index,
+    int32 (N,), where the metric keeps examples.
     """
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-    allowed = np.ones(model.num_classes, bool)
-    if classes is not None:
-        allowed = np.isin(np.arange(model.num_classes), classes)
 
-    def step(variables: Variables, totals: Counts, batch: Counts) -> Counts:
+    def step(variables: Variables, batch: Batch) -> Totals:
         images = normalize(batch['image'], transform, model.dtype)
-        logits = apply(model, variables, images, in_pieces=mesh.size == 1)
-        finite = jnp.all(jnp.isfinite(logits), -1)
-        logits = jnp.where(jnp.asarray(allowed)[None], logits, -jnp.inf)
-        counts = count_correct(logits, batch['label'], batch['mask'])
-        counts['not_finite'] = jnp.sum(batch['mask'] & ~finite, dtype=jnp.int32)
-        return jax.tree.map(jnp.add, totals, counts)
+        outputs = apply(model, variables, images, in_pieces=mesh.size == 1)
+        mask = batch['mask']
+        finite = jax.tree.map(
+            lambda x: jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))), jax.tree.leaves(outputs)
+        )
+        bad = mask & ~jnp.all(jnp.stack(finite), 0)
+        seen = jnp.sum(mask, dtype=jnp.int32)
+        sums = {'num_examples': seen, **metric.update(outputs, batch)}
+        if 'examples' in sums:
+            sums['examples'] = {**sums['examples'], 'index': batch['index']}
+        return {**sums, 'seen': seen, 'not_finite': jnp.sum(bad, dtype=jnp.int32)}
 
     return jax.jit(
         step,
-        in_shardings=(whole, whole, split),
+        in_shardings=(whole, split),
         out_shardings=whole,
         compiler_options=compiler_options(model),
     )
 
 
 def evaluate(
-    model: Classifier,
+    model: Any,
     variables: Variables,
-    batches: Iterable[dict[str, np.ndarray]],
+    batches: Iterable[Batch],
     transform: Transform,
+    metric: Metric,
     *,
-    classes: np.ndarray | None = None,
     mesh: Mesh | None = None,
-    step: Callable[[Variables, Counts, Counts], Counts] | None = None,
+    step: Callable[[Variables, Batch], Totals] | None = None,
 ) -> Result:
-    """Counts over all batches of all hosts.
+    """Sums over all batches of all hosts.
 
     Args:
         batches: this host's part: NumPy batches as of `make_eval_step`, equally many on every host.
-        classes: see `make_eval_step`.
+        metric: of the task: `hrnet_jax.tasks.get_task('classification').metric(model)`.
         mesh: see `make_eval_step`; by default all devices.
         step: what `make_eval_step` made of the same arguments, to compile it once for many calls.
 
     Raises:
-        NotFinite: if logits are not finite.
+        NotFinite: if the outputs are not finite.
         UserError: on every host, if the batches of one raise it.
     """
     mesh = mesh or data_mesh()
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-    step = step or make_eval_step(model, transform, mesh, classes)
+    step = step or make_eval_step(model, transform, mesh, metric)
     variables = jax.device_put(variables, whole)
-    names = [field.name for field in dataclasses.fields(Result)]
-    totals = jax.device_put(dict.fromkeys(names, np.int32(0)), whole)
-    fed = 0
-    running: collections.deque[Counts] = collections.deque()
+    sums, fed = _Sums(), 0
+    running: collections.deque[Totals] = collections.deque()
     for batch in _agreed(batches):
         fed += int(batch['mask'].sum())
-        arrays = {
-            k: jax.make_array_from_process_local_data(split, batch[k])
-            for k in ('image', 'label', 'mask')
-        }
-        totals = step(variables, totals, arrays)
-        running.append(totals)
+        arrays = {k: jax.make_array_from_process_local_data(split, v) for k, v in batch.items()}
+        running.append(step(variables, arrays))
         if len(running) > AHEAD:
-            jax.block_until_ready(running.popleft())
-    result = Result(**{name: int(value) for name, value in totals.items()})
-    if jax.process_count() == 1:
-        result.check(fed)
+            sums.add(running.popleft())
+    while running:
+        sums.add(running.popleft())
+    result = metric.result(sums.totals, sums.whole())
+    if jax.process_count() == 1 and result.seen != fed:
+        raise RuntimeError(f'counted {result.seen} of {fed} images')
     if result.not_finite:
         raise NotFinite(
             f'the logits of {result.not_finite} of {result.seen} images are not finite: '
@@ -176,7 +116,34 @@ def evaluate(
     return result
 
 
-def _agreed(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+class _Sums:
+    """Totals of all steps, int64 or float64; on process 0 the examples, too."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Any] = {}
+        self.examples: list[dict[str, np.ndarray]] = []
+
+    def add(self, step: Totals) -> None:
+        examples = step.pop('examples', None)
+        for name, value in jax.device_get(step).items():
+            wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
+            self.totals[name] = self.totals.get(name, 0) + np.asarray(value, wide)
+        if examples is not None and distributed.is_main():
+            self.examples.append(jax.device_get(examples))
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """The examples in the order of the set, without padding, each once."""
+        if not self.examples:
+            return {}
+        names = self.examples[0]
+        joined = {name: np.concatenate([part[name] for part in self.examples]) for name in names}
+        index = joined.pop('index')
+        order = np.argsort(index, kind='stable')
+        order = order[index[order] >= 0]
+        return {name: values[order] for name, values in joined.items()}
+
+
+def _agreed(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches; all hosts stop when those of one fail, where the others would wait for it."""
     iterator, ended = iter(batches), False
     while not ended:

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hrnet_jax.data.imagenet import default_class_names
 from hrnet_jax.data.preprocess import Transform, normalize, resize_crop
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import apply, compiler_options, fold, traced
-from hrnet_jax.inference.predict import Prediction, default_class_names
 from hrnet_jax.layers import Array, matmul_precision
 from hrnet_jax.models import Variables, check_class_names
+from hrnet_jax.tasks.base import Prediction
 
 STRIDES = (4, 8, 16, 32)
 FORMATS = ('.png', '.pdf', '.svg', '.jpg')

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading, workdir
 from hrnet_jax.checkpoints.transfer import transfer
-from hrnet_jax.data import evaluation, imagenet
+from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.training import TrainData
 from hrnet_jax.errors import UserError
@@ -24,10 +24,11 @@ from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.initialisation import init
-from hrnet_jax.models import Variables, create_model, variable_shapes
+from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
+from hrnet_jax.tasks import get_task, task_of
+from hrnet_jax.tasks.recipe import Recipe
 from hrnet_jax.training import runs
-from hrnet_jax.training.recipes import Recipe
 from hrnet_jax.training.step import (
     TrainState,
     create_state,
@@ -67,11 +68,12 @@ class Experiment:
 
     def __init__(self, arch: str, recipe: Recipe, options: Options, say: Callable[[str], None]):
         self.recipe, self.options, self.say = recipe, options, say
+        self.task = get_task(recipe.task)
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
         with distributed.fail_together():
             self._open_data()
-            self.model = create_model(
+            self.model = self.task.create_model(
                 arch,
                 self.num_classes,
                 dtype=jnp.dtype(recipe.dtype),
@@ -93,20 +95,24 @@ class Experiment:
         self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
         self.tx = make_optimizer(recipe, schedule)
         self.train_step = make_train_step(
-            self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher
-        )
-        self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.competing)
+            self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher,
+            fields=[field.name for field in self.source.fields],
+        )  # fmt: skip
+        self.metric = self.task.metric(self.model, **self.context)
+        self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.metric)
         self.store = runs.Store(
             options.workdir,
             self._describe(),
             options.keep,
             lambda line: say(f'warning: {line}'),
+            self.task.best.higher_is_better,
         )
 
     @property
     def config(self) -> dict[str, Any]:
         """What must be the same when the run goes on."""
         return {
+            'task': self.task.name,
             'arch': self.model.arch.name,
             'num_classes': self.num_classes,
             'training_images': self.source.num_examples,
@@ -192,8 +198,9 @@ class Experiment:
 
     def _open_data(self) -> None:
         r, data_dir = self.recipe, self.options.data_dir
-        self.source = evaluation.open_dataset(r.dataset, r.split, data_dir)
-        self.held_out = evaluation.open_dataset(r.dataset, r.eval_split, data_dir)
+        self.source = self.task.open_dataset(r.dataset, r.split, data_dir)
+        self.held_out = self.task.open_dataset(r.dataset, r.eval_split, data_dir)
+        self.task.check_training(self.source)
         if self.source.num_classes is None:
             raise UserError(f'{r.dataset} does not say how many classes it has')
         self.num_classes = self.source.num_classes
@@ -206,7 +213,7 @@ class Experiment:
                 f'{r.dataset}: {self.source.split} and {self.held_out.split} must have the same '
                 f'classes; they differ in {", ".join(apart[:5])}'
             )
-        self.competing = evaluation.competing_classes(self.held_out, data_dir)
+        self.context = self.task.context(self.held_out, data_dir)
         self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
         if r.microbatch % self.mesh.size:
             raise UserError(
@@ -219,6 +226,8 @@ class Experiment:
             return None, {}
         folder = loading.find(self.recipe.teacher)
         meta = checkpoint.read_json(folder)
+        if task_of(meta) is not self.task:
+            raise UserError(f'the teacher {folder} is for {task_of(meta).name}')
         if meta['num_classes'] != self.num_classes:
             raise UserError(
                 f'the teacher {folder} has {meta["num_classes"]} classes, the data '
@@ -232,9 +241,9 @@ class Experiment:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
         number of classes differs."""
         folder = loading.find(str(self.recipe.init), self.model.arch.name)
-        before = checkpoint.read_json(folder)['num_classes']
+        before = checkpoint.read_json(folder)
         _, loaded = loading.load(folder, self.model.arch.name)
-        new = before != self.num_classes
+        new = before['num_classes'] != self.num_classes or task_of(before) is not self.task
         variables, report = transfer(fresh, loaded, fresh='^head/classifier/' if new else ())
         self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')
         self.say(str(report))
@@ -245,7 +254,7 @@ class Experiment:
         if names and set(names) <= set(imagenet.classes()):
             names = None  # WordNet ids: predict.py has better names for them
         return {
-            **checkpoint.describe(self.model),
+            **checkpoint.describe(self.model, self.task),
             'transform': self.recipe.transform.to_json(),
             'published': None,
             'class_names': list(names) if names else None,

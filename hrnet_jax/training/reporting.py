@@ -17,9 +17,10 @@ import numpy as np
 from hrnet_jax.data.sources import tensorflow
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.files import replacing, write
+from hrnet_jax.tasks.base import Figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Picture
 
 PEAK_FLOPS = {
     'TPU v2': 23e12,
@@ -57,13 +58,10 @@ bfloat16: theirs is float16.
 """
 
 _SCALARS = ('train', 'eval')  # the kinds of record that are no events
-# The parts of an evaluation's line, each left out where its value is missing.
-_LINE = {
-    'epoch': 'epoch {:.4g}',
-    'step': 'step {:,}',
-    'loss': 'loss {:.3f}',
-    'top1': 'top-1 {:.2f} %',
-    'top5': 'top-5 {:.2f} %',
+# The parts of an evaluation's line, each left out where its value is missing; the task's figures
+# stand between the two.
+_LINE = {'epoch': 'epoch {:.4g}', 'step': 'step {:,}', 'loss': 'loss {:.3f}'}
+_LINE_END = {
     'images_per_second': '{:,.0f} images/s',
     'waited': 'waited {:.1f} % for data',
 }
@@ -73,8 +71,6 @@ _POSTFIX = {
     'images_per_second': ('images/s', '{:,.0f}'),
     'mfu': ('MFU', '{:.1%}'),
 }
-# (value, axis label, relative height) of each panel of curves.png.
-_PANELS = (('loss', 'loss', 3), ('top1', 'top-1 (%)', 3), ('learning_rate', 'learning rate', 1.3))
 _BLUE, _ORANGE, _GREY, _INK = '#2f6db3', '#d9702b', '#8a929b', '#333a42'
 
 _Logger = Callable[[int, Mapping[str, float]], None]  # of a step's scalars
@@ -100,6 +96,7 @@ class Reporter:
         tensorboard: whether to write `workdir/tensorboard/`.
         wandb: the W&B project to log to.
         config: the run's settings, for W&B.
+        figures: of the task; the first is drawn.
         out: prints one line for each evaluation.
     """
 
@@ -112,9 +109,10 @@ class Reporter:
         tensorboard: bool = True,
         wandb: str | None = None,
         config: dict | None = None,
+        figures: Sequence[Figure] = (),
         out: Callable[[str], Any] = print,
     ):
-        self._workdir, self._out = workdir, out
+        self._workdir, self._out, self._figures = workdir, out, figures
         self._loggers: list[_Logger] = []
         self._end = contextlib.ExitStack()  # closes the rest where one fails
         if wandb:  # first: it may refuse
@@ -142,7 +140,7 @@ class Reporter:
 
         Args:
             step: the last of the interval.
-            values: loss, top1 (percent), learning_rate, images_per_second, mfu (a fraction),
+            values: loss, the task's figures, learning_rate, images_per_second, mfu (a fraction),
                 data_wait (seconds), seconds (the interval's; by default those since the last
                 record), epoch (passes so far, with a fraction) and others; none must be there.
         """
@@ -155,7 +153,7 @@ class Reporter:
             self._bar.set_postfix(shown, refresh=False)
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Records an evaluation (top1 and top5 in percent) and prints it in one line.
+        """Records an evaluation, the task's figures, and prints it in one line.
 
         Loss, speed and wait in the line are those of the training since the evaluation before.
         """
@@ -167,7 +165,12 @@ class Reporter:
                 line[name] = np.mean(found)
         if 'data_wait' in line:
             line['waited'] = 100 * line['data_wait'] / max(line['seconds'], 1e-9)
-        self.say('  '.join(form.format(line[name]) for name, form in _LINE.items() if name in line))
+        parts = [
+            *((name, form.format) for name, form in _LINE.items()),
+            *((f.name, lambda value, f=f: f'{f.label} {f.text(value)}') for f in self._figures),
+            *((name, form.format) for name, form in _LINE_END.items()),
+        ]
+        self.say('  '.join(form(line[name]) for name, form in parts if name in line))
         self._intervals, self._last = [], time.monotonic()
 
     def event(self, step: int, kind: str, text: str) -> None:
@@ -187,7 +190,7 @@ class Reporter:
     def close(self) -> None:
         """Ends the record and draws the curves."""
         with self._end, contextlib.suppress(ModuleNotFoundError):
-            draw_curves(self._workdir)
+            draw_curves(self._workdir, self._figures[:1])
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         self._write(kind, step, {name: _strict(value) for name, value in values.items()})
@@ -246,28 +249,32 @@ def _wandb(project: str, workdir: Path, config: dict | None, end: contextlib.Exi
     return lambda step, scalars: run.log(scalars, step=step)
 
 
-def draw_curves(workdir: Path) -> Path | None:
+def draw_curves(workdir: Path, figures: Sequence[Figure]) -> Path | None:
     """Draws `workdir/metrics.jsonl` as `workdir/curves.png`; None if there is nothing to draw."""
     rows = [row for row in _read(workdir / 'metrics.jsonl') if row['kind'] in _SCALARS]
     if not rows:
         return None
     path = workdir / 'curves.png'
     with replacing(path, force=True) as temporary:
-        curves(rows).savefig(temporary, dpi=130, format='png')
+        curves(rows, figures).savefig(temporary, dpi=130, format='png')
     return path
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The figure of loss, top-1 and learning rate over the steps, the best evaluation marked."""
+def curves(rows: Sequence[Mapping[str, Any]], figures: Sequence[Figure]) -> Picture:
+    """The loss, the figures and the learning rate over the steps, the best evaluation marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Picture
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 8), layout='constrained')
+    figure = Picture(figsize=(9, 8), layout='constrained')
     FigureCanvasAgg(figure)
-    heights = [height for *_, height in _PANELS]
-    grid = figure.subplots(len(_PANELS), sharex=True, gridspec_kw={'height_ratios': heights})
-    for axes, (name, label, _) in zip(grid, _PANELS, strict=True):
+    marked = {f.name: f for f in figures}
+    panels = [('loss', 'loss', 3.0)]  # value, axis label, relative height
+    panels += [(f.name, f'{f.label} ({f.unit})' if f.unit else f.label, 3.0) for f in figures]
+    panels += [('learning_rate', 'learning rate', 1.3)]
+    heights = [height for *_, height in panels]
+    grid = figure.subplots(len(panels), sharex=True, gridspec_kw={'height_ratios': heights})
+    for axes, (name, label, _) in zip(grid, panels, strict=True):
         steps, values = _series(rows, 'train', name)
         if name != 'learning_rate':
             axes.plot(steps, values, color=_BLUE, alpha=0.25, linewidth=0.7)
@@ -277,9 +284,10 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         steps, values = _series(rows, 'eval', name)
         if len(steps):
             axes.plot(steps, values, color=_ORANGE, marker='.', markersize=5, label='evaluation')
-        if len(steps) and name == 'top1':
-            i = np.flatnonzero(values == np.max(values))[-1]  # as the checkpoint that is kept
-            best = f'best: {values[i]:.2f} % at step {steps[i]:,.0f}'
+        if len(steps) and name in marked:
+            top = np.max(values) if marked[name].higher_is_better else np.min(values)
+            i = np.flatnonzero(values == top)[-1]  # as the checkpoint that is kept
+            best = f'best: {marked[name].text(values[i])} at step {steps[i]:,.0f}'
             axes.plot(
                 steps[i], values[i], '*', color=_ORANGE, markeredgecolor='white', markersize=15,
                 linestyle='', label=best, clip_on=False, zorder=3,
@@ -291,8 +299,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.spines[['left', 'bottom']].set_color(_GREY)
         axes.tick_params(color=_GREY, labelcolor=_INK)
 
-    top, middle, bottom = grid
-    middle.legend(loc='lower right', frameon=False, labelcolor=_INK)
+    top, bottom = grid[0], grid[-1]
+    grid[-2].legend(loc='lower right', frameon=False, labelcolor=_INK)
     bottom.set_xlim(0, 1.01 * max(max(row['step'] for row in rows), 1))
     bottom.set_xlabel('step', color=_INK)
     bottom.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))

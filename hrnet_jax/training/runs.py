@@ -107,7 +107,8 @@ class Store:
 
     Attributes:
         describe: the JSON of a checkpoint beside what `save` adds.
-        top1: step -> percent, of the evaluations so far; a part of every checkpoint.
+        higher_is_better: of the figure that decides.
+        scores: step -> score, of the evaluations so far; a part of every checkpoint.
         warn: gets a line about a checkpoint that cannot be read.
     """
 
@@ -115,7 +116,8 @@ class Store:
     describe: dict[str, Any]
     keep: int
     warn: Callable[[str], None] = print
-    top1: dict[int, float] = dataclasses.field(default_factory=dict)
+    higher_is_better: bool = True
+    scores: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._manager: Any = None
@@ -125,12 +127,20 @@ class Store:
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax's preservation policy."""
         steps = [one.step for one in checkpoints]
-        best = workdir.best(steps, self.top1)
+        best = workdir.best(steps, self.scores)
         return [step in (best, *steps[-self.keep :]) for step in steps]
 
     def best(self) -> int | None:
         """The step of the best evaluation so far."""
-        return workdir.best(list(self.top1), self.top1)
+        return workdir.best(list(self.scores), self.scores)
+
+    def note(self, step: int, value: float) -> None:
+        """An evaluation has given this figure; of scores the higher is the better."""
+        self.scores[step] = value if self.higher_is_better else -value
+
+    def figure(self, step: int) -> float:
+        """What `note` was given."""
+        return self.scores[step] if self.higher_is_better else -self.scores[step]
 
     def save(self, state: TrainState) -> None:
         """Starts to write the state, which may be donated as soon as this returns.
@@ -147,11 +157,11 @@ class Store:
         trees = {k: jax.tree.map(np.array, tree) for k, tree in _parts(state).items() if tree}
         digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
         # Names are strings in JSON, and sorted as such in its digest.
-        top1 = {str(evaluated): value for evaluated, value in self.top1.items()}
+        scores = {str(evaluated): value for evaluated, value in self.scores.items()}
         meta = checkpoint.with_digest(
             {
                 **self.describe,
-                'training': {**self.describe['training'], 'step': step, 'top1': top1},
+                'training': {**self.describe['training'], 'step': step, 'scores': scores},
                 'arrays': digests['raw'],
                 'ema': digests.get('ema'),
                 'rest': digests['rest'],
@@ -241,7 +251,7 @@ class Store:
                 trees[name] = checkpoint.restore(folder / name, tree, expected)
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
         flat = [trees['rest']['opt_state'][_name(path)] for path, _ in leaves]
-        self.top1 = {int(k): v for k, v in meta['training']['top1'].items()}
+        self.scores = workdir.scores(meta['training'])
         return TrainState(
             step=trees['rest']['step'],
             opt_state=jax.tree_util.tree_unflatten(structure, flat),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -15,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.data.preprocess import Transform, normalize
-from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
-from hrnet_jax.training.recipes import Recipe
+from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.recipe import Recipe
 
 Array = jax.Array
 Batch = dict[str, Any]
@@ -125,66 +124,18 @@ def _named(name: str, params: Variables) -> Variables:
     )
 
 
-def mix(
-    key: Array, images: Array, targets: Array, mixup: float, cutmix: float, group: int = 32
-) -> tuple[Array, Array]:
-    """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or a coin's choice of the two.
-
-    Images mix within groups, the i-th with the i-th from the end, each group with its own draw: the
-    result does not depend on the number of devices, and where these hold whole groups nothing
-    travels.
-
-    Args:
-        images: (N, H, W, C) of any range.
-        targets: (N, classes) probabilities.
-        mixup, cutmix: alpha of the Beta distribution of each; 0 for none.
-        group: images that mix; the largest common divisor with N is taken.
-    """
-    n, height, width = images.shape[:3]
-    groups = n // math.gcd(n, group)
-    keys = jax.random.split(key, 5)
-    cut = jax.random.bernoulli(keys[0], 0.5 if mixup and cutmix else float(cutmix > 0), (groups,))
-    kept = jax.random.beta(keys[1], mixup or 1.0, mixup or 1.0, (groups,))
-    # The box has the area 1 - lambda around a uniform centre; what leaves the image is cut off.
-    side = jnp.sqrt(1 - jax.random.beta(keys[2], cutmix or 1.0, cutmix or 1.0, (groups,)))
-    inside = []
-    for axis_key, size in ((keys[3], height), (keys[4], width)):
-        centre = jax.random.randint(axis_key, (groups, 1), 0, size)
-        half = (side[:, None] * size).astype(jnp.int32) // 2
-        at = jnp.arange(size)[None]
-        inside.append((at >= centre - half) & (at < centre + half))
-    box = inside[0][:, :, None] & inside[1][:, None, :]
-    area = jnp.mean(box.astype(jnp.float32), (1, 2))
-    pixel = jnp.where(cut[:, None, None], 1.0 - box.astype(jnp.float32), kept[:, None, None])
-    label = jnp.where(cut, 1 - area, kept)
-
-    def blend(x: Array, weight: Array) -> Array:
-        grouped = x.reshape((groups, n // groups, *x.shape[1:]))
-        return (weight * grouped + (1 - weight) * grouped[:, ::-1]).reshape(x.shape)
-
-    return blend(images, pixel[:, None, :, :, None]), blend(targets, label[:, None, None])
-
-
-def divergence(kind: str, logits: Array, teacher: Array, temperature: float) -> Array:
-    """(N, C) logits of both -> (N,): Jensen-Shannon, or KL(teacher || student) * temperature^2."""
-    ours, theirs = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher))
-    p = jnp.exp(theirs)
-    if kind == 'kl':
-        return jnp.sum(p * (theirs - ours), -1) * temperature**2
-    q = jnp.exp(ours)
-    middle = jnp.log((p + q) / 2 + 1e-30)
-    return jnp.sum(p * (theirs - middle) + q * (ours - middle), -1) / 2
-
-
 def make_loss(
-    model: Classifier,
+    model: Any,
     recipe: Recipe,
     transform: Transform,
     teacher: Teacher | None = None,
     channel_multiple: int = 1,
-) -> Callable[..., tuple[Array, tuple[Variables, Array]]]:
-    """The function (params, batch_stats, images, labels, weights, key, teacher's variables) ->
-    (sum over images of weight * loss, (new batch_stats, (N, classes) logits)), all float32.
+) -> Callable[..., tuple[Array, tuple[Variables, dict[str, Array]]]]:
+    """The function (params, batch_stats, batch, key, teacher's variables) -> (sum over images of
+    weight * loss, (new batch_stats, figures)), float32; of the recipe's task.
+
+    The batch has image, uint8 (N, H, W, 3), the fields of the data set, and weight, float32 (N,).
+    The figures are those that the task gives for each step, summed as the loss is.
 
     Args:
         transform: its mean and standard deviation.
@@ -192,28 +143,24 @@ def make_loss(
         channel_multiple: of the branches' channels while they are computed: see `padding`.
     """
     wide, widen, narrow = computed_wide(model, channel_multiple)
+    task = get_task(recipe.task)
 
-    def loss(params, batch_stats, images, labels, weights, key, teacher_variables):
-        targets = jax.nn.one_hot(labels, model.num_classes, dtype=jnp.float32)
-        smooth = recipe.label_smoothing
-        targets = targets * (1 - smooth) + smooth / model.num_classes
-        if recipe.mixup or recipe.cutmix:
-            pixels = images.astype(jnp.float32)
-            group = recipe.bn_group_size or 32
-            images, targets = mix(key, pixels, targets, recipe.mixup, recipe.cutmix, group)
-        logits, new = wide.apply(
+    def loss(params, batch_stats, batch, key, teacher_variables):
+        batch = task.prepare(batch, key, recipe, model)
+        outputs, new = wide.apply(
             widen({'params': params, 'batch_stats': batch_stats}),
-            normalize(images, transform, model.dtype),
+            normalize(batch['image'], transform, model.dtype),
             train=True,
             mutable=['batch_stats'],
         )
-        each = -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
+        each, figures = task.loss(outputs, batch, recipe)
         if teacher is not None:
             other, theirs = teacher
-            soft = other.apply(teacher_variables, normalize(images, theirs, other.dtype))
-            apart = divergence(recipe.distill_loss, logits, soft, recipe.temperature)
+            soft = other.apply(teacher_variables, normalize(batch['image'], theirs, other.dtype))
+            apart = task.distance(outputs, soft, recipe)
             each = recipe.distill_weight * apart + (1 - recipe.distill_weight) * each
-        return jnp.sum(weights * each), (narrow(new['batch_stats']), logits)
+        sums = {name: jnp.sum(batch['weight'] * values) for name, values in figures.items()}
+        return jnp.sum(batch['weight'] * each), (narrow(new['batch_stats']), sums)
 
     return loss
 
@@ -224,28 +171,33 @@ CHANNEL_MULTIPLES: dict[tuple[str, str], int] = {}
 
 
 def make_train_step(
-    model: Classifier,
+    model: Any,
     recipe: Recipe,
     transform: Transform,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
     teacher: Teacher | None = None,
+    *,
+    fields: Sequence[str] = ('label',),
     channel_multiple: int | None = None,
 ) -> Callable[[TrainState, Batch, Variables], tuple[TrainState, dict[str, Array]]]:
     """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
 
-    channel_multiple: see `make_loss`; None for what pays on the platform.
-
     The state is donated and lies on every device; it stays as it was where a process signals
     'no_batch', or where loss, gradient or update are not finite, and ever after.
 
+    Args:
+        transform, teacher: see `make_loss`.
+        fields: names of what a batch has beside its images.
+        channel_multiple: see `make_loss`; None for what pays on the platform.
+
     A batch has, split over the mesh's axis 'data':
-    image uint8 (A, N, H, W, 3), label int32 (A, N), weight float32 (A, N), 0 for an image that
+    image uint8 (A, N, H, W, 3), the fields (A, N, ...), weight float32 (A, N), 0 for an image that
     does not count, for A = recipe.accumulate; and signals float32 (devices, len(SIGNALS)).
 
-    Metrics are float32 scalars: loss and top1 (0 to 1, against the unmixed label), both means over
-    the images that count, gradient_norm, finite, learning_rate, and the sums of the signals.
+    Metrics are float32 scalars: loss and the task's figures, means over the images that count,
+    gradient_norm, finite, learning_rate, and the sums of the signals.
     """
     whole = NamedSharding(mesh, P())
     if channel_multiple is None:
@@ -254,35 +206,37 @@ def make_train_step(
     parts, rows = NamedSharding(mesh, P(None, 'data')), NamedSharding(mesh, P('data'))
     objective = make_loss(model, recipe, transform, teacher, channel_multiple)
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
+    figures = get_task(recipe.task).training_figures
 
     def step(state: TrainState, batch: Batch, teacher_variables: Variables):
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
 
         def microbatch(carry, xs):
-            grads, batch_stats, loss, right = carry
-            index, images, labels, weights = xs
-            (value, (batch_stats, logits)), new = value_and_grad(
-                state.params, batch_stats, images, labels, weights / recipe.batch_size,
-                jax.random.fold_in(key, index), teacher_variables,
-            )  # fmt: skip
-            hit = jnp.where(jnp.argmax(logits, -1) == labels, weights, 0) / recipe.batch_size
+            grads, batch_stats, sums = carry
+            index, part = xs
+            part = {**part, 'weight': part['weight'] / recipe.batch_size}
+            (value, (batch_stats, found)), new = value_and_grad(
+                state.params, batch_stats, part, jax.random.fold_in(key, index), teacher_variables
+            )
             grads = new if grads is None else jax.tree.map(jnp.add, grads, new)
-            return (grads, batch_stats, loss + value, right + jnp.sum(hit)), None
+            sums = jax.tree.map(jnp.add, sums, {'loss': value, **found})
+            return (grads, batch_stats, sums), None
 
-        xs = (jnp.arange(recipe.accumulate), batch['image'], batch['label'], batch['weight'])
-        zero = jnp.zeros((), jnp.float32)
+        inputs = {name: batch[name] for name in ('image', *fields, 'weight')}
+        xs = (jnp.arange(recipe.accumulate), inputs)
+        sums = dict.fromkeys(('loss', *figures), jnp.zeros((), jnp.float32))
         with matmul_precision(model):
             if recipe.accumulate == 1:
                 first = jax.tree.map(lambda x: x[0], xs)
-                carry, _ = microbatch((None, state.batch_stats, zero, zero), first)
+                carry, _ = microbatch((None, state.batch_stats, sums), first)
             else:
                 zeros = jax.tree.map(jnp.zeros_like, state.params)
-                carry, _ = jax.lax.scan(microbatch, (zeros, state.batch_stats, zero, zero), xs)
+                carry, _ = jax.lax.scan(microbatch, (zeros, state.batch_stats, sums), xs)
         # The mean is over the images that count. Corrected afterwards: a division by their number
         # inside the loss would be a collective of its own, before the backward pass.
         counted = jnp.maximum(jnp.sum(batch['weight']), 1.0)
-        grads, loss, right = jax.tree.map(
-            lambda x: x * (recipe.batch_size / counted), (carry[0], *carry[2:])
+        grads, means = jax.tree.map(
+            lambda x: x * (recipe.batch_size / counted), (carry[0], carry[2])
         )
         batch_stats, norm = carry[1], optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -299,13 +253,16 @@ def make_train_step(
         signals = jnp.sum(batch['signals'], 0)
         # A step without all its data, or that would spoil the state, is not taken; nor is any after
         # it, which would be at the wrong place.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
+        finite = (
+            jnp.isfinite(means['loss'])
+            & jnp.isfinite(norm)
+            & jnp.isfinite(optax.tree.norm(updates))
+        )
         valid = state.valid & finite & (signals[SIGNALS.index('no_batch')] == 0)
         new = jax.tree.map(lambda after, before: jnp.where(valid, after, before), new, state)
         new = new.replace(valid=valid)
         metrics = {
-            'loss': loss,
-            'top1': right,
+            **means,
             'gradient_norm': norm,
             'finite': finite.astype(jnp.float32),
             'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
@@ -313,5 +270,5 @@ def make_train_step(
         }
         return new, metrics
 
-    split = {'image': parts, 'label': parts, 'weight': parts, 'signals': rows}
+    split = dict.fromkeys(('image', *fields, 'weight'), parts) | {'signals': rows}
     return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)

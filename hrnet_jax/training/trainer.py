@@ -91,7 +91,7 @@ class Trainer:
     ) -> tuple[TrainState, str | None]:
         saved, first, no_batch = time.monotonic(), step, False
         while True:
-            if self._due(step) and step not in self.store.top1:
+            if self._due(step) and step not in self.store.scores:
                 try:
                     self._evaluate(state, step)
                 except distributed.Stopped:
@@ -185,16 +185,16 @@ class Trainer:
             state.variables(averaged=True),
             batches(),
             self.recipe.transform,
+            self.experiment.metric,
             mesh=self.experiment.mesh,
             step=self.experiment.eval_step,
         )
         result.check(source.num_examples)
         seconds = time.perf_counter() - start
         self.meter.pause(seconds)
-        self.store.top1[step] = result.top1
+        self.store.note(step, result.metrics[self.experiment.task.best.name])
         if self.reporter:
-            values = {'top1': result.top1, 'top5': result.top5, 'num_examples': result.num_examples}
-            values |= {'top1_correct': result.top1_correct, 'top5_correct': result.top5_correct}
+            values = {**result.metrics, 'num_examples': result.num_examples, **result.counts}
             values |= {'seconds': seconds, 'epoch': step / self.experiment.data.steps_per_epoch}
             self._guard(self.reporter.evaluation, step, values)
 
@@ -221,13 +221,13 @@ class Trainer:
         """In the place of a batch that will not come."""
         r = self.recipe
         shape = (r.accumulate, r.microbatch // jax.process_count())
-        return self._place(
-            {
-                'image': np.zeros((*shape, r.image_size, r.image_size, 3), np.uint8),
-                'label': np.zeros(shape, np.int32),
-                'weight': np.ones(shape, np.float32),
-            }
-        )
+        batch = {
+            field.name: np.full((*shape, *field.shape), field.padding, field.dtype)
+            for field in self.experiment.source.fields
+        }
+        batch['image'] = np.zeros((*shape, r.image_size, r.image_size, 3), np.uint8)
+        batch['weight'] = np.ones(shape, np.float32)
+        return self._place(batch)
 
     def _signals(self, skipped: int, no_batch: bool) -> jax.Array:
         self._guard(self.store.check)
@@ -265,6 +265,8 @@ class Meter:
         kind = jax.devices()[0].device_kind
         self.peak = (peak_flops(kind) or 0.0) * self.experiment.mesh.size
         self.flops = self.experiment.flops() * self.experiment.recipe.batch_size
+        task = self.experiment.task
+        self.units = {f.name: f.unit for f in task.figures if f.name in task.training_figures}
         self.start: float | None = None  # not before the first step, which compiles
         self.timed = 0  # steps since `start`
         self.waited = 0.0
@@ -297,7 +299,7 @@ class Meter:
 
         report = {
             'loss': mean('loss'),
-            'top1': 100 * mean('top1'),
+            **{name: mean(name) * (100 if unit == '%' else 1) for name, unit in self.units.items()},
             'gradient_norm': mean('gradient_norm'),
             'learning_rate': values['learning_rate'],
             'epoch': step / self.experiment.data.steps_per_epoch,

@@ -1,0 +1,96 @@
+"""What a task is (`base`), and one file a task: its data, metric, loss, decoding and results.
+
+May import data, heads and models; nothing needs JAX until a model, a metric or a loss is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from hrnet_jax.tasks.base import Task
+    from hrnet_jax.tasks.recipe import Recipe
+
+DEFAULT = 'classification'  # of checkpoints that do not say
+# Name -> where it is; a new task is a line here and a file beside.
+_PLACES = {
+    'classification': 'hrnet_jax.tasks.classification:TASK',
+    'multilabel': 'hrnet_jax.tasks.multilabel:TASK',
+}
+_REGISTERED: dict[str, Task] = {}
+
+
+def names() -> list[str]:
+    """The tasks that there are."""
+    return [*_PLACES, *_REGISTERED]
+
+
+def get_task(task: str | Task) -> Task:
+    """The task of that name; 'MODULE:NAME' is a `Task` of the user's; a `Task` passes through.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not isinstance(task, str):
+        return task
+    if task in _REGISTERED:
+        return _REGISTERED[task]
+    if ':' in task:
+        return register(_imported(task))
+    if task not in _PLACES:
+        raise UserError(
+            f'unknown task {task!r}; known: {", ".join(names())}; one of your own is named as '
+            '--task MODULE:NAME, or registered: hrnet_jax.tasks.register'
+        )
+    return _imported(_PLACES[task])
+
+
+def register(task: Task) -> Task:
+    """Makes a task of one's own known by its name, for this process."""
+    if task.name in _PLACES:
+        raise UserError(f'{task.name} is a task of hrnet_jax; choose another name')
+    _REGISTERED[task.name] = task
+    return task
+
+
+def task_of(meta: Mapping[str, Any]) -> Task:
+    """Of a checkpoint's JSON."""
+    return get_task(meta.get('task', DEFAULT))
+
+
+def recipes() -> dict[str, type[Recipe]]:
+    """Those of all tasks, by name."""
+    return {name: cls for task in names() for name, cls in get_task(task).recipes.items()}
+
+
+def create_model(arch: Any, num_classes: int = 1000, *, task: str = DEFAULT, **options: Any) -> Any:
+    """A model; variables come from `init` or `load`.
+
+    Args:
+        arch: a name of `list_models()` or an `Arch`.
+        num_classes: length of the logits.
+        task: what it is for: 'classification', 'multilabel', or one of your own.
+        **options: in_channels, channels, head, features; dtype, param_dtype, remat,
+            bn_group_size, ...: see `hrnet_jax.models.create_model` and `hrnet_jax.HRNet`.
+
+    Raises:
+        UserError: for an unknown task or architecture, or sizes that make no network.
+    """
+    return get_task(task).create_model(arch, num_classes, **options)
+
+
+def _imported(place: str) -> Task:
+    module, _, name = place.partition(':')
+    try:
+        task = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise UserError(f'task {place}: {error}') from None
+    from hrnet_jax.tasks.base import Task
+
+    if not isinstance(task, Task):
+        raise UserError(f'task {place} is no hrnet_jax.tasks.base.Task')
+    return task

@@ -1,0 +1,250 @@
+"""What a task is: all that commands, trainer, evaluation and checkpoints ask of one.
+
+A task is one object of a subclass of `Task`; what is not overridden is that of networks that give
+one vector an image. docs/tasks.md makes one in a hundred lines.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from hrnet_jax.data import evaluation
+from hrnet_jax.data.sources import Facts, Source
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+    from hrnet_jax.tasks.recipe import Recipe
+
+    Array = jax.Array
+else:
+    Array = Any
+Totals = dict[str, Any]
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One number of an evaluation.
+
+    Attributes:
+        name: its key; `label`: what people call it.
+        unit: '%' where 0 to 1 of a training step is shown as 0 to 100.
+        higher_is_better: for the choice of the best checkpoint.
+    """
+
+    name: str
+    label: str
+    unit: str = '%'
+    higher_is_better: bool = True
+
+    def text(self, value: float, digits: int = 2) -> str:
+        return f'{value:.{digits}f}{" " * bool(self.unit)}{self.unit}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation found; its `metrics` and `counts` are attributes, too: result.top1.
+
+    Attributes:
+        num_examples: examples that count.
+        seen: examples that went through the network, counted or not.
+        not_finite: examples with NaN or infinity in the network's output; `evaluate` refuses them.
+        metrics: `Figure.name` -> value, in the figure's unit.
+        counts: integers behind them.
+    """
+
+    num_examples: int
+    seen: int
+    not_finite: int = 0
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        for held in ('metrics', 'counts'):
+            if name in (values := self.__dict__.get(held, {})):
+                return values[name]
+        raise AttributeError(f'no metric or count {name!r}')
+
+    def check(self, total: int) -> None:
+        """Raises RuntimeError unless every one of `total` examples was seen."""
+        if self.seen != total:
+            raise RuntimeError(f'counted {self.seen} of {total} examples')
+
+
+class Unknown(UserError):
+    """A checkpoint is of a model that this program does not know."""
+
+
+class Metric(abc.ABC):
+    """Sums over a set, made in the compiled step and added up exactly on the host."""
+
+    @abc.abstractmethod
+    def update(self, outputs: Any, batch: Batch) -> Totals:
+        """The sums of one batch, traced: int32 or float32 arrays of any shapes.
+
+        Args:
+            outputs: of the model, float32.
+            batch: the fields, and mask, bool (N,), False for padding; index, int32 (N,), the place
+                of an example in the set.
+
+        The key 'examples', if there, holds a dict of arrays (N, ...) that `result` needs whole.
+        """
+
+    @abc.abstractmethod
+    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
+        """The result, on the host.
+
+        Args:
+            totals: the sums over all batches and hosts, int64 or float64; with num_examples (of
+                the mask, unless `update` has its own), seen and not_finite.
+            examples: those of all hosts, without padding, in the order of the set; in process 0
+                alone, elsewhere empty.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One class for one image: its index, its name, and its probability (0 to 1)."""
+
+    index: int
+    name: str
+    probability: float
+
+
+class Task(abc.ABC):
+    """See the module. Attributes:
+
+    name: in checkpoint.json and in recipes.
+    recipes: name -> `Recipe`, what --recipe takes.
+    figures: of an evaluation; the first decides which checkpoint is best.
+    training_figures: of them those that `loss` gives for each step.
+    layouts: names of the converter's layouts, the first for `from_torch`.
+    """
+
+    name: ClassVar[str]
+    recipes: ClassVar[Mapping[str, type[Recipe]]] = {}
+    figures: ClassVar[tuple[Figure, ...]]
+    training_figures: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[str, ...]] = ()
+
+    # The model
+
+    def create_model(self, arch: Any, num_classes: int, **options: Any) -> Any:
+        """A Flax module; outputs of one number a class unless overridden."""
+        from hrnet_jax.models import create_model
+
+        return create_model(arch, num_classes, **options)
+
+    def describe(self, model: Any) -> dict[str, Any]:
+        """What checkpoint.json says of the model; JSON."""
+        return {
+            'arch': dataclasses.asdict(model.arch),
+            'num_classes': model.num_classes,
+            'in_channels': model.in_channels,
+        }
+
+    def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
+        """The model that `describe` has described.
+
+        Raises:
+            Unknown: if this program knows no such model.
+        """
+        from hrnet_jax.archs import ARCHS, Arch
+
+        try:
+            items = meta['arch'].items()
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+            arch = Arch(**values)
+        except (AttributeError, TypeError):
+            raise Unknown('an architecture this program does not know') from None
+        if arch.name in ARCHS and arch != ARCHS[arch.name]:
+            raise Unknown(f'another {arch.name} than this program')
+        channels = meta['in_channels']
+        return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
+
+    # Data: called in a process without JAX
+
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
+        """A data set for training or evaluation; raises UserError."""
+        return evaluation.open_dataset(name, split, data_dir)
+
+    def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
+        """Raises UserError for a set that cannot be trained on."""
+
+    def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
+        """What `metric` must know of the data set beside its examples."""
+        return {}
+
+    # Evaluation
+
+    @abc.abstractmethod
+    def metric(self, model: Any, **context: Any) -> Metric: ...
+
+    @property
+    def best(self) -> Figure:
+        return self.figures[0]
+
+    # Training
+
+    def prepare(
+        self, batch: dict[str, Array], key: Array, recipe: Any, model: Any
+    ) -> dict[str, Array]:
+        """The batch as the loss wants it, traced; may change images (uint8, or float 0 to 255)."""
+        return batch
+
+    @abc.abstractmethod
+    def loss(
+        self, outputs: Any, batch: dict[str, Array], recipe: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """(N,) loss of each image; and for each of `training_figures` (N,). Traced, float32."""
+
+    def distance(self, outputs: Array, teacher: Array, recipe: Any) -> Array:
+        """(N,) how far the outputs are from a teacher's: the loss of distillation."""
+        raise UserError(f'{self.name} has no distillation')
+
+    # Prediction
+
+    def prediction_options(self, model: Any, class_names: Any, **options: Any) -> dict[str, Any]:
+        """What `decoder` and `found` take, checked; raises UserError."""
+        if options:
+            raise UserError(f'{self.name} has no option {", ".join(options)} to predict with')
+        return {}
+
+    @abc.abstractmethod
+    def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+        """A hashable function, traced: outputs -> arrays (N, ...)."""
+
+    @abc.abstractmethod
+    def found(self, decoded: Any, options: Mapping[str, Any]) -> Any:
+        """What `hrnet_jax.predict` returns for one image, of its decoded NumPy arrays."""
+
+    def lines(self, found: Any) -> list[str]:
+        """What predict.py prints below the name of an image."""
+        return [f'  {found}']
+
+    def to_json(self, found: Any) -> Any:
+        return found
+
+    def draw(
+        self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
+        form: str,
+    ) -> None:  # fmt: skip
+        """Writes a picture of all images with what was found."""
+        raise UserError(f'{self.name} draws no pictures')
+
+    def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:  # noqa: B027
+        """Flags of predict.py, with None as default; their names are options of `predict`."""
+
+
+def percent(part: float, whole: float) -> float:
+    """0 of nothing is 0."""
+    return 100 * part / max(whole, 1)

@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
 
 import digits  # noqa: E402
 
-from hrnet_jax.preprocess import resize_crop  # noqa: E402
+from hrnet_jax.data.preprocess import resize_crop  # noqa: E402
+from hrnet_jax.data.sources import LABEL  # noqa: E402
 
 LIMIT = 240  # seconds for one run
 
@@ -62,7 +63,7 @@ def opened(name: str, split: str | None = None, data_dir: str | None = None) -> 
     count = len(digits.scans()[split][0])
     return SimpleNamespace(
         dataset=SimpleNamespace(name=name), split=split, num_examples=count, num_classes=10,
-        class_names=None, notes=(),
+        class_names=None, notes=(), fields=(LABEL,),
     )  # fmt: skip
 
 
@@ -75,11 +76,12 @@ def batches(source: Any, transform: Any, size: int, *_: Any) -> Any:
 
 def train(arguments: list[str]) -> None:
     """What train.py does with these arguments."""
-    from hrnet_jax import data, experiment
     from hrnet_jax.commands.train import entry
+    from hrnet_jax.data import evaluation
+    from hrnet_jax.training import experiment
 
-    data.open_dataset, data.batches = opened, batches  # type: ignore[assignment]
-    data.competing_classes = lambda *_: None  # type: ignore[assignment]
+    evaluation.open_dataset, evaluation.batches = opened, batches  # type: ignore[assignment]
+    evaluation.competing_classes = lambda *_: None  # type: ignore[assignment]
     experiment.TrainData = Arrays  # type: ignore[assignment,misc]
     sys.argv = ['train.py', *arguments]
     entry()
@@ -88,17 +90,23 @@ def train(arguments: list[str]) -> None:
 def count() -> dict[str, int]:
     """Digits that the converted network of examples/ names rightly, and PyTorch's count."""
     import jax
-    from hrnet_jax.evaluation import data_mesh, evaluate
 
     import hrnet_jax
     from convert import from_torch
+    from hrnet_jax.inference.evaluation import data_mesh, evaluate
+    from hrnet_jax.tasks import get_task
 
     arch, variables = from_torch(str(ROOT / 'examples' / 'tiny_digits.pth'))
     model = hrnet_jax.create_model(arch, num_classes=10)
     fast = hrnet_jax.fold(model, variables)
     source = opened('digits')
     result = evaluate(
-        fast.model, fast.variables, batches(source, None, 64), digits.TRANSFORM, mesh=data_mesh()
+        fast.model,
+        fast.variables,
+        batches(source, None, 64),
+        digits.TRANSFORM,
+        get_task('classification').metric(fast.model),
+        mesh=data_mesh(),
     )
     wanted = json.loads((ROOT / 'examples' / 'tiny_digits.json').read_text())['top1_correct']
     return {'platform': jax.default_backend(), 'correct': result.top1_correct, 'PyTorch': wanted}

@@ -33,9 +33,10 @@ from jax.sharding import AxisType, Mesh
 
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference.evaluation import Result, make_eval_step
+from hrnet_jax.inference.evaluation import make_eval_step
 from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.runtime import cli, files
+from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training.step import (
     SIGNALS,
@@ -72,13 +73,13 @@ def lower(args, mesh):
     if args.mode == 'eval':
         model = model.clone(folded=True)  # as eval.py does; `folding.PLANS` has no more for TPUs
         shapes = variable_shapes(model)
-        totals = {name: shape() for name in Result.__dataclass_fields__}
         batch = {
             'image': shape(images, size, size, 3, dtype=np.uint8),
             'label': shape(images),
             'mask': shape(images, dtype=bool),
         }
-        return make_eval_step(model, recipe.transform, mesh).lower(shapes, totals, batch), images
+        metric = get_task(recipe.task).metric(model)
+        return make_eval_step(model, recipe.transform, mesh, metric).lower(shapes, batch), images
     schedule = make_schedule(recipe, 1000)
     tx = make_optimizer(recipe, schedule)
     state = jax.eval_shape(lambda v: create_state(v, tx, ema=False), shapes)

@@ -26,9 +26,10 @@ from convert.reference import reference_of
 from hrnet_jax import checkpoint
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.inference.evaluation import AHEAD, count_correct, data_mesh, evaluate
+from hrnet_jax.inference.evaluation import AHEAD, data_mesh, evaluate
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks.classification import Accuracy, count_correct
 
 ROOT = Path(__file__).parents[1]
 COUNT = 45
@@ -371,7 +372,6 @@ def test_counting():
         'num_examples': 5,
         'top1_correct': 2,
         'top5_correct': 3,
-        'seen': 5,
     }
     few = jax.jit(count_correct)(jnp.float32(logits[:, :3]), jnp.zeros(6, jnp.int32), mask)
     assert int(few['top5_correct']) == 5  # of three classes, one is always among the first five
@@ -388,30 +388,34 @@ def test_logits_that_are_not_finite_stop():
         'mask': np.arange(4) < 3,
     }
     with pytest.raises(hrnet_jax.UserError, match='3 of 3 images are not finite'):
-        evaluate(model, variables, [batch], TRANSFORM)
+        evaluate(model, variables, [batch], TRANSFORM, Accuracy(10))
 
 
 def test_few_steps_are_under_way():
     model = create_model('tiny', 10)
     finished, under_way = [], []
 
-    class Count(int):
-        def block_until_ready(self):
+    class Count:
+        def __array__(self, *_, **__):
             finished.append(self)
+            return np.array(4, np.int32)
 
-    def step(variables, totals, batch):
-        return {name: Count(n + 4 * (name == 'seen')) for name, n in totals.items()}
+    names = ('num_examples', 'top1_correct', 'top5_correct', 'seen')
+
+    def step(variables, batch):
+        return {name: Count() for name in names} | {'not_finite': np.int32(0)}
 
     def batches():
         for i in range(12):
-            under_way.append(i - len(finished) // 5)  # five counts a step
+            under_way.append(i - len(finished) // len(names))
             yield {
                 'image': np.zeros((4, 32, 32, 3), np.uint8),
                 'label': np.zeros(4, np.int32),
                 'mask': np.ones(4, bool),
             }
 
-    result = evaluate(model, init(model, jax.random.key(0)), batches(), TRANSFORM, step=step)
+    variables = init(model, jax.random.key(0))
+    result = evaluate(model, variables, batches(), TRANSFORM, Accuracy(10), step=step)
     assert result.seen == 48
     assert max(under_way) == AHEAD
 
@@ -446,12 +450,13 @@ def test_every_device_has_its_share():
         'mask': np.arange(8) < 7,
     }
     assert data_mesh().size == 2
-    two = evaluate(model, variables, [batch, batch], TRANSFORM)
+    two = evaluate(model, variables, [batch, batch], TRANSFORM, Accuracy(10))
     one = evaluate(
         model,
         variables,
         [batch, batch],
         TRANSFORM,
+        Accuracy(10),
         mesh=jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]),
     )
     assert two == one

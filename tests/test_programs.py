@@ -11,9 +11,10 @@ import pytest
 from jax.sharding import Mesh
 from steps import BINARY, binary_batch, prepared
 
-from hrnet_jax.inference.evaluation import Result, make_eval_step
+from hrnet_jax.inference.evaluation import make_eval_step
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.tasks.classification import Accuracy
 from hrnet_jax.tasks.classification_recipes import Official
 
 VERSION = '0.10.2'  # of JAX, that the figures are from
@@ -52,14 +53,13 @@ def compiled(mode, arch, platform, devices):
         return prepared(model, Official(batch_size=64), zeros, data)[1]
     mesh = Mesh(np.array(jax.devices()[:devices]), ('data',))
     fast = fold(model, zeros, platform)
-    totals = {name: jax.ShapeDtypeStruct((), np.int32) for name in Result.__dataclass_fields__}
     batch = {
         'image': jax.ShapeDtypeStruct((4, 64, 64, 3), np.uint8),
         'label': jax.ShapeDtypeStruct((4,), np.int32),
         'mask': jax.ShapeDtypeStruct((4,), bool),
     }
-    step = make_eval_step(fast.model, BINARY, mesh)
-    return step.lower(fast.variables, totals, batch).compile()
+    step = make_eval_step(fast.model, BINARY, mesh, Accuracy(10))
+    return step.lower(fast.variables, batch).compile()
 
 
 @pytest.mark.skipif(jax.__version__ != VERSION, reason=f'the figures are of JAX {VERSION}')

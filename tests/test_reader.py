@@ -73,7 +73,7 @@ def test_the_batches_of_two_processes(digits_data):
         places = {'process_index': index, 'process_count': 2}
         reader = reading(digits_data, limit=70, devices=4, **places)
         opened = reader.opened()
-        assert (opened.total, opened.steps, opened.classes) == (70, 3, None)
+        assert (opened.total, opened.steps, opened.context) == (70, 3, {})
         assert opened.facts == source.facts
         batches = list(reader.batches())
         expected = list(data.batches(source, SMALL, 12, index, 2, 70))

@@ -15,8 +15,11 @@ from PIL import Image
 
 from hrnet_jax.data.sources import tensorflow
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.classification import TASK
 from hrnet_jax.training import reporting
 from hrnet_jax.training.reporting import Reporter, curves, draw_curves, peak_flops
+
+FIGURES = TASK.figures
 
 
 def rows(folder):
@@ -37,7 +40,9 @@ def reporter(tmp_path):
 
     def make(start_step=0, tensorboard=False, **options):
         lines = []
-        options = {'total_steps': 100, 'start_step': start_step, 'out': lines.append} | options
+        options = {
+            'total_steps': 100, 'start_step': start_step, 'out': lines.append, 'figures': FIGURES,
+        } | options  # fmt: skip
         made.append(Reporter(tmp_path, tensorboard=tensorboard, **options))
         made[-1].lines = lines
         return made[-1]
@@ -228,7 +233,7 @@ def made_up(count):
 def test_curves(tmp_path, count):
     text = '\n'.join(map(json.dumps, made_up(count) + [{'kind': 'stopped', 'step': 10**9}]))
     (tmp_path / 'metrics.jsonl').write_text(text + '\n')
-    path = draw_curves(tmp_path)
+    path = draw_curves(tmp_path, FIGURES[:1])
     assert path == tmp_path / 'curves.png'
     with Image.open(path) as picture:
         assert picture.format == 'PNG'
@@ -243,7 +248,7 @@ def test_best_evaluation_is_marked():
     found[5]['loss'] = 'nan'
     found.append({'kind': 'eval', 'step': 10_200, 'top1': 0.9})  # the later of equals
     found.append({'kind': 'eval', 'step': 10_500, 'top1': 'nan'})
-    figure = curves(found)
+    figure = curves(found, FIGURES[:1])
     figure.draw_without_rendering()  # places the epochs
     loss, top1, rate = figure.axes
     best = next(line for line in top1.lines if line.get_marker() == '*')
@@ -259,13 +264,13 @@ def test_best_evaluation_is_marked():
     epochs = loss.child_axes[0]
     assert epochs.get_xlabel() == 'epoch'
     assert epochs.get_xlim() == (0, pytest.approx(10.605))
-    assert not curves([{'kind': 'train', 'step': 0, 'loss': 1.0}]).axes[0].child_axes
+    assert not curves([{'kind': 'train', 'step': 0, 'loss': 1.0}], FIGURES[:1]).axes[0].child_axes
 
 
 def test_nothing_to_draw(reporter, tmp_path):
-    assert draw_curves(tmp_path) is None
+    assert draw_curves(tmp_path, FIGURES[:1]) is None
     reporter().close()
-    assert draw_curves(tmp_path) is None
+    assert draw_curves(tmp_path, FIGURES[:1]) is None
     assert not (tmp_path / 'curves.png').exists()
 
 

@@ -72,15 +72,15 @@ def test_a_state_comes_back_to_the_bit(store, state):
 def test_the_last_and_the_best_are_kept(store, state):
     for step, top1 in ((8, 50.0), (9, 70.0), (10, 60.0), (11, 65.0), (12, None)):
         if top1 is not None:
-            store.top1[step] = top1
+            store.scores[step] = top1
         save(store, state, step)
     assert workdir.steps(store.path) == [9, 11, 12]
     assert store.best() == 9
-    assert workdir.evaluations(store.path) == store.top1
+    assert workdir.evaluations(store.path) == store.scores
     assert checkpoint.find(store.path).name == '9'
-    known, store.top1 = store.top1, {}
+    known, store.scores = store.scores, {}
     assert read(store, state).step == 12
-    assert store.top1 == known
+    assert store.scores == known
 
 
 def test_averaged_or_raw_weights(store, state):

@@ -86,7 +86,8 @@ def our_pass(arch, bits):
         labels = np.arange(8, dtype=np.int32) * 100 + 7
         weights = np.full(8, 1 / 8, np.float32)
         params, stats = own['params'], own['batch_stats']
-        arguments = params, stats, image(*CALL), labels, weights, jax.random.key(0), {}
+        batch = {'image': image(*CALL), 'label': labels, 'weight': weights}
+        arguments = params, stats, batch, jax.random.key(0), {}
         # float64 convolutions are slow without optimisation.
         options = {'xla_backend_optimization_level': int(bits == 64)}
         (value, (stats, _)), grads = jax.jit(loss).lower(*arguments).compile(options)(*arguments)

@@ -177,16 +177,15 @@ def test_loss_of_smoothed_labels_and_of_a_teacher():
     arguments = (
         own['params'],
         own['batch_stats'],
-        batch['image'][0],
-        labels,
-        weights,
+        {'image': batch['image'][0], 'label': labels, 'weight': weights},
         key,
         teacher,
     )
 
     def loss(teacher=None, **changes):
         recipe = dataclasses.replace(Official(batch_size=64), **changes)
-        value, (_, logits) = jax.jit(make_loss(SMALL, recipe, BINARY, teacher))(*arguments)
+        value, _ = jax.jit(make_loss(SMALL, recipe, BINARY, teacher))(*arguments)
+        logits, _ = SMALL.apply(own, images_of(batch), train=True, mutable=['batch_stats'])
         return float(value), tensor(logits)
 
     y = torch.from_numpy(labels).long()

@@ -103,6 +103,7 @@ def main() -> None:
             *loading.load(folder, args.arch, weights=args.weights, dtype=jnp.dtype(args.dtype))
         )
         opened = reader.opened()
+        task.check_evaluation(meta, opened.facts)
     source, total, batches = opened.facts, opened.total, reader.batches()
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():

@@ -105,7 +105,11 @@ def evaluate(
             sums.add(running.popleft())
     while running:
         sums.add(running.popleft())
-    result = metric.result(sums.totals, sums.whole())
+    result = None
+    with distributed.fail_together():
+        if distributed.is_main():
+            result = metric.result(sums.totals, sums.whole())
+    result = distributed.broadcast_object(result)
     if jax.process_count() == 1 and result.seen != fed:
         raise RuntimeError(f'counted {result.seen} of {fed} images')
     if result.not_finite:

@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import pickle
 import re
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -107,6 +109,16 @@ def broadcast(number: int) -> int:
     if alone():
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def broadcast_object(value: Any) -> Any:
+    """Process 0's object, pickled; what the others give is not looked at."""
+    if alone():
+        return value
+    data = np.frombuffer(pickle.dumps(value) if is_main() else b'', np.uint8)
+    size = broadcast(len(data))
+    data = data if is_main() else np.zeros(size, np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
 def require_same(**numbers: int) -> None:

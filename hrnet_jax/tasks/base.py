@@ -101,13 +101,12 @@ class Metric(abc.ABC):
 
     @abc.abstractmethod
     def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
-        """The result, on the host.
+        """The result, on the host of process 0.
 
         Args:
             totals: the sums over all batches and hosts, int64 or float64; with num_examples (of
                 the mask, unless `update` has its own), seen and not_finite.
-            examples: those of all hosts, without padding, in the order of the set; in process 0
-                alone, elsewhere empty.
+            examples: those of all hosts, without padding, in the order of the set.
         """
 
 
@@ -179,6 +178,9 @@ class Task(abc.ABC):
 
     def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
         """Raises UserError for a set that cannot be trained on."""
+
+    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:  # noqa: B027
+        """Raises UserError for a set that is not for the checkpoint with this JSON."""
 
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         """What `metric` must know of the data set beside its examples."""

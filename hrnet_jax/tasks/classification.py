@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Classification(Task):
     name = 'classification'
     recipes = RECIPES
     figures = (Figure('top1', 'top-1'), Figure('top5', 'top-5'))
-    training_figures = ('top1',)
+    training_figures: ClassVar[tuple[str, ...]] = ('top1',)
     layouts = ('official', 'timm', 'mmpretrain')
 
     def check_training(self, source: Facts) -> None:

@@ -197,7 +197,7 @@ def from_arguments(cls: type[Recipe], args: argparse.Namespace) -> Recipe:
         UserError: for values that make no sense.
     """
     for name in cls.required:
-        if getattr(args, name) is None:
+        if getattr(args, name) in (None, ''):
             raise UserError(f'this recipe needs --{name}')
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

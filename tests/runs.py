@@ -16,14 +16,14 @@ from hrnet_jax.checkpoints import workdir
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); '
-    'sys.argv[0] = "train.py"; import train; from hrnet_jax import cli; cli.run(train.main)'
+    'sys.argv[0] = "train.py"; import train; from hrnet_jax.runtime import cli; cli.run(train.main)'
 )
 
 
-def launch(run, data_dir, *more, processes=1, devices=1):
+def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=()):
     """train.py in one or more processes of so many CPU devices; programs are compiled once."""
     cache = Path(data_dir) / 'compiled'
-    options = ['--arch', 'tiny', '--recipe', 'digits', '--data-dir', data_dir, '--workdir', run]
+    options = ['--arch', 'tiny', '--recipe', recipe, '--data-dir', data_dir, '--workdir', run]
     options += ['--no-tensorboard', '--log-every', '2', *more]
     if processes > 1:
         with socket.socket() as free:
@@ -36,7 +36,7 @@ def launch(run, data_dir, *more, processes=1, devices=1):
             + (['--process-id', str(i)] if processes > 1 else []),
             cwd=ROOT,
             env=os.environ
-            | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+            | {'PYTHONPATH': os.pathsep.join(map(str, (ROOT, *path))), 'JAX_PLATFORMS': 'cpu'}
             | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_ENABLE_COMPILATION_CACHE': 'true'},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

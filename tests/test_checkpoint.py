@@ -137,7 +137,7 @@ def test_import_needs_neither_torch_nor_tensorflow():
     code = (
         'import sys; names = ["torch", "tensorflow", "tensorflow_datasets", "PIL", "matplotlib"]; '
         'sys.modules.update(dict.fromkeys(names)); '
-        'import hrnet_jax, hrnet_jax.data, hrnet_jax.evaluation, hrnet_jax.inference; '
+        'import hrnet_jax, hrnet_jax.data, hrnet_jax.inference.evaluation, hrnet_jax.tasks; '
         'print(hrnet_jax.list_models()[0])'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

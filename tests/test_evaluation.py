@@ -169,7 +169,7 @@ def two_processes(ckpt, data_dir, result, *more, cwd=None):
         address = f'127.0.0.1:{free.getsockname()[1]}'
     code = (
         'import sys, jax; jax.config.update("jax_num_cpu_devices", 2); sys.argv[0] = "eval.py"; '
-        'import eval; from hrnet_jax import cli; cli.run(eval.main)'
+        'import eval; from hrnet_jax.runtime import cli; cli.run(eval.main)'
     )
     options = ['--arch', 'tiny', '--ckpt', ckpt, '--data-dir', data_dir, '--batch-size', '16']
     options += ['--json', result, '--coordinator', address, '--num-processes', '2', *more]
@@ -431,7 +431,7 @@ def test_output_that_is_not_taken(setting):
         assert process.stderr.read() == ''
     assert process.returncode == 1
     code = 'def main():\n  raise BrokenPipeError(32, "socket")\ncli.run(main)'
-    code = f'from hrnet_jax import cli\n{code}'
+    code = f'from hrnet_jax.runtime import cli\n{code}'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, **pipes)
     assert 'BrokenPipeError: [Errno 32] socket' in done.stderr  # of something else
     if os.path.exists('/dev/full'):

@@ -28,19 +28,16 @@ def add_checkpoint(parser: Parser) -> None:
 
 
 def add_task(parser: Parser) -> None:
+    """The flag --task; the task becomes known at once, because other flags depend on it.
+
+    Raises:
+        UserError: if it cannot be imported.
+    """
     parser.add_argument(
         '--task',
         metavar='MODULE:NAME',
         help="a task of your own, in a module that Python finds; hrnet_jax's own need no flag",
     )
-
-
-def register_task() -> None:
-    """Makes --task known before the other arguments are parsed, which depend on it.
-
-    Raises:
-        UserError: if it cannot be imported.
-    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--task')
     task = first.parse_known_args()[0].task

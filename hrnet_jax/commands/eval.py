@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrnet_jax.checkpoints.published import expected
-from hrnet_jax.commands.arguments import add_checkpoint, register_task
+from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data import sources
 from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.data.reader import Reader, Request
@@ -53,7 +53,6 @@ def parser() -> cli.Parser:
 
 
 def main() -> None:
-    register_task()
     args = parser().parse_args()
     for name in ('batch_size', 'limit'):
         value = getattr(args, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.commands.arguments import add_checkpoint, register_task
+from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
@@ -19,7 +19,6 @@ def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
     add_checkpoint(p)
-    register_task()
     own: dict[str, str] = {}  # flag -> the task whose it is
     for name in names():
         group = p.add_argument_group(name)
@@ -44,7 +43,10 @@ def main() -> None:
         if own[flag] != task.name:
             raise UserError(f'--{flag} is for {own[flag]}; {folder} is for {task.name}')
     described = checkpoint.model_of(meta)
-    task.prediction_options(described, meta.get('class_names'), **options)  # refused now
+    try:  # now, not after the images are read
+        task.prediction_options(described, meta.get('class_names'), **options)
+    except UserError as error:
+        raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
     images = [open_image(path) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)

@@ -18,7 +18,7 @@ from pathlib import Path
 from hrnet_jax.archs import list_models
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.commands.arguments import add_task, register_task
+from hrnet_jax.commands.arguments import add_task
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
@@ -27,8 +27,15 @@ from hrnet_jax.tasks.recipe import Recipe, add_arguments, describe, from_argumen
 DEFAULT = 'official'
 
 
-def parser(recipe: Recipe, known: dict[str, type[Recipe]]) -> cli.Parser:
-    p = cli.Parser(description=__doc__, epilog=describe(known))
+def parser() -> tuple[cli.Parser, type[Recipe]]:
+    """With the flags of the recipe that is asked for."""
+    p = cli.Parser(description=__doc__)
+    add_task(p)
+    known = recipes()
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument('--recipe', default=DEFAULT)
+    cls = known.get(first.parse_known_args()[0].recipe, known[DEFAULT])
+    p.epilog = describe(known)
     p.add_argument('--arch', choices=list_models(), help='network; None: that of --init')
     p.add_argument(
         '--recipe',
@@ -44,8 +51,7 @@ def parser(recipe: Recipe, known: dict[str, type[Recipe]]) -> cli.Parser:
     p.add_argument(
         '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
     )
-    add_task(p)
-    add_arguments(p.add_argument_group('recipe', 'what the result depends on'), recipe)
+    add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls())
     g = p.add_argument_group('run', 'what the result does not depend on')
     g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
     g.add_argument('--log-every', type=int, default=50, help='steps between records')
@@ -60,16 +66,12 @@ def parser(recipe: Recipe, known: dict[str, type[Recipe]]) -> cli.Parser:
                    help='trace these steps into WORKDIR/profile')  # fmt: skip
     g.add_argument('--force', action='store_true', help='go on with another recipe than before')
     p.add_hosts()
-    return p
+    return p, cls
 
 
 def main() -> None:
-    register_task()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument('--recipe', default=DEFAULT)
-    known = recipes()
-    cls = known.get(first.parse_known_args()[0].recipe, known[DEFAULT])
-    args = parser(cls(), known).parse_args()
+    p, cls = parser()
+    args = p.parse_args()
     for name in ('log_every', 'checkpoint_steps', 'keep', 'stop_at', 'eval_batch_size'):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -176,6 +176,12 @@ class Task(abc.ABC):
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
 
+    def num_outputs(self, source: Facts) -> int:
+        """The length of the network's output for this data; raises UserError."""
+        if source.num_classes is None:
+            raise UserError(f'{source.dataset.name} does not say how many classes it has')
+        return source.num_classes
+
     def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
         """Raises UserError for a set that cannot be trained on."""
 

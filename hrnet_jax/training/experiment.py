@@ -201,9 +201,7 @@ class Experiment:
         self.source = self.task.open_dataset(r.dataset, r.split, data_dir)
         self.held_out = self.task.open_dataset(r.dataset, r.eval_split, data_dir)
         self.task.check_training(self.source)
-        if self.source.num_classes is None:
-            raise UserError(f'{r.dataset} does not say how many classes it has')
-        self.num_classes = self.source.num_classes
+        self.num_classes = self.task.num_outputs(self.source)
         names = [
             {str(x) for x in s.class_names or range(s.num_classes or 0)}
             for s in (self.source, self.held_out)

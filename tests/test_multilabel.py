@@ -1,0 +1,309 @@
+"""Several labels an image: data, metric, loss; then train, evaluate, predict, convert, export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score
+
+import hrnet_jax
+from convert import from_torch, to_torch
+from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.multilabel import Multilabel, Precision, average_precision
+from hrnet_jax.tasks.multilabel_data import open_multilabel
+
+sys.path.append(str(runs.ROOT / 'examples'))
+import digits  # noqa: E402
+
+LABELS = ('even', 'large', 'prime')
+OPTIONS = (
+    '--dataset folder:{} --split train --eval-split val --image-size 32 --eval-resize 32 '
+    '--eval-crop 32 --flip 0 --batch-size 32 --epochs 2 --dtype float32 --checkpoint-steps 3'
+)
+TASK = get_task('multilabel')
+
+
+def labels_of(digit):
+    held = (digit % 2 == 0, digit > 4, digit in (2, 3, 5, 7))
+    return [name for name, there in zip(LABELS, held, strict=True) if there]
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    """A folder of digit scans with train.csv (labels) and val.csv (columns)."""
+    folder = tmp_path_factory.mktemp('photos')
+    (folder / 'images').mkdir()
+    images, numbers = digits.scans()['test']
+    rows = []
+    for i, (image, digit) in enumerate(zip(images[:160], numbers[:160], strict=True)):
+        Image.fromarray(image[..., 0]).save(folder / 'images' / f'{i}.png')
+        rows.append((f'images/{i}.png', labels_of(int(digit))))
+    lines = ['file,labels', *(f'{file},{" ".join(names)}' for file, names in rows[:96])]
+    (folder / 'train.csv').write_text('\n'.join(lines) + '\n')
+    lines = [f'file,{",".join(LABELS)}']
+    lines += [
+        f'{file},{",".join(str(int(n in names)) for n in LABELS)}' for file, names in rows[96:]
+    ]
+    (folder / 'val.csv').write_text('\n'.join(lines) + '\n')
+    (folder / 'classes.txt').write_text('\n'.join(LABELS) + '\n')
+    return folder
+
+
+def options(photos, *more):
+    return [*OPTIONS.format(photos).split(), *more]
+
+
+@pytest.fixture(scope='session')
+def run(photos, tmp_path_factory):
+    """A whole run of train.py."""
+    folder = tmp_path_factory.mktemp('multilabel') / 'run'
+    [(code, out, err)] = runs.finish(
+        runs.launch(folder, photos, *options(photos), recipe='multilabel')
+    )
+    assert code == 0, err
+    assert 'mAP' in out
+    return folder
+
+
+def command(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, f'{name}.py', *map(str, arguments)],
+        cwd=runs.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('digits_of_scores', [1, 8])
+def test_average_precision_as_scikit_learn(digits_of_scores):
+    """With one digit, many scores are equal."""
+    random = np.random.default_rng(0)
+    for n in (1, 2, 50, 3000):
+        labels = random.random(n) < 0.2
+        labels[0] = True
+        scores = np.round(random.standard_normal(n) + labels, digits_of_scores).astype(np.float32)
+        expected = average_precision_score(labels, scores)
+        assert abs(average_precision(labels, scores) - expected) < 1e-12
+
+
+def test_metric_sums_as_scikit_learn():
+    random = np.random.default_rng(1)
+    scores = random.standard_normal((20, 4)).astype(np.float32)
+    labels = (random.random((20, 4)) < 0.4).astype(np.uint8)
+    labels[:, 2] = 0  # a class that does not occur
+    metric, mask = Precision(), np.arange(20) < 17
+    batch = {'label': labels, 'mask': jnp.asarray(mask)}
+    sums = jax.device_get(jax.jit(metric.update)(scores, batch))
+    examples = {k: v[mask] for k, v in sums.pop('examples').items()}
+    totals = {**sums, 'num_examples': 17, 'seen': 17, 'not_finite': 0}
+    result = metric.result(totals, examples)
+    occur = [0, 1, 3]
+    expected = average_precision_score(
+        labels[mask][:, occur], scores[mask][:, occur], average='macro'
+    )
+    assert result.map == pytest.approx(100 * expected, abs=1e-10)
+    expected = f1_score(labels[mask], scores[mask] >= 0, average='micro')
+    assert result.f1 == pytest.approx(100 * expected, abs=1e-10)
+    assert (result.num_examples, result.classes_that_occur) == (17, 3)
+
+
+def test_loss_as_pytorch():
+    random = np.random.default_rng(2)
+    logits = random.standard_normal((6, 3)).astype(np.float32)
+    labels = (random.random((6, 3)) < 0.5).astype(np.uint8)
+    model = hrnet_jax.create_model('tiny', 3, task='multilabel')
+    recipe = Multilabel(dataset='x', positive_weights=(1.0, 2.0, 0.5))
+    batch = {'image': np.zeros((6, 32, 32, 3), np.uint8), 'label': jnp.asarray(labels)}
+    batch = TASK.prepare(batch, jax.random.key(0), recipe, model)
+    each, _ = TASK.loss(jnp.asarray(logits), batch, recipe)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(logits), torch.from_numpy(labels).float(),
+        pos_weight=torch.tensor(recipe.positive_weights), reduction='none',
+    )  # fmt: skip
+    np.testing.assert_allclose(each, expected.mean(-1), rtol=1e-6)
+    wrong = Multilabel(dataset='x', positive_weights=(1.0, 2.0))
+    with pytest.raises(UserError, match='one number or 3, not 2'):
+        TASK.prepare(batch, jax.random.key(0), wrong, model)
+
+
+def test_both_forms_of_a_csv(photos):
+    train, val = (open_multilabel(f'folder:{photos}', split, None) for split in ('train', 'val'))
+    assert train.class_names == val.class_names == LABELS
+    assert (train.num_examples, val.num_examples) == (96, 64)
+    for source, start in ((train, 0), (val, 96)):
+        found = next(source.records(0, 5).batch(5).as_numpy_iterator())
+        for i, row in enumerate(found['label']):
+            digit = int(digits.scans()['test'][1][start + i])
+            assert [LABELS[j] for j in np.flatnonzero(row)] == labels_of(digit)
+    assert open_multilabel(f'{photos}/val.csv', None, None).num_examples == 64
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('', 'names no images'),
+        ('file,labels\n', 'names no images'),
+        ('file,a,b\n0.png,1,2\n', 'values are 0 or 1, unlike 2'),
+        ('file,a,b\n0.png,1\n', '0.png has 2 columns, the first line 3'),
+        ('file,a,a\n0.png,1,0\n', 'names a class in two columns'),
+        ('0.png,a\n0.png,b\n', 'names 0.png more than once'),
+        ('0.png,a\n9.png,b\n', 'these images are not there: 9.png'),
+    ],
+)
+def test_a_wrong_csv_is_one_line(tmp_path, text, words):
+    Image.new('L', (8, 8)).save(tmp_path / '0.png')
+    (tmp_path / 'part.csv').write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        open_multilabel(f'folder:{tmp_path}', 'part', None)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_missing_split_and_an_unknown_label(tmp_path):
+    Image.new('L', (8, 8)).save(tmp_path / '0.png')
+    (tmp_path / 'part.csv').write_text('0.png,a b\n')
+    with pytest.raises(UserError, match='no other.csv; it holds part'):
+        open_multilabel(f'folder:{tmp_path}', 'other', None)
+    (tmp_path / 'classes.txt').write_text('a\nc\n')
+    with pytest.raises(UserError, match='0.png has b, which are no classes'):
+        open_multilabel(f'{tmp_path}/part.csv', None, None)
+
+
+def test_tfds_with_a_list_of_labels(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class Several(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = {
+                'image': tfds.features.Image(shape=(8, 8, 1)),
+                'labels': tfds.features.Sequence(tfds.features.ClassLabel(names=LABELS)),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, labels in enumerate(([0, 2], [], [1], [0, 1, 2])):
+                yield i, {'image': np.full((8, 8, 1), i, np.uint8), 'labels': labels}
+
+    Several(data_dir=tmp_path, file_format='tfrecord').download_and_prepare()
+    source = open_multilabel('several', 'train', str(tmp_path))
+    assert source.class_names == LABELS
+    rows = next(source.records(0, 4).batch(4).as_numpy_iterator())['label']
+    assert sorted(rows.tolist()) == [[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]]
+
+
+def test_evaluation_of_a_run(run, photos, tmp_path):
+    """The figures are scikit-learn's of the network's own outputs."""
+    file = tmp_path / 'eval.json'
+    where = ('--ckpt', run, '--json', file)
+    printed = command('eval', *where, '--dataset', f'folder:{photos}', '--split', 'val')
+    found = json.loads(file.read_text())
+    assert found['task'] == 'multilabel'
+    assert found['num_examples'] == 64
+    assert f'{found["map"]:.3f}' in printed
+    model, variables = hrnet_jax.load(run)
+    meta = checkpoint.read_json(hrnet_jax.checkpoint.find(run))
+    transform = hrnet_jax.Transform.from_json(meta['transform'])
+    images = [Image.open(photos / 'images' / f'{i}.png') for i in range(96, 160)]
+    every = hrnet_jax.predict(
+        model, variables, images, task='multilabel', transform=transform, threshold=0.0
+    )
+    scores = np.array(
+        [[p.probability for p in sorted(one, key=lambda p: p.index)] for one in every]
+    )
+    labels = np.array(
+        [[n in labels_of(int(d)) for n in LABELS] for d in digits.scans()['test'][1][96:160]]
+    )
+    assert found['map'] == pytest.approx(100 * average_precision_score(labels, scores), abs=1e-3)
+    expected = 100 * f1_score(labels, scores >= 0.5, average='micro')
+    assert found['f1'] == pytest.approx(expected, abs=1e-6)
+
+
+def test_prediction_of_a_run(run, photos, tmp_path):
+    image, file, picture = photos / 'images' / '3.png', tmp_path / 'p.json', tmp_path / 'p.png'
+    printed = command(
+        'predict', image, '--ckpt', run, '--threshold', '0', '--json', file, '--out', picture
+    )
+    [row] = json.loads(file.read_text())
+    names = [p['name'] for p in row['predictions']]
+    assert sorted(names) == sorted(LABELS)
+    assert all(name in printed for name in names)
+    assert Image.open(picture).size[0] > 100
+    assert 'no label reaches' in command('predict', image, '--ckpt', run, '--threshold', '1')
+    wrong = subprocess.run(
+        [sys.executable, 'predict.py', image, '--ckpt', run, '--topk', '3'],
+        cwd=runs.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert wrong.returncode == 2
+    assert '--topk is for classification' in wrong.stderr
+
+
+def test_to_timm_and_back(run):
+    model, variables = hrnet_jax.load(run)
+    assert model.num_classes == 3
+    _, again = from_torch(to_torch(variables, 'tiny', 'timm'))
+    jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(variables))
+
+
+def test_export_and_nnx(run):
+    from hrnet_jax.inference.export import export
+    from hrnet_jax.nnx import from_linen
+
+    model, variables = hrnet_jax.load(run)
+    images = np.random.default_rng(3).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    logits = model.apply(variables, images)
+    program = export(model, variables, image_size=32)
+    np.testing.assert_allclose(program.call(images), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(from_linen(model, variables)(images), logits)
+
+
+def test_resumed_and_on_two_processes(run, photos, tmp_path):
+    """A run that was stopped ends with the same bits; two processes come to the same counts."""
+    stopped, two = tmp_path / 'stopped', tmp_path / 'two'
+    for more in (['--stop-at', '4'], []):
+        [(code, _, err)] = runs.finish(
+            runs.launch(stopped, photos, *options(photos, *more), recipe='multilabel')
+        )
+        assert code == 0, err
+    ended = runs.launch(two, photos, *options(photos), recipe='multilabel', processes=2)
+    assert [code for code, *_ in runs.finish(ended)] == [0, 0]
+    metas = [checkpoint.read_json(folder / 'checkpoints' / '6') for folder in (run, stopped, two)]
+    assert metas[0]['arrays'] == metas[1]['arrays']
+    whole, _, both = (meta['training']['scores']['6'] for meta in metas)
+    assert both == pytest.approx(whole, abs=0.5)  # the order of sums differs
+
+
+def test_from_a_classifier(photos, tmp_path):
+    """The last layer is new, although both networks have as many outputs."""
+    from hrnet_jax.initialisation import init
+
+    model = hrnet_jax.create_model('tiny', 3)
+    before = init(model, jax.random.key(5))
+    content = {
+        **checkpoint.describe(model), 'transform': hrnet_jax.Transform(32, 32).to_json(),
+        'published': None, 'class_names': None,
+        'source': {'file': None, 'origin': 'test', 'sha256': None},
+    }  # fmt: skip
+    checkpoint.save(tmp_path / 'classifier', before, content)
+    more = options(photos, '--stop-at', '1', '--init', str(tmp_path / 'classifier'))
+    [(code, out, err)] = runs.finish(
+        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel')
+    )
+    assert code == 0, err
+    assert 'last layer new for 3 classes' in out

@@ -49,6 +49,7 @@ def open_folder(path: str, split: str | None) -> Source:
         num_classes=len(names),
         class_names=tuple(names),
         notes=tuple(notes),
+        check=check_labels,
     )
 
 
@@ -61,7 +62,7 @@ def open_files(
     num_classes: int | None = None,
     class_names: tuple[str, ...] | None = None,
     notes: tuple[str, ...] = (),
-    check: Callable[[Facts, Mapping[str, np.ndarray]], None] = check_labels,
+    check: Callable[[Facts, Mapping[str, np.ndarray]], None] = lambda source, batch: None,
 ) -> Source:
     """Image files and what belongs to each as a data set.
 

@@ -11,12 +11,13 @@ had. A stage that does not end in time loses its slowest contenders only.
 1. `training`: train.py on scikit-learn's digits, killed and started again, beside a run that was
    not: the last checkpoints must be equal to the bit. The network of examples/tiny_digits.pth
    must count as many digits as PyTorch did.
-2. `w18`: float32 beside PyTorch (logits; of w18_small_v1 loss and update of a training step), then
-   bfloat16: inference, latency and training beside timm, eager and compiled, with where their
-   time goes, and beside the variants of `--only`.
-3. `variants`: inference and latency of w18 with one change at a time, beside w18 as it is.
-4. `training-variants`: the same for the training step, with a quarter of the batch.
-5. `w48`: as `w18`, in bfloat16, with half of the batch for training.
+2. `w18`: float32 beside PyTorch, then inference and latency in bfloat16 beside timm, eager and
+   compiled, with where their time goes, and beside the variants of `--only`.
+3. `w18-train`: loss and update of a step of w18_small_v1 in float32 beside PyTorch, then w18 in
+   bfloat16 with half of the batch, likewise. Contenders share the GPU's memory.
+4. `variants`: inference and latency of w18 with one change at a time, beside w18 as it is.
+5. `train-variants`: the same for the training step, with a quarter of the batch.
+6. `w48`, `w48-train`: as `w18`, in bfloat16; a quarter of the batch to train.
 
 Programs are compiled side by side, one process each, and then timed one at a time: the seconds to
 the first result are therefore longer than alone.
@@ -265,7 +266,7 @@ def main() -> None:
         '--json', metavar='FILE', type=Path, required=True, help='write everything there'
     )
     p.add_argument('--minutes', type=float, default=9.0, help='after which nothing is begun')
-    stages = ['training', 'w18', 'variants', 'training-variants', 'w48']
+    stages = ['training', 'w18', 'w18-train', 'w48', 'variants', 'train-variants', 'w48-train']
     p.add_argument('--stages', nargs='+', choices=stages, default=stages, help='in their order')
     p.add_argument('--only', nargs='+', choices=list(VARIANTS), help='these variants')
     p.add_argument('--modes', nargs='+', choices=['inference', 'latency', 'train'],
@@ -291,14 +292,16 @@ def main() -> None:
     asked = [m for m in args.modes if m != 'train']
     training = [m for m in args.modes if m == 'train']
     part = max(batch // 4, 1)
+    half = max(batch // 2, 1)
     plans = {
-        'w18': cells('w18', 'float32', ['inference'], min(batch, 32))
-        + cells('w18_small_v1', 'float32', training, min(batch, 32))
-        + cells('w18', 'bfloat16', args.modes, batch),
+        'w18': cells('w18', 'float32', asked[:1], min(batch, 32))
+        + cells('w18', 'bfloat16', asked, batch),
+        'w18-train': cells('w18_small_v1', 'float32', training, min(batch, 32))
+        + cells('w18', 'bfloat16', training, half),
+        'w48': cells('w48', 'bfloat16', asked, batch),
         'variants': cells('w18', 'bfloat16', asked, batch),
-        'training-variants': cells('w18', 'bfloat16', training, part),
-        'w48': cells('w48', 'bfloat16', asked, batch)
-        + cells('w48', 'bfloat16', training, 2 * part),
+        'train-variants': cells('w18', 'bfloat16', training, part),
+        'w48-train': cells('w48', 'bfloat16', training, part),
     }
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         beside = None

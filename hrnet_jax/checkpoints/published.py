@@ -1,20 +1,22 @@
 """The published checkpoints: which file it is, how it was evaluated, what it reached.
 
-The figures are in `published.csv`, top-1 and top-5 in percent. Sources: the model page of
-mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31.
+`published.csv` has a line a checkpoint, `results.csv` one a figure, in percent. Sources: the model
+page of mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.tasks import DEFAULT, get_task
 
-Accuracy = tuple[float, float]  # top-1, top-5
+Accuracy = tuple[float, ...]  # the figures of the task: top-1, top-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Published:
         files: the names under which the file is distributed.
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
         head_bias: whether its own implementation has biases before BatchNorm in the head.
+        task: what it is for.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Published:
     files: tuple[str, ...] = ()
     hub: str | None = None
     head_bias: bool = True
+    task: str = DEFAULT
 
     @property
     def transform(self) -> Transform:
@@ -58,8 +62,7 @@ def expected(
     """The figure in a checkpoint's JSON for this transform and data set, if there is one."""
     for entry in (published or {}).get('results', ()):
         if Transform.from_json(entry['transform']) == transform and dataset in entry['accuracy']:
-            top1, top5 = entry['accuracy'][dataset]
-            return top1, top5
+            return tuple(entry['accuracy'][dataset])
     return None
 
 
@@ -77,24 +80,33 @@ def find_published(name: str | None, origin: str) -> Published | None:
 
 
 def _read() -> dict[str, Published]:
-    entries: dict[str, Published] = {}
-    table = resources.files('hrnet_jax.checkpoints').joinpath('published.csv').read_text()
-    for row in csv.DictReader(table.splitlines()):
-        transform = Transform(int(row['resize']), int(row['crop']), row['interpolation'])
-        cells = {name: row[name].split() for name in list(row)[_FIRST_SET:]}
-        accuracy = {name: (float(c[0]), float(c[1])) for name, c in cells.items() if c}
-        if row['name'] not in entries:
-            entries[row['name']] = Published(
-                row['name'],
-                row['arch'],
-                {},
-                tuple(row['files'].split()),
-                row['hub'] or None,
-                row['head_bias'] == '1',
-            )
-        entries[row['name']].results[transform] = accuracy
+    entries = {
+        row['name']: Published(
+            row['name'],
+            row['arch'],
+            {},
+            tuple(row['files'].split()),
+            row['hub'] or None,
+            row['head_bias'] == '1',
+            row['task'],
+        )
+        for row in _rows('published.csv')
+    }
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in _rows('results.csv'):
+        key = (row['checkpoint'], row['protocol'], row['dataset'])
+        found.setdefault(key, {})[row['metric']] = float(row['value'])
+    for (name, protocol, dataset), values in found.items():
+        sets = entries[name].results.setdefault(Transform.from_text(protocol), {})
+        sets[dataset] = tuple(
+            values[figure.name] for figure in get_task(entries[name].task).figures
+        )
     return entries
 
 
-_FIRST_SET = 8  # column of published.csv where the data sets begin; a cell is "top-1 top-5"
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    text = resources.files('hrnet_jax.checkpoints').joinpath(name).read_text()
+    return csv.DictReader(text.splitlines())
+
+
 PUBLISHED = _read()

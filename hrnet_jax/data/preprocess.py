@@ -66,7 +66,14 @@ class Transform:
 
     @property
     def text(self) -> str:
-        return f'resize {self.resize}, crop {self.crop}, {self.interpolation}'
+        """Without mean and std, such as 'resize 256 crop 224 bilinear'."""
+        return f'resize {self.resize} crop {self.crop} {self.interpolation}'
+
+    @classmethod
+    def from_text(cls, text: str) -> Transform:
+        """The inverse of `text`, with ImageNet's mean and std."""
+        _, resize, _, crop, interpolation = text.split()
+        return cls(int(resize), int(crop), interpolation)
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON types."""

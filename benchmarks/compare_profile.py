@@ -12,8 +12,8 @@ from typing import Any
 # The first pattern that is found in a kernel's name says its kind.
 KINDS = (
     ('copy, transpose, pad', r'transpose|copy|memcpy|memset|pad|convert_layout|nchw|nhwcToNchw'),
-    ('convolution', r'conv|cudnn|xmma|implicit|dgrad|wgrad|fprop|cutlass_tensorop|sm\d\d_'),
-    ('matrix product', r'gemm|dot|matmul|cublas|nvjet'),
+    ('convolution', r'conv|cudnn|implicit|dgrad|wgrad|fprop'),
+    ('matrix product', r'gemm|dot|matmul|cublas|nvjet|xmma'),
     ('reduction', r'reduce|norm|welford|_red_'),
     ('elementwise', r'fusion|elementwise|triton_|add|relu|vectorized|loop|wrapped'),
 )

@@ -191,3 +191,19 @@ def test_prepare(tmp_path):
     (tmp_path / 'config.json').write_text('{"arch"')
     with pytest.raises(UserError, match='damaged'):
         runs.prepare(tmp_path, config, force=False)
+
+
+def test_a_folder_of_the_first_release(store, state):
+    """It named no task, and its scores after what they were."""
+    store.note(6, 70.0)
+    save(store, state, 6)
+    file = store.path / 'checkpoints' / '6' / workdir.META
+    meta = json.loads(file.read_text())
+    del meta['digest'], meta['version'], meta['task']
+    meta['training']['top1'] = meta['training'].pop('scores')
+    file.write_text(json.dumps(checkpoint.with_digest(meta)))
+    store.scores = {}
+    assert read(store, state).step == 6
+    assert store.scores == workdir.evaluations(store.path) == {6: 70.0}
+    model, _ = checkpoint.load(store.path)
+    assert model.num_classes == 10

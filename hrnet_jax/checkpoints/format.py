@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.archs import ARCHS, Arch
+from hrnet_jax.archs import ARCHS
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, listed
-from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.heads.classification import Classifier, ClassifierArch, classifier_arch
 from hrnet_jax.models import Variables, create_model, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
 
@@ -146,12 +146,12 @@ def model_of(meta: dict[str, Any], **options: Any) -> Classifier:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in meta['arch'].items()
         }
-        arch = Arch(**values)
+        arch = ClassifierArch(**values)
     except (AttributeError, TypeError):
         raise UserError(
             'the checkpoint describes an architecture this program does not know'
         ) from None
-    if arch.name in ARCHS and arch != ARCHS[arch.name]:
+    if arch.name in ARCHS and arch != classifier_arch(arch.name):
         raise UserError(f'the checkpoint describes another {arch.name} than this program{_REMEDY}')
     return create_model(arch, meta['num_classes'], in_channels=meta['in_channels'], **options)
 

@@ -16,6 +16,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier, classifier_arch
 from hrnet_jax.structure import Path as Path
 from hrnet_jax.structure import Variables as Variables
+from hrnet_jax.structure import last_layers as last_layers
 from hrnet_jax.structure import layers_of as layers_of
 from hrnet_jax.structure import variable_shapes as variable_shapes
 

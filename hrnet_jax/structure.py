@@ -180,3 +180,8 @@ def variable_shapes(model: Any) -> Variables:
 def layers_of(model: Any) -> dict[Path, Layer]:
     """What each layer of one of our models is, by its path in params, in no particular order."""
     return structure(model).layers
+
+
+def last_layers(model: Any) -> list[Path]:
+    """The paths in params of the task's last layers."""
+    return [path for path, layer in layers_of(model).items() if layer.last]

@@ -100,7 +100,10 @@ def test_folding_batch_norm(narrow, expected, platform, fields, monkeypatch):
     shapes = jax.eval_shape(fast.model.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, fast.variables)
     for method, maps in wanted.items():
-        for got in (all_of(*vars(fast).values(), x, method), jax.tree.leaves(fast(x, method))):
+        for got in (
+            all_of(fast.model, fast.variables, x, method),
+            jax.tree.leaves(fast(x, method)),
+        ):
             assert max(map(close, got, maps)) < 1e-5
     text = str(jax.make_jaxpr(fast.model.apply)(fast.variables, x))
     assert 'rsqrt' not in text
@@ -185,7 +188,7 @@ def test_inside_programs_of_ones_own(narrow):
     program = jax.export.export(jax.jit(fast))(any_batch)
     assert program.out_avals[0].shape[1] == 10
     assert 'reduce' not in repr(fast)
-    assert 'kernel' not in repr(fast)
+    assert 'array(' not in repr(fast).lower()
     # In a program whose images, or whose weights, are not traced.
     for program in (lambda v: hrnet_jax.Folded(fast.model, v)(x), lambda _: fast(x)):
         assert jax.make_jaxpr(program)(fast.variables).out_avals[0].shape == (2, 10)

@@ -24,7 +24,8 @@ from hrnet_jax.structure import Path, Structure, structure
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folded:
-    """A model without BatchNorm and its variables, {'params': ...}.
+    """A model without BatchNorm and its variables, {'params': ...}; with batch_stats only where a
+    module that is not ours has some.
 
     `fast(images)` is compiled and the fastest way; `fast.model.apply(fast.variables, images)` is
     for programs of your own: see `compiler_options`.
@@ -84,8 +85,8 @@ def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) ->
     form = Form(**fields)
     wide, widen, _ = computed_wide(model, form.channel_multiple)
     variables = widen(fitting(model, variables))
-    params = _fold(variables, structure(wide), form, jnp.dtype(model.dtype))
-    return Folded(model.clone(blocks=form), {'params': jax.device_put(params)})
+    folded = _fold(variables, structure(wide), form, jnp.dtype(model.dtype))
+    return Folded(model.clone(blocks=form), jax.device_put(folded))
 
 
 # What JAX and `jax.export` call a platform -> the kind.
@@ -185,7 +186,7 @@ def _compiled(model: nn.Module, method: str, in_pieces: bool, inside: bool) -> A
 
 
 def _fold(variables: Variables, parts: Structure, form: Form, dtype: np.dtype) -> Variables:
-    """The parameters of a model with blocks of this form."""
+    """The variables of a model with blocks of this form; what is not of our layers stays."""
     params = flatten_dict(variables['params'])
     stats = flatten_dict(variables.get('batch_stats', {}))
     tiled = set()
@@ -212,7 +213,8 @@ def _fold(variables: Variables, parts: Structure, form: Form, dtype: np.dtype) -
         params, tiled = _stacked(params, parts, tiled)
     for path in tiled:
         params[*path, 'kernel'] = winograd.transform_kernel(params[*path, 'kernel'])
-    return unflatten_dict(params)
+    result = {'params': unflatten_dict(params)}
+    return result | ({'batch_stats': unflatten_dict(stats)} if stats else {})
 
 
 def _stacked(

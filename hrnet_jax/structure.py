@@ -145,7 +145,11 @@ class Structure:
 def traced(make: Callable[..., Any], *args: Any) -> Structure:
     """Of a model, ours or any with one inside: `make(*args, mutable=...)` calls its `init`."""
     with nn.intercept_methods(_declaring):
-        tree = jax.eval_shape(functools.partial(make, mutable=MUTABLE), *args)
+        return _traced(make, *args)
+
+
+def _traced(make: Callable[..., Any], *args: Any) -> Structure:
+    tree = jax.eval_shape(functools.partial(make, mutable=MUTABLE), *args)
     leaves = flatten_dict(flax.core.unfreeze(tree))
     notes = {path[1:-1]: note for path, note in leaves.items() if path[0] == NOTES}
     return Structure(
@@ -169,6 +173,9 @@ def _declaring(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
 def structure(model: Any) -> Structure:
     """Of one of our models, for images as it takes them. Of a folded one there are no layers."""
     images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.in_channels), np.float32)
+    if type(model).__module__.startswith('hrnet_jax.') and not model.folded:
+        # Without the interceptor, which takes a tenth of the time: all inside has these blocks.
+        return _traced(model.clone(blocks=Declared(model.blocks)).init, jax.random.key(0), images)
     return traced(model.init, jax.random.key(0), images)
 
 

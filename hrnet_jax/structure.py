@@ -31,7 +31,7 @@ MUTABLE = flax.core.DenyList(('intermediates', f'no_{NOTES}'))
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
     """A layer of `layers.conv_norm`, `conv` or `dense`, by its path in `params`.
 
@@ -53,7 +53,7 @@ class Layer:
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
     """`Blocks.chain`, by the path of its name: the numbers of its blocks."""
 
@@ -70,9 +70,9 @@ class Arrays(nn.Module):
     def __call__(self) -> None:
         if isinstance(self.note, Layer):
             for (collection, name, _), given in zip(self.note.inits, self.shapes, strict=True):
-                self.variable(collection, name, jnp.zeros, *given)
+                self.put_variable(collection, name, jnp.zeros(*given))
         if self.is_mutable_collection(NOTES):  # not inside of nn.vmap, which changes the arrays
-            self.variable(NOTES, 'note', lambda: self.note)
+            self.put_variable(NOTES, 'note', self.note)
 
 
 @dataclasses.dataclass(frozen=True)

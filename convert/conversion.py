@@ -15,6 +15,7 @@ from convert import readers
 from convert.layouts import LAYOUTS, Layout, canonical_key, find_layout, flax_path
 from hrnet_jax.archs import ARCHS, Arch, get_arch
 from hrnet_jax.errors import UserError, listed
+from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
 from hrnet_jax.models import create_model, flat, variable_shapes
 from hrnet_jax.runtime.cli import progress
 
@@ -214,13 +215,13 @@ def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, in
     def likeness(arch: Arch) -> int:
         return sum(getattr(arch, name) == value for name, value in found.items())
 
-    best = max(ARCHS.values(), key=likeness)
+    best = max(map(classifier_arch, ARCHS), key=likeness)
     if likeness(best) == len(found):
         return best, *sizes
     structure = (best.layer1[0], best.modules, best.blocks)
     if structure == (found['layer1'][0], found['modules'], found['blocks']):
         with contextlib.suppress(UserError):  # of widths that make no network
-            custom = Arch('custom', **found)
+            custom = ClassifierArch('custom', **found)
             rules = {key: flax_path(key, len(shape)) for key, shape in shapes.items()}
             got = {
                 rule[0]: tuple(shapes[key][axis] for axis in rule[1])

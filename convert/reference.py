@@ -16,7 +16,7 @@ from torch import nn
 
 from convert.conversion import to_torch
 from hrnet_jax.archs import Arch
-from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.heads.classification import Classifier, classifier_arch
 from hrnet_jax.models import Variables
 
 
@@ -98,6 +98,7 @@ class HRNet(nn.Module):
         self, arch: Arch, num_classes: int = 1000, in_channels: int = 3, head_bias: bool = True
     ):
         super().__init__()
+        arch = classifier_arch(arch)
         c, (blocks, planes) = arch.channels, arch.layer1
         self.conv1, self.bn1 = conv_norm(in_channels, arch.stem, 3, 2)
         self.conv2, self.bn2 = conv_norm(arch.stem, arch.stem, 3, 2)

@@ -13,7 +13,7 @@ from hrnet_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """The sizes that define an HRNet and its classification head.
+    """The sizes that define an HRNet.
 
     Attributes:
         name: the name users type.
@@ -23,8 +23,6 @@ class Arch:
         modules: number of HRModules of stages 2, 3 and 4.
         blocks: number of BasicBlocks a branch, in stages 2, 3 and 4.
         stem: channels of the two stride-2 convolutions at the start.
-        head: channels that the classification head widens the four maps to.
-        features: length of the pooled feature vector.
     """
 
     name: str
@@ -33,24 +31,24 @@ class Arch:
     modules: tuple[int, ...] = (1, 4, 3)
     blocks: tuple[int, ...] = (4, 4, 4)
     stem: int = 64
-    head: tuple[int, ...] = (128, 256, 512, 1024)
-    features: int = 2048
 
     def __post_init__(self) -> None:
-        def positive(values: object) -> bool:
-            return isinstance(values, tuple) and all(type(n) is int and n > 0 for n in values)
+        check_sizes(self, {'channels': 4, 'layer1': 2, 'modules': 3, 'blocks': 3, 'stem': 0})
 
-        lengths = {'channels': 4, 'layer1': 2, 'modules': 3, 'blocks': 3, 'head': 4}
-        for field, length in lengths.items():
-            values = getattr(self, field)
-            if not positive(values) or len(values) != length:
-                raise UserError(
-                    f'{self.name}: {field} {values} should be {length} positive numbers'
-                )
-        if any(n % 4 for n in self.head):
-            raise UserError(f'{self.name}: head widths {self.head} should be multiples of 4')
-        if not positive((self.stem, self.features)):
-            raise UserError(f'{self.name}: widths should be positive numbers')
+
+def check_sizes(arch: Arch, lengths: dict[str, int]) -> None:
+    """Raises UserError unless these fields are tuples of so many positive numbers; 0: a number."""
+
+    def positive(values: tuple[object, ...]) -> bool:
+        return all(type(n) is int and n > 0 for n in values)
+
+    for field, length in lengths.items():
+        values = getattr(arch, field)
+        if not length:
+            if not positive((values,)):
+                raise UserError(f'{arch.name}: widths should be positive numbers')
+        elif not isinstance(values, tuple) or len(values) != length or not positive(values):
+            raise UserError(f'{arch.name}: {field} {values} should be {length} positive numbers')
 
 
 def _doubling(width: int) -> tuple[int, int, int, int]:
@@ -72,7 +70,7 @@ ARCHS: dict[str, Arch] = {
         Arch('w18_small_v1', _doubling(16), (1, 32), (1, 1, 1), _SMALL),
         Arch('w18_small_v2', _doubling(18), (2, 64), (1, 3, 2), _SMALL),
         # Ours, for the demo and quick tests: every kind of layer, few of each.
-        Arch('tiny', _doubling(6), (1, 8), (1, 1, 1), (1, 1, 1), 16, (16, 32, 48, 64), 64),
+        Arch('tiny', _doubling(6), (1, 8), (1, 1, 1), (1, 1, 1), 16),
     )
 }
 

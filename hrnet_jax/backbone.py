@@ -6,60 +6,20 @@ section 3: `HRModule` is figure 3 and its fusion equation (1), `HRNet` is figure
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 
 from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference import winograd
-from hrnet_jax.layers import (
-    Array,
-    BasicBlock,
-    Bottleneck,
-    Configured,
-    Options,
-    WinogradBlock,
-    conv_norm,
-    for_shapes_alone,
-    looped,
-    upsample,
-)
+from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
+from hrnet_jax.upsampling import Upsample, upsample
 
 STRIDE = 32  # of the coarsest branch
-
-
-def _traced_once(layer: type[nn.Module]) -> Callable[..., nn.Module]:
-    """`layer`, traced once for all that are equal; argument 2 is `train`, counted with self.
-
-    A training step is traced in a third of the time; XLA sees the same program. Not where Flax
-    looks at or changes every call (interceptors, captured intermediates, tabulate): it would see
-    equal layers once, and what it made of them would stay.
-    """
-    once = nn.jit(layer, static_argnums=(2,))
-    once_for_shapes = nn.jit(layer, static_argnums=(2,))  # what computes nothing stays apart
-
-    def make(*args: Any, **kwargs: Any) -> nn.Module:
-        unwatched = once_for_shapes if for_shapes_alone() else once
-        return (layer if _watched() else unwatched)(*args, **kwargs)
-
-    return make
-
-
-def _watched() -> bool:
-    """Whether Flax looks at calls of modules. It does not say so in public; if in doubt, yes."""
-    try:
-        context, interceptors = nn.module._context, nn.module._global_interceptor_stack
-        # Every `apply` puts what it captures there: False for nothing.
-        return bool(len(interceptors) or any(context.capture_stack) or context.call_info_stack)
-    except AttributeError:
-        return True
-
-
-_block, _bottleneck = _traced_once(BasicBlock), _traced_once(Bottleneck)
 
 
 class HRModule(nn.Module):
@@ -69,27 +29,23 @@ class HRModule(nn.Module):
         channels: of each branch, finest first.
         blocks: BasicBlocks a branch.
         outputs: how many branches are returned: all, or in the last module of a pose network one.
+        upsample, align_corners: see `HRNet`.
     """
 
     channels: tuple[int, ...]
     blocks: int
     outputs: int
+    upsample: Upsample
+    align_corners: bool
     opts: Options
 
     @nn.compact
     def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         branches = []
         for i, (x, channels) in enumerate(zip(maps, self.channels, strict=True)):
-            name, size = f'branches_{i}', (x.shape[1], x.shape[2])
-            if channels <= self.opts.winograd:
-                block = WinogradBlock(channels, size, self.opts, name=name)
-                x = winograd.join(looped(block, self.blocks, winograd.split(x)), size)
-            elif self.opts.winograd:
-                x = looped(BasicBlock(channels, self.opts, name=name), self.blocks, x, train)
-            else:
-                for b in range(self.blocks):
-                    x = _block(channels, self.opts, name=f'{name}_{b}')(x, train)
-            branches.append(x)
+            fields, numbers = (channels, self.opts), range(self.blocks)
+            chain = self.opts.blocks.chain
+            branches.append(chain(BasicBlock, fields, f'branches_{i}', numbers, x, train))
         return tuple(self._fuse(branches, i, train) for i in range(self.outputs))
 
     def _fuse(self, branches: list[Array], i: int, train: bool) -> Array:
@@ -101,7 +57,8 @@ class HRModule(nn.Module):
                 names = (f'{name}_0', f'{name}_1')
                 x = conv_norm(x, self.channels[i], 1, names, self.opts, train)
                 height, width = branches[i].shape[1:3]
-                x = upsample(x, 2 ** (j - i), (height, width), self.opts)
+                way, align = self.upsample, self.align_corners
+                x = upsample(x, 2 ** (j - i), (height, width), way, align)
             for k in range(i - j):  # none when j >= i
                 last = k == i - j - 1
                 names = (f'{name}_{k}_0', f'{name}_{k}_1')
@@ -112,8 +69,7 @@ class HRModule(nn.Module):
         return nn.relu(functools.reduce(operator.add, terms))
 
 
-_module = _traced_once(HRModule)
-_recomputed = _traced_once(nn.remat(HRModule, static_argnums=(2,)))
+_Recomputed = nn.remat(HRModule, static_argnums=(2,))
 
 
 class FeatureInfo(NamedTuple):
@@ -136,27 +92,54 @@ def indices(given: Iterable[int]) -> tuple[int, ...]:
         raise UserError(f'out_indices are numbers, such as (1, 2), not {given!r}') from None
 
 
-class HRNet(Configured):
+class Network(Configured, kw_only=True):
+    """What every module with an HRNet inside is asked for, by keyword.
+
+    Attributes:
+        in_channels: of the images; checked.
+        remat: recompute each HRModule in the backward pass instead of keeping its activations.
+        upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
+            detection); 'bilinear' straight to the size of the target (official segmentation);
+            'bilinear_two_step' by the factor and then to the size (mmsegmentation).
+        align_corners: PyTorch's flag of that name, for the bilinear ways.
+    """
+
+    in_channels: int = 3
+    remat: bool = False
+    upsample: Upsample = 'nearest'
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        if self.upsample not in get_args(Upsample):
+            raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
+        super().__post_init__()
+
+    @nn.nowrap
+    def hrnet(self, arch: Arch | str, **own: Any) -> HRNet:
+        """The backbone with the same fields, as a submodule; `own`: those of `HRNet`, and name."""
+        shared = {f.name: getattr(self, f.name) for f in _SHARED}
+        return HRNet(arch, **shared, **own)
+
+
+_SHARED = [f for f in dataclasses.fields(Network) if f.name not in ('parent', 'name')]
+
+
+class HRNet(Network):
     """The HRNet backbone: (N, H, W, in_channels) -> four maps at strides 4, 8, 16 and 32.
 
     H and W must be multiples of 32 unless `upsample` is one of the bilinear ways.
 
     Attributes:
         arch: the sizes: a name of `list_models()` or your own `Arch`.
-        in_channels: of the images; checked.
         outputs: branches that the last module fuses: four, or one for pose networks.
         out_indices: the maps that are returned: 0 is the stem's first (stride 2), 1 to 4 are the
             branches; by default all branches that there are.
-        remat: recompute each HRModule in the backward pass instead of keeping its activations.
-        dtype, param_dtype, bn_group_size, frozen_norm, upsample, align_corners: see
-            `layers.Options`.
-        folded, winograd, channel_multiple, kernels: set by `hrnet_jax.fold`.
+        in_channels, remat, upsample, align_corners: by keyword, see `Network`.
+        dtype, param_dtype, bn_group_size, frozen_norm: by keyword, see `layers.Options`.
     """
 
     arch: Arch | str
-    in_channels: int = 3
     outputs: int = 4
-    remat: bool = False
     out_indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -185,9 +168,10 @@ class HRNet(Configured):
         Raises:
             UserError: for images of a shape that does not fit.
         """
-        arch, opts, info = get_arch(self.arch), self.opts, self.feature_info
+        arch, info = get_arch(self.arch), self.feature_info
+        opts = dataclasses.replace(self.opts, blocks=self.blocks.backbone)
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
-        module = _recomputed if self.remat else _module
+        module = opts.blocks.module(_Recomputed if self.remat else HRModule)
 
         def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
             return nn.relu(conv_norm(x, features, 3, names, opts, train, stride))
@@ -196,14 +180,10 @@ class HRNet(Configured):
         x = conv(stem, arch.stem, ('conv2', 'bn2'))
         blocks, planes = arch.layer1
         x = Bottleneck(planes, True, opts, name='layer1_0')(x, train)
-        if opts.winograd and blocks > 1:
-            x = looped(Bottleneck(planes, False, opts, name='layer1'), blocks - 1, x, train)
-        else:
-            for b in range(1, blocks):
-                x = _bottleneck(planes, False, opts, name=f'layer1_{b}')(x, train)
+        fields = (planes, False, opts)
+        x = opts.blocks.chain(Bottleneck, fields, 'layer1', range(1, blocks), x, train)
 
-        unit = self.channel_multiple
-        channels = tuple(-(-width // unit) * unit for width in arch.channels)
+        channels = opts.blocks.widths(arch.channels)
         first = conv(x, channels[0], ('transition1_0_0', 'transition1_0_1'), stride=1)
         maps: tuple[Array, ...] = (first,)
         for stage in (2, 3, 4):
@@ -219,6 +199,8 @@ class HRNet(Configured):
                     channels[:stage],
                     arch.blocks[stage - 2],
                     outputs,
+                    self.upsample,
+                    self.align_corners,
                     opts,
                     name=f'stage{stage}_{m}',
                 )(maps, train)

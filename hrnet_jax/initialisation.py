@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.core
@@ -14,15 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.backbone import check_images, image_hw
+from hrnet_jax.backbone import Network, check_images, image_hw
 from hrnet_jax.errors import UserError
-from hrnet_jax.layers import Configured
-from hrnet_jax.models import Path, Variables, backbones, variable_shapes
+from hrnet_jax.initialisers import Constant, Normal, Uniform
+from hrnet_jax.structure import Path, Structure, Variables, structure, traced
 
-_OURS = re.compile(
-    r'(conv|bn)[12]|layer1_\d+|transition\d_\d.*|stage\d_\d+'
-    r'|(incre|downsamp)_modules_\d.*|final_layer_\d|classifier'
-)
+Known = Constant | Normal | Uniform
 
 
 def init(
@@ -53,10 +49,10 @@ def init(
     Raises:
         UserError: if images of that size do not fit the model, or it is one of `fold`.
     """
-    if getattr(model, 'winograd', 0):
+    if getattr(model, 'folded', False):
         raise UserError('a folded model has no initialisation; fold one that is initialised')
     size, channels = image_hw(image_size), getattr(model, 'in_channels', 3)
-    known = isinstance(model, Configured) and inputs is None and not kwargs
+    known = isinstance(model, Network) and inputs is None and not kwargs
     if known:
         check_images((1, *size, channels), channels, model.upsample == 'nearest')
     if inputs is None:
@@ -65,21 +61,20 @@ def init(
     leaves, tree = jax.tree.flatten((inputs, kwargs))
     given = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, 'shape')}
 
-    def whole(key: jax.Array, given: dict[int, Any]) -> dict[Path, Any]:
+    def whole(key: jax.Array, given: dict[int, Any], **how: Any) -> Variables:
         filled = [given.get(i, leaf) for i, leaf in enumerate(leaves)]
         arguments, named = jax.tree.unflatten(tree, filled)
-        return flatten_dict(flax.core.unfreeze(model.init(key, *arguments, **named)))
+        return flax.core.unfreeze(model.init(key, *arguments, **how, **named))
 
-    shapes = flatten_dict(variable_shapes(model)) if known else jax.eval_shape(whole, key, given)
-    places = backbones(unflatten_dict(shapes))
-    places += [('head',)] if isinstance(model, Configured) else []
-    ours = {path: shapes[path] for path in sorted(shapes) if _is_ours(path, shapes[path], places)}
-    values = _official(key, ours)
+    parts = structure(model) if known else traced(whole, key, given)
+    shapes, inits = parts.shapes, _known(parts)
+    ours = {path: (shapes[path], inits[path]) for path in sorted(inits)}
+    values = _drawn(key, ours)
     if others := shapes.keys() - ours.keys():
 
         @jax.jit
         def rest(key: jax.Array, given: dict[int, Any]) -> dict[Path, Any]:
-            every = whole(key, given)
+            every = flatten_dict(whole(key, given))
             return {path: every[path] for path in others}  # XLA computes nothing else
 
         arrays = {i: _zeros(leaf) for i, leaf in given.items()}
@@ -87,48 +82,45 @@ def init(
     return unflatten_dict({path: values[path] for path in shapes})
 
 
-def _is_ours(path: Path, leaf: Any, places: Sequence[Path]) -> bool:
-    """Whether it is an array of a layer of ours, as it is without transformations of Flax."""
-    collection, *names = path
-    dims = {'kernel': 2 if names[-2:-1] == ['classifier'] else 4}.get(names[-1], 1)
-    inside = (place for place in places if tuple(names[: len(place)]) == place)
-    layers = ('/'.join(names[len(place) :][:1]) for place in inside)
-    return (
-        collection in ('params', 'batch_stats')
-        and getattr(leaf, 'ndim', None) == dims
-        and any(_OURS.fullmatch(layer) for layer in layers)
-    )
+def _known(parts: Structure) -> dict[Path, Known]:
+    """The initialisers of the arrays that are as their layers say, not changed by Flax's
+    transformations."""
+    result: dict[Path, Known] = {}
+    for path, layer in parts.layers.items():
+        for collection, name, init in layer.inits:
+            place = (collection, *path, name)
+            dims = {'kernel': 2 if layer.kind == 'dense' else 4}.get(name, 1)
+            if isinstance(init, Known) and len(parts.shapes[place].shape) == dims:
+                result[place] = init
+    return result
 
 
 def _zeros(leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
-def _official(key: jax.Array, shapes: dict[Path, jax.ShapeDtypeStruct]) -> dict[Path, jax.Array]:
-    """The official initialisation of these arrays, in this order."""
+def _drawn(key: jax.Array, arrays: dict[Path, tuple[Any, Known]]) -> dict[Path, jax.Array]:
+    """Values of arrays, given by shape and initialiser, in this order."""
 
-    def total(of: Iterable[Path]) -> int:
-        return sum(shapes[path].size for path in of)
+    def total(kind: type) -> int:
+        return sum(leaf.size for leaf, init in arrays.values() if isinstance(init, kind))
 
-    linear = {path for path in shapes if path[-2] == 'classifier'}
-    kernels = {path for path in shapes if path[-1] == 'kernel'} - linear
-    normal, uniform = _draw(key, total(kernels), total(linear))
+    normal, uniform = _draw(key, total(Normal), total(Uniform))
     if not isinstance(normal, jax.core.Tracer):
         # Cutting up on the host makes views; on a device it compiles hundreds of slices.
         normal, uniform = np.asarray(normal), np.asarray(uniform)
     values = []
-    for path, leaf in shapes.items():
-        if path in linear:
-            value, uniform = uniform[: leaf.size], uniform[leaf.size :]
-            value = value * np.float32(shapes[*path[:-1], 'kernel'].shape[0] ** -0.5)
-        elif path in kernels:
-            height, width, _, out = leaf.shape
+    for leaf, init in arrays.values():
+        if isinstance(init, Constant):
+            value = np.full(leaf.shape, init.value, np.float32)
+        elif isinstance(init, Normal):
             value, normal = normal[: leaf.size], normal[leaf.size :]
-            value = value * np.float32((2 / (height * width * out)) ** 0.5)
+            value = value * np.float32(init.scale(leaf.shape))
         else:
-            value = np.full(leaf.shape, path[-1] in ('scale', 'var'), np.float32)
+            value, uniform = uniform[: leaf.size], uniform[leaf.size :]
+            value = value * np.float32(init.scale(leaf.shape))
         values.append(value.reshape(leaf.shape).astype(leaf.dtype))
-    return dict(zip(shapes, jax.device_put(values), strict=True))
+    return dict(zip(arrays, jax.device_put(values), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

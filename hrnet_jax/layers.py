@@ -1,4 +1,4 @@
-"""The layers HRNet is made of: convolution with BatchNorm, the two residual blocks, upsampling.
+"""The layers HRNet is made of: convolution with BatchNorm, the two residual blocks.
 
 Images and maps are (N, H, W, C). A layer's name is its official PyTorch name with `_` before a
 number where PyTorch has `.`, so that a checkpoint's keys map onto these trees mechanically.
@@ -7,73 +7,105 @@ number where PyTorch has `.`, so that a checkpoint's keys map onto these trees m
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.errors import ScopeParamShapeError
 from jax import lax
 
+from hrnet_jax import tracing
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference import winograd
+from hrnet_jax.initialisers import HE, ONES, ZEROS, linear_init
+from hrnet_jax.tracing import parameter
 
 Array = jax.Array
-Upsample = Literal['nearest', 'bilinear', 'bilinear_two_step']
+Norm = Literal['batch', 'group']
 
 EPSILON = 1e-5
 MOMENTUM = 0.9  # PyTorch's 0.1: Flax weighs the old value, PyTorch the new one.
 
-# He et al. 2015, fan-out, as the official classification code initialises every convolution.
-conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-zeros = nn.initializers.zeros_init()
-# Inside of `shapes_alone`: leading axes of the parameters.
-_STACK: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar(
-    'stack', default=None
-)
 
+@dataclasses.dataclass(frozen=True)
+class ConvNorm:
+    """A convolution and the norm behind it.
 
-@contextlib.contextmanager
-def shapes_alone(*stack: int) -> Iterator[None]:
-    """Layers make zeros of the right shapes and compute nothing: a model is traced in a fraction of
-    the time. `stack`: axes in front of those of each parameter."""
-    token = _STACK.set(stack)
-    try:
-        yield
-    finally:
-        _STACK.reset(token)
-
-
-def for_shapes_alone() -> bool:
-    """Inside of `shapes_alone`."""
-    return _STACK.get() is not None
-
-
-def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """As `module.param(name, init, shape, dtype)`.
-
-    Flax checks the shape of a parameter that exists by tracing `init`, for each of them: half of
-    the time in which the network is traced.
+    Attributes:
+        features: channels of the result.
+        kernel, stride: of the convolution; padded by (kernel - 1) / 2 on every side.
+        names: of the two layers; the second is not looked at where there is no norm.
+        use_bias: the convolution has a bias of its own, with or without a norm behind it.
+        norm: 'batch'; 'group' for GroupNorm, which `fold` keeps; None for none.
+        groups: of GroupNorm.
+        kernel_init, bias_init: initialisers: `Normal`, `Uniform`, `Constant`, or any of Flax's.
+        last: the task's last layer, new where a checkpoint has other classes.
     """
-    if not module.has_variable('params', name):
-        if (stack := _STACK.get()) is not None:
-            return module.variable('params', name, jnp.zeros, (*stack, *shape), dtype).value
-        return module.param(name, init, shape, dtype)
-    value = nn.meta.unbox(module.get_variable('params', name))
-    if jnp.shape(value) != shape:
-        path = '/'.join(module.path)
-        raise ScopeParamShapeError(name, path, jnp.shape(value), shape)
-    return value
+
+    features: int
+    kernel: int
+    names: tuple[str, str]
+    stride: int = 1
+    use_bias: bool = False
+    norm: Norm | None = 'batch'
+    groups: int = 32
+    kernel_init: Any = HE
+    bias_init: Any = ZEROS
+    last: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What a network computes its layers with: as the paper has them.
+
+    `hrnet_jax.fold` gives a model another set, and the network and its heads do not notice.
+    """
+
+    folded: ClassVar[bool] = False  # without BatchNorm, for inference alone
+
+    @property
+    def backbone(self) -> Blocks:
+        """The set for the backbone, whose layers are many and equal."""
+        return self
+
+    def widths(self, channels: Sequence[int]) -> tuple[int, ...]:
+        """The channels that branches of `channels` are computed with; the first are the maps'."""
+        return tuple(channels)
+
+    def module(self, kind: Any) -> Any:
+        """The class that stands for a module of which a network has many that are equal."""
+        return tracing.once_unless_watched(kind)
+
+    def conv_norm(self, x: Array, layer: ConvNorm, opts: Options, train: bool) -> Array:
+        """The layers `layer.names` of the module whose compact method calls this."""
+        y = Conv(layer, opts, name=layer.names[0])(x)
+        if layer.norm == 'batch':
+            return BatchNorm(opts, name=layer.names[1])(y, train)
+        return group_norm(y, layer, opts) if layer.norm else y
+
+    def chain(
+        self,
+        block: type[nn.Module],
+        fields: tuple[Any, ...],
+        name: str,
+        numbers: Sequence[int],
+        x: Array,
+        train: bool,
+    ) -> Array:
+        """`block(*fields)` one after another: `name`_0, `name`_1, ... for these numbers."""
+        for number in numbers:
+            x = self.module(block)(*fields, name=f'{name}_{number}')(x, train)
+        return x
+
+    def dense(self, x: Array, features: int, name: str, opts: Options, last: bool) -> Array:
+        return plain_dense(x, features, name, opts)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Options:
-    """What all layers of one network have in common.
+    """What all layers of one network have in common; not to be changed.
 
     Attributes:
         dtype: computation of convolutions; statistics and logits are never below float32.
@@ -81,61 +113,31 @@ class Options:
         bn_group_size: images that share training statistics; None for the whole batch.
         frozen_norm: BatchNorm keeps its running statistics in training, and uses them (for
             fine-tuning with small batches).
-        folded: BatchNorm is folded away; convolutions have a bias instead.
-        winograd: 3x3 convolutions with stride 1 to at most so many channels run by
-            `inference.winograd` (folded models only).
-        channel_multiple: inside, the branches' channels are rounded up to it; variables are to be
-            widened with zeros (`inference.padding`).
-        kernels: order of the axes of a convolution's kernel (folded models only): I inputs, O
-            outputs.
-        upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
-            detection); 'bilinear' straight to the size of the target (official segmentation);
-            'bilinear_two_step' by the factor and then to the size (mmsegmentation).
-        align_corners: PyTorch's flag of that name, for the bilinear ways.
+        blocks: what layers are computed with; `hrnet_jax.fold` sets it.
     """
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     bn_group_size: int | None = 32
     frozen_norm: bool = False
-    folded: bool = False
-    winograd: int = 0
-    channel_multiple: int = 1
-    kernels: Literal['HWIO', 'OHWI'] = 'HWIO'
-    upsample: Upsample = 'nearest'
-    align_corners: bool = False
-
-    @property
-    def stored(self) -> Any:
-        """The type of a convolution's parameters; folded, not to be cast in every call."""
-        return self.dtype if self.folded else self.param_dtype
+    blocks: Blocks = Blocks()
 
     def __post_init__(self) -> None:
-        if self.upsample not in get_args(Upsample):
-            raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
         if self.bn_group_size is not None and self.bn_group_size < 1:
             raise UserError(f'bn_group_size must be at least 1, or None, not {self.bn_group_size}')
-        if not self.folded and (self.winograd or self.kernels != 'HWIO'):
-            raise UserError('winograd and kernels are for folded models: hrnet_jax.fold')
 
 
-class Configured(nn.Module, kw_only=True):
+class Configured(nn.Module, Options, kw_only=True):
     """A module with the fields of `Options`, given by keyword, and `opts` made of them."""
-
-    dtype: Any = Options.dtype
-    param_dtype: Any = Options.param_dtype
-    bn_group_size: int | None = Options.bn_group_size
-    frozen_norm: bool = Options.frozen_norm
-    folded: bool = Options.folded
-    winograd: int = Options.winograd
-    channel_multiple: int = Options.channel_multiple
-    kernels: Literal['HWIO', 'OHWI'] = Options.kernels
-    upsample: Upsample = Options.upsample
-    align_corners: bool = Options.align_corners
 
     @property
     def opts(self) -> Options:
         return Options(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Options)})
+
+    @property
+    def folded(self) -> bool:
+        """Made by `hrnet_jax.fold`."""
+        return self.blocks.folded
 
 
 class Conv(nn.Module):
@@ -144,49 +146,31 @@ class Conv(nn.Module):
     'SAME' would pad (0, 1) where the stride is 2, and shift the result.
     """
 
-    features: int
-    kernel: int
-    stride: int
+    layer: ConvNorm
     opts: Options
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k, pad, o = self.kernel, (self.kernel - 1) // 2, self.opts
-        sizes = {'H': k, 'W': k, 'I': x.shape[-1], 'O': self.features}
-        shape = tuple(sizes[axis] for axis in o.kernels)
-        kernel = parameter(self, 'kernel', conv_init, shape, o.stored)
-        size = (self.features,)
-        bias = parameter(self, 'bias', zeros, size, o.stored) if o.folded else None
-        if for_shapes_alone():
-            height, width = (-(-n // self.stride) for n in x.shape[1:3])
-            return jnp.zeros((x.shape[0], height, width, self.features), o.dtype)
-        y = lax.conv_general_dilated(
-            x.astype(o.dtype),
-            kernel.astype(o.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=('NHWC', o.kernels, 'NHWC'),
-        )
-        return y + _channels(bias.astype(o.dtype)) if bias is not None else y
+        layer, o = self.layer, self.opts
+        shape = (layer.kernel, layer.kernel, x.shape[-1], layer.features)
+        kernel = parameter(self, 'kernel', layer.kernel_init, shape, o.param_dtype)
+        y = convolve(x.astype(o.dtype), kernel.astype(o.dtype), layer.stride)
+        if not layer.use_bias:
+            return y
+        bias = parameter(self, 'bias', layer.bias_init, (layer.features,), o.param_dtype)
+        return y + on_channels(bias.astype(o.dtype))
 
 
-class WinogradConv(nn.Module):
-    """3x3 convolution with bias on the tiles of a map of `size`; see `winograd`."""
-
-    features: int
-    size: tuple[int, int]
-    opts: Options
-
-    @nn.compact
-    def __call__(self, tiles: Array) -> Array:
-        o = self.opts
-        columns = -(-self.size[1] // winograd.TILE)
-        shape = (winograd.POINTS**2, tiles.shape[-1] // columns, self.features)
-        kernel = parameter(self, 'kernel', zeros, shape, o.stored).astype(o.dtype)
-        bias = parameter(self, 'bias', zeros, (self.features,), o.stored).astype(o.dtype)
-        if for_shapes_alone():
-            return jnp.zeros((*tiles.shape[:-1], columns * self.features), o.dtype)
-        return winograd.convolve(tiles.astype(o.dtype), kernel, bias, self.size)
+def convolve(x: Array, kernel: Array, stride: int, axes: str = 'HWIO') -> Array:
+    """(N, H, W, I) -> (N, ceil(H / stride), ceil(W / stride), O); `axes`: those of the kernel."""
+    pad = (kernel.shape[axes.index('H')] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        dimension_numbers=('NHWC', axes, 'NHWC'),
+    )
 
 
 class BatchNorm(nn.Module):
@@ -203,12 +187,10 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         o, size = self.opts, (x.shape[-1],)
         stat_dtype = at_least_float32(o.dtype, o.param_dtype)
-        scale = parameter(self, 'scale', nn.initializers.ones_init(), size, o.param_dtype)
-        bias = parameter(self, 'bias', zeros, size, o.param_dtype)
+        scale = parameter(self, 'scale', ONES, size, o.param_dtype)
+        bias = parameter(self, 'bias', ZEROS, size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
         var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
-        if for_shapes_alone():
-            return x
         # One pass over a map of few digits, around a value known before it: see `_moments`.
         shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
         x = x.astype(stat_dtype)
@@ -223,7 +205,7 @@ class BatchNorm(nn.Module):
                 mean.value = keep * mean.value + (1 - keep) * jnp.mean(m, 0)
                 var.value = keep * var.value + (1 - keep) * jnp.mean(v, 0) * unbiased
         gain = scale.astype(stat_dtype)[None] * lax.rsqrt(v + EPSILON)
-        y = (x - _images(m, x)) * _images(gain, x) + _channels(bias.astype(stat_dtype))
+        y = (x - _images(m, x)) * _images(gain, x) + on_channels(bias.astype(stat_dtype))
         return y.astype(o.dtype)
 
 
@@ -241,7 +223,7 @@ def _moments(x: Array, groups: int, shift: Array | None) -> tuple[Array, Array]:
     if shift is None:
         m = mean(x)
         return m, mean(jnp.square(x - _images(m, x)))
-    centred = x - _channels(shift)
+    centred = x - on_channels(shift)
     m = mean(centred)
     return shift[None] + m, jnp.maximum(mean(jnp.square(centred)) - jnp.square(m), 0)
 
@@ -259,7 +241,7 @@ def at_least_float32(*dtypes: Any) -> Any:
     return jnp.float64 if jnp.float64 in map(jnp.dtype, dtypes) else jnp.float32
 
 
-def _channels(vector: Array) -> Array:
+def on_channels(vector: Array) -> Array:
     return vector.reshape((1, 1, 1, -1))  # explicit: rank promotion may be an error
 
 
@@ -281,6 +263,19 @@ def _groups(batch: int, group_size: int | None) -> int:
     return batch // group_size
 
 
+def group_norm(x: Array, layer: ConvNorm, opts: Options) -> Array:
+    """GroupNorm with PyTorch's epsilon, as layer `layer.names[1]`; computed in float32."""
+    norm = nn.GroupNorm(
+        layer.groups,
+        epsilon=EPSILON,
+        dtype=at_least_float32(opts.dtype, opts.param_dtype),
+        param_dtype=opts.param_dtype,
+        use_fast_variance=False,
+        name=layer.names[1],
+    )
+    return norm(x).astype(opts.dtype)
+
+
 def conv_norm(
     x: Array,
     features: int,
@@ -289,16 +284,46 @@ def conv_norm(
     opts: Options,
     train: bool,
     stride: int = 1,
+    **more: Any,
 ) -> Array:
-    """Convolution, then BatchNorm, as two layers of the module whose compact method calls this."""
-    if train and opts.folded:
-        raise UserError('a folded model has no BatchNorm to train')
-    if (kernel, stride) == (3, 1) and features <= opts.winograd:
-        size = (x.shape[1], x.shape[2])
-        conv = WinogradConv(features, size, opts, name=names[0])
-        return winograd.join(conv(winograd.split(x)), size)
-    x = Conv(features, kernel, stride, opts, name=names[0])(x)
-    return x if opts.folded else BatchNorm(opts, name=names[1])(x, train)
+    """Convolution, then a norm, as two layers of the module whose compact method calls this.
+
+    Args:
+        x: (N, H, W, C).
+        **more: use_bias, norm, groups, kernel_init, bias_init, last: see `ConvNorm`.
+
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride), features).
+    """
+    return opts.blocks.conv_norm(x, ConvNorm(features, kernel, names, stride, **more), opts, train)
+
+
+def conv(x: Array, features: int, kernel: int, name: str, opts: Options, **more: Any) -> Array:
+    """A convolution with bias and without a norm; otherwise as `conv_norm`."""
+    layer = ConvNorm(features, kernel, (name, ''), **{'use_bias': True, 'norm': None} | more)
+    return opts.blocks.conv_norm(x, layer, opts, False)
+
+
+def dense(x: Array, features: int, name: str, opts: Options, last: bool = False) -> Array:
+    """(N, C) -> (N, features): a linear layer, at least in float32, initialised as PyTorch does.
+
+    Args:
+        last: see `ConvNorm`.
+    """
+    return opts.blocks.dense(x, features, name, opts, last)
+
+
+def plain_dense(x: Array, features: int, name: str, opts: Options) -> Array:
+    init = linear_init(x.shape[-1])
+    layer = nn.Dense(
+        features,
+        dtype=at_least_float32(opts.dtype, opts.param_dtype),
+        param_dtype=opts.param_dtype,
+        kernel_init=init,
+        bias_init=init,
+        name=name,
+    )
+    return layer(x)
 
 
 class BasicBlock(nn.Module):
@@ -312,39 +337,6 @@ class BasicBlock(nn.Module):
         y = nn.relu(conv_norm(x, self.features, 3, ('conv1', 'bn1'), self.opts, train))
         y = conv_norm(y, self.features, 3, ('conv2', 'bn2'), self.opts, train)
         return nn.relu(y + x)
-
-
-class WinogradBlock(nn.Module):
-    """A `BasicBlock` on the tiles of a map of `size`."""
-
-    features: int
-    size: tuple[int, int]
-    opts: Options
-
-    @nn.compact
-    def __call__(self, tiles: Array) -> Array:
-        conv = functools.partial(WinogradConv, self.features, self.size, self.opts)
-        y = nn.relu(conv(name='conv1')(tiles))
-        return nn.relu(conv(name='conv2')(y) + tiles)
-
-
-def looped(block: nn.Module, length: int, x: Array, *args: Any) -> Array:
-    """`length` blocks one after another, their parameters stacked along a first axis.
-
-    In a straight line XLA's CPU compiler does not keep the sum that is a block's result for the
-    next shortcut: every block adds up all before it again.
-    """
-    if (stack := _STACK.get()) is not None:
-        with shapes_alone(*stack, length):
-            return block(x, *args)
-    scan = nn.scan(
-        lambda block, x, _: (block(x, *args), None),
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        length=length,
-        check_constancy_invariants=False,  # traces every block once more
-    )
-    return scan(block, x, None)[0]
 
 
 class Bottleneck(nn.Module):
@@ -364,46 +356,3 @@ class Bottleneck(nn.Module):
         if self.project:
             x = conv(x, 4 * self.planes, 1, ('downsample_0', 'downsample_1'))
         return nn.relu(y + x)
-
-
-def upsample(x: Array, factor: int, size: tuple[int, int], opts: Options) -> Array:
-    """(N, h, w, C) -> (N, *size, C), by one of the three ways of `Options.upsample`.
-
-    `factor` is the ratio of the two strides; `size` that of the map to add to.
-    """
-    n, h, w, c = x.shape
-    if opts.upsample == 'nearest':
-        # One axis at a time: the shape that explicit sharding can follow.
-        x = jnp.broadcast_to(x[:, :, None], (n, h, factor, w, c)).reshape((n, h * factor, w, c))
-        x = jnp.broadcast_to(x[:, :, :, None], (n, h * factor, w, factor, c))
-        return x.reshape((n, h * factor, w * factor, c))
-    if opts.upsample == 'bilinear_two_step':
-        x = resize_bilinear(x, (h * factor, w * factor), opts.align_corners)
-    return resize_bilinear(x, size, opts.align_corners)
-
-
-def resize_bilinear(x: Array, size: tuple[int, int], align_corners: bool = False) -> Array:
-    """PyTorch's `interpolate(mode='bilinear')` (no antialiasing) of (N, h, w, C) to `size`."""
-    dtype = at_least_float32(x.dtype)
-    y = x.astype(dtype)
-    for axis, out in zip((1, 2), size, strict=True):
-        if x.shape[axis] != out:
-            taps = jnp.asarray(_bilinear_taps(x.shape[axis], out, align_corners), dtype)
-            y = jnp.moveaxis(jnp.tensordot(taps, y, (1, axis), precision='highest'), 0, axis)
-    return y.astype(x.dtype)
-
-
-@functools.lru_cache
-def _bilinear_taps(n: int, out: int, align_corners: bool) -> np.ndarray:
-    """(out, n) interpolation weights; each row has at most two that are not zero."""
-    i = np.arange(out)
-    if align_corners:
-        at = i * ((n - 1) / max(out - 1, 1))
-    else:
-        at = np.maximum((i + 0.5) * (n / out) - 0.5, 0)
-    low = np.minimum(at.astype(int), n - 1)
-    high, part = np.minimum(low + 1, n - 1), at - low
-    taps = np.zeros((out, n))
-    np.add.at(taps, (i, low), 1 - part)
-    np.add.at(taps, (i, high), part)
-    return taps

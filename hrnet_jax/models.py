@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,14 +11,15 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.archs import Arch, get_arch
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import Arch
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.layers import shapes_alone
+from hrnet_jax.heads.classification import Classifier, classifier_arch
+from hrnet_jax.structure import Path as Path
+from hrnet_jax.structure import Variables as Variables
+from hrnet_jax.structure import last_layers as last_layers
+from hrnet_jax.structure import layers_of as layers_of
+from hrnet_jax.structure import variable_shapes as variable_shapes
 
-Variables = dict[str, Any]
-Path = tuple[str, ...]
 _OF_A_BACKBONE = {'conv1', 'conv2', 'layer1_0', 'stage2_0', 'stage3_0', 'stage4_0'}
 
 
@@ -48,7 +47,7 @@ def create_model(
     Raises:
         UserError: for an unknown architecture or sizes that make no network.
     """
-    table = get_arch(arch)
+    table = classifier_arch(arch)
     arch = dataclasses.replace(
         table,
         channels=_sizes(channels) or table.channels,
@@ -60,22 +59,12 @@ def create_model(
     for what, number in (('num_classes', num_classes), ('in_channels', in_channels)):
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
             raise UserError(f'{what} is a whole number, at least 1, not {number!r}')
-    return Classifier(arch, num_classes, in_channels, **options)
+    return Classifier(arch, num_classes, in_channels=in_channels, **options)
 
 
 def _sizes(given: Any) -> Any:
     """A tuple of what may be one; `Arch` refuses the rest."""
     return tuple(given) if isinstance(given, Iterable) else given
-
-
-@functools.lru_cache(maxsize=8)
-def variable_shapes(model: Any) -> Variables:
-    """The tree of the variables of one of our models as `jax.ShapeDtypeStruct`."""
-    images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.in_channels), np.float32)
-    # JAX keeps what it has traced. Our classes keep it apart; others may be of `nn.jit`.
-    ours = type(model).__module__.startswith('hrnet_jax.')
-    with shapes_alone(), contextlib.nullcontext() if ours else jax.disable_jit():
-        return jax.eval_shape(lambda *args: model.init(*args), jax.random.key(0), images)
 
 
 def flat(tree: Variables) -> dict[Path, Any]:

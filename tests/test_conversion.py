@@ -13,6 +13,7 @@ from convert import from_torch, to_torch
 from convert.conversion import convert
 from convert.reference import HRNet, verify
 from hrnet_jax.archs import ARCHS, Arch
+from hrnet_jax.heads.classification import ClassifierArch
 from hrnet_jax.models import create_model
 
 LAYOUTS = ('official', 'timm', 'mmpretrain')
@@ -90,10 +91,11 @@ def test_torch_tensors_wrappers_and_missing_counters():
 
 
 def test_custom_sizes_are_recognised():
-    arch = Arch('mine', (4, 8, 12, 20), (1, 12), (1, 1, 1), (1, 1, 1), 24, (8, 16, 24, 32), 40)
+    sizes = (4, 8, 12, 20), (1, 12), (1, 1, 1), (1, 1, 1), 24, (8, 16, 24, 32), 40
+    arch = ClassifierArch('mine', *sizes)
     state = made('mmpretrain', 7, arch, in_channels=5)
     found, variables = from_torch(state)
-    assert isinstance(found, Arch)
+    assert isinstance(found, ClassifierArch)
     assert (found.channels, found.head, found.features) == (arch.channels, arch.head, 40)
     done = convert(state)
     assert (done.num_classes, done.in_channels) == (7, 5)

@@ -13,8 +13,11 @@ from flax.errors import ScopeParamShapeError
 
 import hrnet_jax
 from hrnet_jax import layers
+from hrnet_jax.inference.forms import Form
+from hrnet_jax.inference.padding import Padded
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.structure import structure
 
 QUICK = {'xla_backend_optimization_level': 0}
 
@@ -121,7 +124,7 @@ def test_initialisation_of_other_inputs():
         with pytest.raises(hrnet_jax.UserError, match='neither one integer nor two'):
             init(bilinear, key, size)
     with pytest.raises(hrnet_jax.UserError, match='folded'):
-        init(bilinear.clone(folded=True, winograd=200), key)
+        init(bilinear.clone(blocks=Form()), key)
     maps = hrnet_jax.FeatureMaps('tiny', 'widened', (0, 3))
     assert jax.tree.map(jnp.shape, init(maps, jax.random.key(0))) == jax.tree.map(
         lambda s: s.shape, variable_shapes(maps)
@@ -133,11 +136,12 @@ def test_initialisation_of_other_inputs():
     [
         create_model('tiny', 7, in_channels=5, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
         create_model('w18_small_v2', remat=True),
-        create_model('tiny', folded=True, channel_multiple=8),
-        create_model('w18_small_v2', folded=True, winograd=40),
+        create_model('tiny', blocks=Padded(8)),
+        create_model('tiny', blocks=Form(8, kernels='OHWI')),
+        create_model('w18_small_v2', blocks=Form(winograd=40)),
         hrnet_jax.HRNet('tiny', outputs=1, upsample='bilinear'),
         hrnet_jax.FeatureMaps('tiny', kind='widened', out_indices=(0, 2)),
-        hrnet_jax.FeatureMaps('tiny', kind='concatenated', folded=True, winograd=200),
+        hrnet_jax.FeatureMaps('tiny', kind='concatenated', blocks=Form(winograd=200)),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -155,7 +159,7 @@ def test_what_is_traced_for_shapes_does_not_stay(model):
     jax.clear_caches()
     expected = program()
     jax.clear_caches()
-    variable_shapes.cache_clear()
+    structure.cache_clear()
     variable_shapes(model)
     assert program() == expected
 

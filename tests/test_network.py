@@ -14,8 +14,9 @@ from convert.reference import reference_of
 from hrnet_jax.archs import Arch
 from hrnet_jax.inference.summary import multiply_adds, parameters
 from hrnet_jax.initialisation import init
-from hrnet_jax.layers import BatchNorm, Options, _moments, resize_bilinear, upsample
+from hrnet_jax.layers import BatchNorm, Options, _moments
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.upsampling import resize_bilinear, upsample
 
 # Published: parameters with 1000 classes, no head biases; multiply-adds of the convolutions at 224.
 COSTS = {
@@ -158,7 +159,7 @@ def test_three_ways_of_upsampling():
         ),
     }
     for way, expected in theirs.items():
-        ours = upsample(jnp.asarray(x), 4, (11, 15), Options(upsample=way))
+        ours = upsample(jnp.asarray(x), 4, (11, 15), way)
         np.testing.assert_allclose(ours, expected.numpy().transpose(0, 2, 3, 1), atol=2e-6)
 
 
@@ -258,7 +259,7 @@ def test_gradient_of_statistics(shift):
 
 def test_options_that_make_no_network(tiny):
     for make, words in (
-        (lambda: Options(upsample='bicubic'), 'bicubic'),
+        (lambda: create_model('tiny', upsample='bicubic'), 'bicubic'),
         (lambda: Options(bn_group_size=0), 'bn_group_size'),
         (lambda: create_model('tiny', features=True), 'features|widths'),
         (lambda: create_model('tiny', channels=(1, 2, 3)), 'channels'),

@@ -71,7 +71,7 @@ def test_numbers(arch):
         done = convert(state_dict(file.stem.partition('-')[0], arch))
         assert (done.arch.name, done.num_classes) == (arch, 1000)
         fast = fold(create_model(arch), done.variables)
-        assert fast.model.winograd
+        assert fast.model.blocks.winograd
         with np.load(file) as oracle:
             kinds = [kind for kind in IMAGES if f'{kind}.logits' in oracle]
             assert kinds[0] == 'default'

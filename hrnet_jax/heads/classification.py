@@ -6,25 +6,51 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from hrnet_jax.archs import Arch, get_arch
-from hrnet_jax.backbone import FeatureInfo, HRNet
-from hrnet_jax.layers import Array, Bottleneck, Configured, Options, at_least_float32, conv_norm
+from hrnet_jax.archs import ARCHS, Arch, check_sizes, get_arch
+from hrnet_jax.backbone import FeatureInfo, HRNet, Network
+from hrnet_jax.errors import UserError
+from hrnet_jax.layers import Array, Bottleneck, Options, at_least_float32, conv_norm, dense
 
 
-def linear_init(fan_in: int):
-    """PyTorch's default for a linear layer, kernel and bias: uniform within 1 / sqrt(fan_in)."""
-    bound = fan_in**-0.5
+@dataclasses.dataclass(frozen=True)
+class ClassifierArch(Arch):
+    """The sizes of an HRNet and of its classification head.
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    Attributes: as of `hrnet_jax.Arch`, and
+        head: channels that the head widens the four maps to.
+        features: length of the pooled feature vector.
+    """
 
-    return init
+    head: tuple[int, ...] = (128, 256, 512, 1024)
+    features: int = 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self, {'head': 4, 'features': 0})
+        if any(n % 4 for n in self.head):
+            raise UserError(f'{self.name}: head widths {self.head} should be multiples of 4')
 
 
-def widen(x: Array, i: int, arch: Arch, opts: Options, train: bool) -> Array:
+# Heads that are not as the others.
+HEADS: dict[str, dict[str, Any]] = {'tiny': {'head': (16, 32, 48, 64), 'features': 64}}
+
+
+def classifier_arch(arch: str | Arch) -> ClassifierArch:
+    """The architecture with its head; one that has a head passes through.
+
+    Raises:
+        UserError: if the name is not in the table.
+    """
+    arch = get_arch(arch)
+    if isinstance(arch, ClassifierArch):
+        return arch
+    known = HEADS.get(arch.name, {}) if arch == ARCHS.get(arch.name) else {}
+    return ClassifierArch(**vars(arch), **known)
+
+
+def widen(x: Array, i: int, arch: ClassifierArch, opts: Options, train: bool) -> Array:
     """The map of branch i with arch.head[i] channels, as layers of the module that calls this."""
     return Bottleneck(arch.head[i] // 4, True, opts, name=f'incre_modules_{i}_0')(x, train)
 
@@ -32,7 +58,7 @@ def widen(x: Array, i: int, arch: Arch, opts: Options, train: bool) -> Array:
 class ClassificationHead(nn.Module):
     """Four maps -> widened, joined from fine to coarse, pooled, classified."""
 
-    arch: Arch
+    arch: ClassifierArch
     num_classes: int
     opts: Options
 
@@ -49,30 +75,22 @@ class ClassificationHead(nn.Module):
         y = nn.relu(conv_norm(y, self.arch.features, 1, names, opts, train))
         dtype = at_least_float32(opts.dtype, opts.param_dtype)
         pooled = jnp.mean(y.astype(dtype), (1, 2))
-        if not logits:
-            return pooled
-        init = linear_init(self.arch.features)
-        dense = nn.Dense(
-            self.num_classes,
-            dtype=dtype,
-            param_dtype=opts.param_dtype,
-            kernel_init=init,
-            bias_init=init,
-            name='classifier',
-        )
-        return dense(pooled)
+        return dense(pooled, self.num_classes, 'classifier', opts, last=True) if logits else pooled
 
 
-class Classifier(Configured):
+class Classifier(Network):
     """HRNet for image classification: `backbone`, then `head`.
 
-    Attributes: as of `hrnet_jax.HRNet` (without `outputs` and `out_indices`), and num_classes.
+    Attributes: arch (a name or an `Arch`, which becomes a `ClassifierArch`), num_classes, and by
+    keyword what `hrnet_jax.HRNet` takes.
     """
 
     arch: Arch
     num_classes: int = 1000
-    in_channels: int = 3
-    remat: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'arch', classifier_arch(self.arch))  # of a name, too
+        super().__post_init__()
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -80,11 +98,8 @@ class Classifier(Configured):
         return HRNet(self.arch, parent=None).feature_info
 
     def setup(self) -> None:
-        arch = get_arch(self.arch)
-        self.backbone = HRNet(arch, self.in_channels, remat=self.remat, **vars(self.opts))
-        # Convolutions of four sizes, each once: Winograd's would be a fifth of what is compiled.
-        opts = dataclasses.replace(self.opts, winograd=0)
-        self.head = ClassificationHead(arch, self.num_classes, opts)
+        self.backbone = self.hrnet(self.arch)
+        self.head = ClassificationHead(classifier_arch(self.arch), self.num_classes, self.opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:
         """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""

@@ -7,33 +7,33 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hrnet_jax.archs import Arch, get_arch
-from hrnet_jax.backbone import FeatureInfo, HRNet, indices
+from hrnet_jax.archs import Arch
+from hrnet_jax.backbone import FeatureInfo, HRNet, Network, indices
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import widen
-from hrnet_jax.layers import Array, Configured, Options, resize_bilinear
+from hrnet_jax.heads.classification import ClassifierArch, classifier_arch, widen
+from hrnet_jax.layers import Array, Options
+from hrnet_jax.upsampling import resize_bilinear
 
 Kind = Literal['branches', 'widened', 'concatenated']
 
 
-class FeatureMaps(Configured):
+class FeatureMaps(Network):
     """HRNet as a feature extractor, with the variables of a classifier: `backbone` and `head`.
 
     Attributes:
         arch: a name of `list_models()` or your own `Arch`.
         kind: 'branches' as they leave the network; 'widened' by the classification head's first
-            layers to arch.head channels (128, 256, 512, 1024: what timm's `features_only` gives);
+            layers (to 128, 256, 512, 1024 channels, what timm's `features_only` gives, unless
+            `arch` is a `ClassifierArch` with others);
             'concatenated' all at the size of the first, bilinear, as one map (the representation
             of HRNetV2: Wang et al., TPAMI 2019, section 3.3, figure 4b).
         out_indices: which maps: 0 is the stem's first (stride 2), 1 to 4 the branches.
-        in_channels, remat, dtype, param_dtype, bn_group_size, frozen_norm, ...: see `HRNet`.
+        in_channels, remat, dtype, param_dtype, ...: by keyword, see `HRNet`.
     """
 
     arch: Arch | str
     kind: Kind = 'branches'
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
-    in_channels: int = 3
-    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -51,7 +51,7 @@ class FeatureMaps(Configured):
             channels = sum(part.channels for part in info)
             return (FeatureInfo('concatenated', channels, info[0].stride),)
         if self.kind == 'widened':
-            head = get_arch(self.arch).head
+            head = classifier_arch(self.arch).head
             return tuple(
                 FeatureInfo(f'widened{i - 1}', head[i - 1], part.stride) if i else part
                 for i, part in zip(self.out_indices, info, strict=True)
@@ -65,17 +65,10 @@ class FeatureMaps(Configured):
         Raises:
             UserError: for images or `out_indices` that do not fit.
         """
-        backbone = HRNet(
-            self.arch,
-            self.in_channels,
-            remat=self.remat,
-            out_indices=self.out_indices,
-            name='backbone',
-            **vars(self.opts),
-        )
+        backbone = self.hrnet(self.arch, out_indices=self.out_indices, name='backbone')
         maps = backbone(images, train)
         if self.kind == 'widened':
-            head = _Widened(get_arch(self.arch), self.out_indices, self.opts, name='head')
+            head = _Widened(classifier_arch(self.arch), self.out_indices, self.opts, name='head')
             return head(maps, train)
         if self.kind == 'concatenated':
             size = (maps[0].shape[1], maps[0].shape[2])
@@ -85,7 +78,7 @@ class FeatureMaps(Configured):
 
 
 class _Widened(nn.Module):
-    arch: Arch
+    arch: ClassifierArch
     out_indices: tuple[int, ...]
     opts: Options
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import winograd
-from hrnet_jax.inference.padding import widened
+from hrnet_jax.inference.forms import Form
+from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
-from hrnet_jax.models import Variables, fitting, variable_shapes
+from hrnet_jax.models import Variables, fitting
+from hrnet_jax.structure import Path, Structure, structure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folded:
-    """A model without BatchNorm and its variables, {'params': ...}.
+    """A model without BatchNorm and its variables, {'params': ...}; with batch_stats only where a
+    module that is not ours has some.
 
     `fast(images)` is compiled and the fastest way; `fast.model.apply(fast.variables, images)` is
     for programs of your own: see `compiler_options`.
@@ -72,25 +75,23 @@ def fold(model: nn.Module, variables: Variables, platform: str | None = None) ->
 
 
 def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) -> Folded:
-    """`fold` to a model with these fields, such as {'winograd': 200}."""
+    """`fold` to the `Form` with these fields, such as {'winograd': 200}."""
     if not isinstance(model, Configured):
         raise UserError(f'{type(model).__name__} is no HRNet, FeatureMaps or Classifier')
     if model.folded:
         raise UserError('the model is folded already')
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(variables)):
         raise UserError('variables to fold are arrays: fold them outside of jax.jit')
-    variables = fitting(model, variables)
-    params = _fold(variables['params'], variables['batch_stats'], jnp.dtype(model.dtype))
-    model = model.clone(folded=True, **fields)
-    params = _ordered(params, model.kernels)
-    params = _stack(params) if model.winograd else params
-    params = _fitted(params, variable_shapes(model)['params'])
-    return Folded(model, {'params': jax.device_put(params)})
+    form = Form(**fields)
+    wide, widen, _ = computed_wide(model, form.channel_multiple)
+    variables = widen(fitting(model, variables))
+    folded = _fold(variables, structure(wide), form, jnp.dtype(model.dtype))
+    return Folded(model.clone(blocks=form), jax.device_put(folded))
 
 
 # What JAX and `jax.export` call a platform -> the kind.
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu'}
-# Fields of the model by kind and type. On CPUs a quarter of the multiplications wins in float32
+# Fields of the form by kind and type. On CPUs a quarter of the multiplications wins in float32
 # where the kernels, four times as large, are not yet too large (docs/benchmarks.md). On GPUs cuDNN
 # takes channels by the 8 or 16, and else would turn the axes of every kernel in every call.
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
@@ -122,7 +123,7 @@ def apply(
     """
     n, few = images.shape[0], at_a_time()
     with matmul_precision(model):
-        tiled = in_pieces and images.ndim == 4 and getattr(model, 'winograd', False)
+        tiled = in_pieces and images.ndim == 4 and _by_winograd(model)
         if not tiled or not isinstance(n, int) or n <= few:  # a symbolic batch stays whole
             return model.apply(variables, images, method=method)
         parts = -(-n // few)
@@ -151,7 +152,11 @@ def compiler_options(model: nn.Module) -> dict[str, Any] | None:
     the speed of the other (docs/benchmarks.md); with the widest vectors; and at a level of
     optimisation that is compiled in four fifths of the time and runs as fast.
     """
-    return _options_of_cpu() if getattr(model, 'winograd', False) else None
+    return _options_of_cpu() if _by_winograd(model) else None
+
+
+def _by_winograd(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, 'blocks', None), 'winograd', False))
 
 
 @functools.lru_cache
@@ -180,69 +185,62 @@ def _compiled(model: nn.Module, method: str, in_pieces: bool, inside: bool) -> A
     return jax.jit(step, compiler_options=None if inside else compiler_options(model))
 
 
-def _fitted(params: Variables, shapes: Variables) -> Variables:
-    """What `shapes` has of `params`: a feature extractor takes a classifier's variables."""
-    return {
-        name: _fitted(params[name], inner) if isinstance(inner, dict) else _fit(params[name], inner)
-        for name, inner in shapes.items()
+def _fold(variables: Variables, parts: Structure, form: Form, dtype: np.dtype) -> Variables:
+    """The variables of a model with blocks of this form; what is not of our layers stays."""
+    params = flatten_dict(variables['params'])
+    stats = flatten_dict(variables.get('batch_stats', {}))
+    tiled = set()
+    for path, layer in parts.layers.items():
+        if layer.conv is None:
+            continue
+        kernel, bias = np.asarray(params.pop((*path, 'kernel'))), params.pop((*path, 'bias'), None)
+        if layer.conv.norm == 'batch':
+            norm = (*path[:-1], str(layer.norm))
+            scale, shift = (np.asarray(params.pop((*norm, name))) for name in ('scale', 'bias'))
+            mean, var = (np.asarray(stats.pop((*norm, name))) for name in ('mean', 'var'))
+            gain = scale.astype(var.dtype) / np.sqrt(var + var.dtype.type(EPSILON))
+            # A bias of the convolution's own goes through the norm, too.
+            mean = mean if bias is None else mean - np.asarray(bias).astype(var.dtype)
+            kernel = kernel.astype(var.dtype, copy=False) * gain
+            bias = shift.astype(var.dtype) - mean * gain
+        kernel = kernel.astype(dtype, copy=False)
+        if bias is not None:
+            params[*path, 'bias'] = np.asarray(bias).astype(dtype)
+        params[*path, 'kernel'] = np.transpose(kernel, ['HWIO'.index(a) for a in form.kernels])
+        if layer.in_backbone and form.tiled(layer.conv):
+            tiled.add(path)
+    if form.winograd:
+        params, tiled = _stacked(params, parts, tiled)
+    for path in tiled:
+        params[*path, 'kernel'] = winograd.transform_kernel(params[*path, 'kernel'])
+    result = {'params': unflatten_dict(params)}
+    return result | ({'batch_stats': unflatten_dict(stats)} if stats else {})
+
+
+def _stacked(
+    params: dict[Path, Any], parts: Structure, tiled: set[Path]
+) -> tuple[dict[Path, Any], set[Path]]:
+    """Blocks of a chain as one, with a leading axis: see `forms.looped`."""
+    places = {
+        (*chain[:-1], f'{chain[-1]}_{number}'): (chain, index)
+        for chain, note in parts.chains.items()
+        for index, number in enumerate(note.numbers)
     }
 
+    def moved(path: Path) -> tuple[Path, int | None]:
+        for i in range(1, len(path)):
+            if path[:i] in places:
+                chain, index = places[path[:i]]
+                return (*chain, *path[i:]), index
+        return path, None
 
-def _fit(leaf: Any, wanted: jax.ShapeDtypeStruct) -> Any:
-    """`leaf` as a model with other fields has it: a kernel transformed, channels of zeros added."""
-    if leaf.shape == wanted.shape:
-        return leaf
-    if leaf.ndim != len(wanted.shape):
-        return winograd.transform_kernel(leaf)
-    return widened(leaf, wanted)
-
-
-def _ordered(params: Variables, axes: str) -> Variables:
-    """Kernels of convolutions with their axes in another order than HWIO."""
-    order = ['HWIO'.index(axis) for axis in axes]
-    return jax.tree.map(lambda x: np.transpose(x, order) if x.ndim == 4 else x, params)
-
-
-def _stack(params: Variables) -> Variables:
-    """Blocks of the same kind as one, with a leading axis: see `layers.looped`."""
-    blocks: dict[str, list[Variables]] = {}
-    result: Variables = {}
-    # Trees sort '10' before '2'.
-    for name, node in sorted(params.items(), key=lambda item: (len(item[0]), item[0])):
-        if found := re.fullmatch(r'(branches_\d+)_\d+|(layer1)_[1-9]\d*', name):
-            blocks.setdefault(found[1] or found[2], []).append(node)
-        elif isinstance(node, dict):
-            result[name] = _stack(node)
+    result: dict[Path, Any] = {}
+    blocks: dict[Path, dict[int, Any]] = {}
+    for path, leaf in params.items():
+        new, index = moved(path)
+        if index is None:
+            result[new] = leaf
         else:
-            result[name] = node
-    stacked = {name: jax.tree.map(lambda *x: np.stack(x), *nodes) for name, nodes in blocks.items()}
-    return result | stacked
-
-
-def _fold(params: Variables, stats: Variables, dtype: np.dtype) -> Variables:
-    result: Variables = {}
-    norms = {convolution_of(name): name for name, node in stats.items() if 'mean' in node}
-    for name, node in params.items():
-        if name in norms:
-            norm, own = params[norms[name]], stats[norms[name]]
-            mean, var, scale, shift, kernel = map(
-                np.asarray, (own['mean'], own['var'], norm['scale'], norm['bias'], node['kernel'])
-            )
-            gain = scale.astype(var.dtype) / np.sqrt(var + var.dtype.type(EPSILON))
-            bias = shift.astype(var.dtype) - mean * gain
-            result[name] = {
-                'kernel': (kernel.astype(var.dtype, copy=False) * gain).astype(dtype, copy=False),
-                'bias': bias.astype(dtype),
-            }
-        elif name in stats and 'mean' not in stats[name]:
-            result[name] = _fold(node, stats[name], dtype)
-        elif name not in norms.values():
-            result[name] = node
-    return result
-
-
-def convolution_of(norm: str) -> str:
-    """`bn2` follows `conv2`; `downsample_1` follows `downsample_0`."""
-    if norm.startswith('bn'):
-        return norm.replace('bn', 'conv')
-    return re.sub(r'_1$', '_0', norm)
+            blocks.setdefault(new, {})[index] = leaf
+    result |= {path: np.stack([of[i] for i in range(len(of))]) for path, of in blocks.items()}
+    return result, {moved(path)[0] for path in tiled}

@@ -19,8 +19,8 @@ from jax.extend import core
 from hrnet_jax.backbone import image_hw
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.inference.folding import convolution_of
-from hrnet_jax.models import flat, variable_shapes
+from hrnet_jax.inference.forms import Form
+from hrnet_jax.models import flat, layers_of, variable_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def table(
 ) -> tuple[Row, ...]:
     """The model by module, in the order of computation; computes nothing.
 
-    The sums over the rows are `parameters` and `multiply_adds`. A BatchNorm is counted with its
+    The sums over the rows are `parameters` and `multiply_adds`. A norm is counted with its
     convolution; operations outside of all modules (fusion, pooling) have no row.
 
     Args:
@@ -76,7 +76,7 @@ def table(
         raise UserError(f'depth must be at least 1, not {depth}')
     # Folded, for a third of the equations. Not jitted: equal modules would share the equations of
     # the first, and its name.
-    plain = model.clone(folded=True, remat=False)
+    plain = model.clone(blocks=Form(), remat=False)
 
     def forward(variables: Any, images: Any) -> Any:
         with jax.disable_jit():
@@ -95,11 +95,10 @@ def table(
                 users.setdefault(var, set()).add(owners[-1])
 
     shapes = variable_shapes(model)
-    norms = {path[:-1] for path in flat(shapes['batch_stats'])}
+    norms = {(*path[:-1], of.norm): path[-1] for path, of in layers_of(model).items() if of.norm}
     sizes: collections.Counter[str] = collections.Counter()
     for (*path, layer, _), leaf in flat(shapes['params']).items():
-        if (*path, layer) in norms:
-            layer = convolution_of(layer)
+        layer = norms.get((*path, layer), layer)  # a norm's convolution
         sizes[_name([*path, layer], depth)] += leaf.size
     rows = {name: Row(name, (), sizes[name], 0) for name in owners}
     for name, eqn in zip(owners, jaxpr.eqns, strict=True):

@@ -157,15 +157,16 @@ class Task(abc.ABC):
         Raises:
             Unknown: if this program knows no such model.
         """
-        from hrnet_jax.archs import ARCHS, Arch
+        from hrnet_jax.archs import ARCHS
+        from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
 
         try:
             items = meta['arch'].items()
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-            arch = Arch(**values)
+            arch = ClassifierArch(**values)
         except (AttributeError, TypeError):
             raise Unknown('an architecture this program does not know') from None
-        if arch.name in ARCHS and arch != ARCHS[arch.name]:
+        if arch.name in ARCHS and arch != classifier_arch(arch.name):
             raise Unknown(f'another {arch.name} than this program')
         channels = meta['in_channels']
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)

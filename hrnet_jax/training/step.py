@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
-from hrnet_jax.models import Variables
+from hrnet_jax.models import Path, Variables
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.recipe import Recipe
 
@@ -94,16 +94,18 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW."""
-    decay = optax.add_decayed_weights(
-        recipe.weight_decay, None if recipe.decay_norms else functools.partial(_named, 'kernel')
-    )
+def make_optimizer(
+    recipe: Recipe, schedule: optax.Schedule, last: Sequence[Path] = (('head', 'classifier'),)
+) -> optax.GradientTransformation:
+    """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW.
+
+    last: the layers that `recipe.head_lr` is for, by path in params: see `models.last_layers`.
+    """
+    decay = optax.add_decayed_weights(recipe.weight_decay, None if recipe.decay_norms else _kernels)
     if recipe.optimizer == 'sgd':
         rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
         rule = optax.chain(optax.scale_by_adam(), decay)
-    last = functools.partial(_named, 'classifier')
     # Always in these places, so that the names in a checkpoint do not depend on what is in use.
     return optax.chain(
         optax.identity()
@@ -112,15 +114,20 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTr
         rule,
         optax.identity()
         if recipe.head_lr == 1
-        else optax.masked(optax.scale(recipe.head_lr), last),
+        else optax.masked(optax.scale(recipe.head_lr), functools.partial(_inside, last)),
         optax.scale_by_learning_rate(schedule),
     )
 
 
-def _named(name: str, params: Variables) -> Variables:
-    """True for the leaves with `name` in their path."""
+def _kernels(params: Variables) -> Variables:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def _inside(places: Sequence[Path], params: Variables) -> Variables:
+    """True for the leaves below one of these paths."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(key.key == name for key in path), params
+        lambda path, _: any(tuple(key.key for key in path[: len(p)]) == tuple(p) for p in places),
+        params,
     )
 
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Nothing is left in the user's folders, and no test depends on the one before.
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+# Programs are compiled once for all workers and all commands that tests start. The folder is new
+# for each run: nothing is left in the user's folders, and no run depends on the one before.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    PROGRAMS = tempfile.mkdtemp(prefix='hrnet_jax_programs_')
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+    os.environ |= {
+        'JAX_COMPILATION_CACHE_DIR': PROGRAMS,
+        'JAX_ENABLE_COMPILATION_CACHE': 'true',
+        'JAX_COMPILATION_CACHE_MAX_SIZE': str(8 * 2**30),  # with a limit, JAX locks the folder
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+    }
 # PyTorch's threads of two workers wait for each other: a step took 25 times as long with two.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,22 @@ from jax.sharding import Mesh
 from rules import image
 
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.layers import Configured, conv_norm
 from hrnet_jax.training import step as training
 from hrnet_jax.training.step import SIGNALS, create_state, make_optimizer, make_schedule
 
 BINARY = Transform(mean=(0.5,) * 3, std=(0.5,) * 3)  # 0 and 255 become -1 and 1 without rounding
+
+
+class Small(Configured):
+    """A convolution, its BatchNorm and a classifier."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(conv_norm(x, 8, 3, ('conv', 'norm'), self.opts, train, stride=2))
+        return nn.Dense(self.num_classes, name='classifier')(jnp.mean(x, (1, 2)))
 
 
 @contextlib.contextmanager

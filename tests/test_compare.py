@@ -142,8 +142,7 @@ def test_ours_alone(tmp_path, modes):
     flags = flags.replace('MODES', modes)
     done = subprocess.run(
         [sys.executable, FILE, *flags.split()],
-        env=os.environ | {'PYTHONPATH': path, 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'},
-        capture_output=True, text=True, timeout=300,
+        env=os.environ | {'PYTHONPATH': path}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2 + len(modes.split())

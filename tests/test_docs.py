@@ -150,7 +150,7 @@ def flowers(tmp_path, monkeypatch):
 def python(arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *shlex.split(arguments)],
-        env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'},
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
         timeout=500,

@@ -65,11 +65,9 @@ LONG = [pytest.param(arch, marks=pytest.mark.long) for arch in ('w32', 'w48', 'w
 
 
 @pytest.mark.parametrize('arch', ['w18', *LONG, 'w18_small_v1', 'w18_small_v2'])
-def test_numbers(arch):
+def test_numbers(folded_as_for_users, arch):
     """Of the network, and of the folded one as it runs on a CPU."""
-    # Compiles in a part of the time; the folded network below is compiled as for users.
-    quick = {'xla_backend_optimization_level': 0}
-    stages = jax.jit(stages_of(create_model(arch)), compiler_options=quick)
+    stages = jax.jit(stages_of(create_model(arch)))
     files = sorted(ORACLE.glob(f'*-{arch}.npz'))
     assert files
     for file in files:

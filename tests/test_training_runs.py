@@ -83,7 +83,7 @@ def test_a_finished_run_has_nothing_to_do(straight, digits_data):
     assert digests(straight) == before
 
 
-def test_eval_reads_the_run(straight, digits_data, command, tmp_path):
+def test_eval_reads_the_run(straight, digits_data, folded_as_for_users, command, tmp_path):
     recorded = rows(straight, 'eval')
     best = max(recorded, key=lambda row: (row['top1'], row['step']))
     common = ('--dataset', 'digits', '--split', 'test', '--data-dir', digits_data)
@@ -150,7 +150,7 @@ def test_another_recipe_is_refused(straight, digits_data, refused, flags, said):
 
 def test_a_loss_that_is_not_finite_stops_the_run(digits_data, tmp_path):
     flags = ('--learning-rate', '1e15', '--warmup-epochs', '0', '--checkpoint-steps', '1')
-    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9'))
+    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9', quick=True))
     assert code == 2
     assert 'not finite' in err
     assert 'Traceback' not in err
@@ -182,7 +182,7 @@ def test_everything_else_at_once(straight, digits_data, tmp_path):
     flags += ['--mixup', '0.2', '--cutmix', '1', '--randaugment-ops', '1', '--optimizer', 'adamw']
     flags += ['--clip-norm', '1', '--no-decay-norms', '--image-size', '32', '--eval-crop', '32']
     flags += ['--eval-resize', '32', '--profile', '1', '2', '--remat', '--bn-group-size', 'none']
-    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags))
+    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags, quick=True))
     assert (code, err) == (0, '')
     assert f'init    {straight}' in out
     assert 'bfloat16' in out
@@ -193,7 +193,7 @@ def test_everything_else_at_once(straight, digits_data, tmp_path):
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data, tmp_path):
     """And one process with other devices goes on from there."""
     run, flags = tmp_path / 'run', ('--epochs', '2', '--bn-group-size', '16')
-    started = launch(run, digits_data, *flags, processes=2, devices=2)
+    started = launch(run, digits_data, *flags, processes=2, devices=2, quick=True)
     wait_for_step(run, 2, started)
     started[1].terminate()
     ended = finish(started)
@@ -203,7 +203,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data
     assert '4 x cpu in 2 processes, 16 images each' in ended[0][1]
     assert 'devices' not in ended[1][1]
     [(code, out, err)] = finish(
-        launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2))
+        launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2), quick=True)
     )
     assert (code, err) == (0, '')
     assert f'going on after {stopped["step"]}' in out

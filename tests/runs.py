@@ -20,9 +20,7 @@ COMMAND = (
 )
 
 
-def launch(
-    run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(), quick=False
-):
+def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(), quick=False):
     """train.py in one or more processes of so many CPU devices.
 
     Not `quick`: compiled as for users, whatever flags the tests have for XLA.

@@ -39,6 +39,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+import filelock  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -77,22 +78,30 @@ def refused(command):
 
 
 @pytest.fixture(scope='session')
-def digits_data(tmp_path_factory):
-    """The digit scans as a tfds data set, prepared once for all workers; its data_dir."""
-    import fcntl
-
+def once(tmp_path_factory):
+    """What is made once for all workers: (name, make) -> the folder that `make(folder)` made."""
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         base = base.parent
-    data_dir = base / 'digits'
-    with open(base / 'digits.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not data_dir.exists():
-            sys.path.append(str(Path(__file__).parents[1] / 'examples'))
-            import digits
 
-            digits.prepare(str(data_dir))
-    return str(data_dir)
+    def call(name, make):
+        folder, whole = base / name, base / f'{name}.whole'
+        with filelock.FileLock(base / f'{name}.lock'):
+            if not whole.exists():
+                make(folder)
+                whole.touch()
+        return folder
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def digits_data(once):
+    """The digit scans as a tfds data set; its data_dir."""
+    sys.path.append(str(Path(__file__).parents[1] / 'examples'))
+    import digits
+
+    return str(once('digits', lambda folder: digits.prepare(str(folder))))
 
 
 @pytest.fixture

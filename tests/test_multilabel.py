@@ -40,10 +40,13 @@ def labels_of(digit):
 
 
 @pytest.fixture(scope='session')
-def photos(tmp_path_factory):
+def photos(once):
     """A folder of digit scans with train.csv (labels) and val.csv (columns)."""
-    folder = tmp_path_factory.mktemp('photos')
-    (folder / 'images').mkdir()
+    return once('photos', make_photos)
+
+
+def make_photos(folder):
+    (folder / 'images').mkdir(parents=True)
     images, numbers = digits.scans()['test']
     rows = []
     for i, (image, digit) in enumerate(zip(images[:160], numbers[:160], strict=True)):
@@ -57,7 +60,6 @@ def photos(tmp_path_factory):
     ]
     (folder / 'val.csv').write_text('\n'.join(lines) + '\n')
     (folder / 'classes.txt').write_text('\n'.join(LABELS) + '\n')
-    return folder
 
 
 def options(photos, *more):
@@ -65,15 +67,17 @@ def options(photos, *more):
 
 
 @pytest.fixture(scope='session')
-def run(photos, tmp_path_factory):
+def run(once, photos):
     """A whole run of train.py."""
-    folder = tmp_path_factory.mktemp('multilabel') / 'run'
-    [(code, out, err)] = runs.finish(
-        runs.launch(folder, photos, *options(photos), recipe='multilabel')
-    )
-    assert code == 0, err
-    assert 'mAP' in out
-    return folder
+
+    def make(folder):
+        [(code, out, err)] = runs.finish(
+            runs.launch(folder, photos, *options(photos), recipe='multilabel', quick=True)
+        )
+        assert code == 0, err
+        assert 'mAP' in out
+
+    return once('multilabel', make)
 
 
 def command(name, *arguments):
@@ -278,10 +282,10 @@ def test_resumed_and_on_two_processes(run, photos, tmp_path):
     stopped, two = tmp_path / 'stopped', tmp_path / 'two'
     for more in (['--stop-at', '4'], []):
         [(code, _, err)] = runs.finish(
-            runs.launch(stopped, photos, *options(photos, *more), recipe='multilabel')
+            runs.launch(stopped, photos, *options(photos, *more), recipe='multilabel', quick=True)
         )
         assert code == 0, err
-    ended = runs.launch(two, photos, *options(photos), recipe='multilabel', processes=2)
+    ended = runs.launch(two, photos, *options(photos), recipe='multilabel', processes=2, quick=True)
     assert [code for code, *_ in runs.finish(ended)] == [0, 0]
     metas = [checkpoint.read_json(folder / 'checkpoints' / '6') for folder in (run, stopped, two)]
     assert metas[0]['arrays'] == metas[1]['arrays']
@@ -303,7 +307,7 @@ def test_from_a_classifier(photos, tmp_path):
     checkpoint.save(tmp_path / 'classifier', before, content)
     more = options(photos, '--stop-at', '1', '--init', str(tmp_path / 'classifier'))
     [(code, out, err)] = runs.finish(
-        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel')
+        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel', quick=True)
     )
     assert code == 0, err
     assert 'last layer new for 3 classes' in out

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,17 +23,16 @@ SETTING = ('--epochs', '2', '--accumulate', '2', '--ema', '0.9', '--checkpoint-s
 
 
 @pytest.fixture(scope='module')
-def straight(digits_data):
-    """A run of two epochs without interruption, made once for all workers."""
-    run = Path(digits_data).parent / 'straight'
-    with open(f'{run}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not run.exists():
-            [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
-            assert (code, err) == (0, '')
-            assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
-            assert 'step 36' in out
-    return run
+def straight(once, digits_data):
+    """A run of two epochs without interruption."""
+
+    def make(run):
+        [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
+        assert (code, err) == (0, '')
+        assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
+        assert 'step 36' in out
+
+    return once('straight', make)
 
 
 def test_killed_and_started_again_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):

@@ -73,10 +73,10 @@ def wait_for_step(run, step, started, timeout=240):
         time.sleep(0.1)
 
 
-def wait_for_checkpoint(run, started, timeout=240):
+def wait_for_checkpoint(run, started, timeout=240, after=0):
     """Until the first process has written one, which it must not have ended with."""
     deadline = time.monotonic() + timeout
-    while not workdir.steps(Path(run)):
+    while not any(step > after for step in workdir.steps(Path(run))):
         assert time.monotonic() < deadline
         assert started[0].poll() is None, started[0].communicate()
         time.sleep(0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import jax
@@ -15,7 +14,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
 from convert import from_torch, to_torch
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.errors import UserError
@@ -78,15 +79,6 @@ def run(once, photos):
         assert 'mAP' in out
 
     return once('multilabel', make)
-
-
-def command(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, f'{name}.py', *map(str, arguments)],
-        cwd=runs.ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize('digits_of_scores', [1, 8])
@@ -212,11 +204,13 @@ def test_tfds_with_a_list_of_labels(tmp_path):
     assert sorted(rows.tolist()) == [[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]]
 
 
-def test_evaluation_of_a_run(run, photos, tmp_path):
+def test_evaluation_of_a_run(command, run, photos, tmp_path):
     """The figures are scikit-learn's of the network's own outputs."""
     file = tmp_path / 'eval.json'
     where = ('--ckpt', run, '--json', file)
-    printed = command('eval', *where, '--dataset', f'folder:{photos}', '--split', 'val')
+    data = ('--dataset', f'folder:{photos}', '--split', 'val')
+    code, printed, err = command(eval_command.main, *where, *data)
+    assert code == 0, err
     found = json.loads(file.read_text())
     assert found['task'] == 'multilabel'
     assert found['num_examples'] == 64
@@ -239,23 +233,21 @@ def test_evaluation_of_a_run(run, photos, tmp_path):
     assert found['f1'] == pytest.approx(expected, abs=1e-6)
 
 
-def test_prediction_of_a_run(run, photos, tmp_path):
+def test_prediction_of_a_run(command, refused, run, photos, tmp_path):
     image, file, picture = photos / 'images' / '3.png', tmp_path / 'p.json', tmp_path / 'p.png'
-    printed = command(
-        'predict', image, '--ckpt', run, '--threshold', '0', '--json', file, '--out', picture
-    )
+    where, written = (image, '--ckpt', run), ('--json', file, '--out', picture)
+    code, printed, err = command(predict_command.main, *where, '--threshold', 0, *written)
+    assert code == 0, err
     [row] = json.loads(file.read_text())
     names = [p['name'] for p in row['predictions']]
     assert sorted(names) == sorted(LABELS)
     assert all(name in printed for name in names)
     assert Image.open(picture).size[0] > 100
-    assert 'no label reaches' in command('predict', image, '--ckpt', run, '--threshold', '1')
-    wrong = subprocess.run(
-        [sys.executable, 'predict.py', image, '--ckpt', run, '--topk', '3'],
-        cwd=runs.ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    assert '--topk is for classification' in wrong.stderr
+    code, printed, err = command(predict_command.main, *where, '--threshold', 1)
+    assert code == 0, err
+    assert 'no label reaches' in printed
+    wrong = refused(predict_command.main, *where, '--topk', 3)
+    assert '--topk is for classification' in wrong
 
 
 def test_to_timm_and_back(run):

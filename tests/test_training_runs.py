@@ -35,27 +35,8 @@ def straight(once, digits_data):
     return once('straight', make)
 
 
-def test_killed_and_started_again_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
-    """Killed in the middle of an epoch, stopped at its edge, then to the end."""
-    run = tmp_path / 'run'
-    started = launch(run, digits_data, *SETTING)
-    wait_for_checkpoint(run, started)
-    started[0].send_signal(signal.SIGKILL)
-    assert finish(started)[0][0] == -signal.SIGKILL
-    first = workdir.steps(run)[-1]
-    for flags in (('--stop-at', str(max(EPOCH, first))), ()):
-        [(code, _, err)] = finish(launch(run, digits_data, *SETTING, *flags))
-        assert (code, err) == (0, '')
-    assert [row['step'] for row in rows(run, 'resumed')] == [first, max(EPOCH, first)]
-    assert digests(run) == digests(straight)
-    steps = [row['step'] for row in rows(run, 'train')]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 2 * EPOCH
-    ours, theirs = rows(run, 'eval')[-1], rows(straight, 'eval')[-1]
-    assert ours['top1_correct'] == theirs['top1_correct']
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(straight, digits_data, tmp_path):
+def test_stopped_in_every_way_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
+    """Asked to stop, killed in the middle of an epoch, stopped at its edge, then to the end."""
     run = tmp_path / 'run'
     started = launch(run, digits_data, *SETTING)
     wait_for_step(run, 2, started)
@@ -64,12 +45,26 @@ def test_sigterm_saves_and_the_same_command_goes_on(straight, digits_data, tmp_p
     assert code == 128 + signal.SIGTERM
     assert 'once more to leave at once' in err
     [stopped] = rows(run, 'stopped')
-    assert f'stopped after step {stopped["step"]}' in out
-    assert workdir.steps(run)[-1] == stopped['step'] < 2 * EPOCH
-    [(code, out, _)] = finish(launch(run, digits_data, *SETTING))
-    assert code == 0
-    assert f'going on after {stopped["step"]}' in out
+    asked = stopped['step']
+    assert f'stopped after step {asked}' in out
+    assert workdir.steps(run)[-1] == asked < 2 * EPOCH
+    started = launch(run, digits_data, *SETTING)
+    wait_for_checkpoint(run, started, after=asked)
+    started[0].send_signal(signal.SIGKILL)
+    assert finish(started)[0][0] == -signal.SIGKILL
+    killed = workdir.steps(run)[-1]
+    places = [killed, max(EPOCH, killed)]
+    for place, flags in zip(places, (('--stop-at', str(places[1])), ()), strict=True):
+        [(code, out, err)] = finish(launch(run, digits_data, *SETTING, *flags))
+        assert (code, err) == (0, '')
+        assert f'going on after {place}' in out
+    assert [row['step'] for row in rows(run, 'resumed')] == [asked, *places]
     assert digests(run) == digests(straight)
+    steps = [row['step'] for row in rows(run, 'train')]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 2 * EPOCH
+    ours, theirs = rows(run, 'eval')[-1], rows(straight, 'eval')[-1]
+    assert ours['top1_correct'] == theirs['top1_correct']
 
 
 def test_a_finished_run_has_nothing_to_do(straight, digits_data):

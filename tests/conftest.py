@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-# Nothing is left in the user's folders, and no test depends on the one before.
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+# Compiled in a sixth of the time; `steps.AS_FOR_USERS` undoes it in one program.
+QUICK = (
+    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+)
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    # Programs are compiled once for all workers and all commands that tests start. The folder is
+    # new for each run: nothing is left in the user's folders, and no run depends on another.
+    PROGRAMS = tempfile.mkdtemp(prefix='hrnet_jax_programs_')
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+    os.environ |= {
+        'JAX_COMPILATION_CACHE_DIR': PROGRAMS,
+        'JAX_ENABLE_COMPILATION_CACHE': 'true',
+        'JAX_COMPILATION_CACHE_MAX_SIZE': str(8 * 2**30),  # with a limit, JAX locks the folder
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+    }
+    # XLA ends a process for a flag that its release does not know.
+    flags = {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {QUICK}'.strip()}
+    probe = [sys.executable, '-c', 'import jax; jax.devices()']
+    if not subprocess.run(probe, env=os.environ | flags, capture_output=True).returncode:
+        os.environ |= flags
 # PyTorch's threads of two workers wait for each other: a step took 25 times as long with two.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+import filelock  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -53,22 +78,30 @@ def refused(command):
 
 
 @pytest.fixture(scope='session')
-def digits_data(tmp_path_factory):
-    """The digit scans as a tfds data set, prepared once for all workers; its data_dir."""
-    import fcntl
-
+def once(tmp_path_factory):
+    """What is made once for all workers: (name, make) -> the folder that `make(folder)` made."""
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         base = base.parent
-    data_dir = base / 'digits'
-    with open(base / 'digits.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not data_dir.exists():
-            sys.path.append(str(Path(__file__).parents[1] / 'examples'))
-            import digits
 
-            digits.prepare(str(data_dir))
-    return str(data_dir)
+    def call(name, make):
+        folder, whole = base / name, base / f'{name}.whole'
+        with filelock.FileLock(base / f'{name}.lock'):
+            if not whole.exists():
+                make(folder)
+                whole.touch()
+        return folder
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def digits_data(once):
+    """The digit scans as a tfds data set; its data_dir."""
+    sys.path.append(str(Path(__file__).parents[1] / 'examples'))
+    import digits
+
+    return str(once('digits', lambda folder: digits.prepare(str(folder))))
 
 
 @pytest.fixture
@@ -76,6 +109,20 @@ def standard_promotion():
     """Optax multiplies counters by floats, and float32 targets meet float64 logits here."""
     with jax.numpy_dtype_promotion('standard'):
         yield
+
+
+@pytest.fixture
+def folded_as_for_users(monkeypatch):
+    """Folded networks are compiled with no other options than a user's."""
+    from steps import AS_FOR_USERS
+
+    from hrnet_jax.inference import folding
+
+    own = AS_FOR_USERS | folding.CPU_OPTIONS
+    monkeypatch.setattr(folding, 'CPU_OPTIONS', own)
+    folding._options_of_cpu.cache_clear()
+    yield
+    folding._options_of_cpu.cache_clear()
 
 
 @pytest.fixture(scope='module')

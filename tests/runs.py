@@ -20,9 +20,19 @@ COMMAND = (
 )
 
 
-def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=()):
-    """train.py in one or more processes of so many CPU devices; programs are compiled once."""
-    cache = Path(data_dir) / 'compiled'
+def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(), quick=False):
+    """train.py in one or more processes of so many CPU devices.
+
+    Not `quick`: compiled as for users, whatever flags the tests have for XLA.
+    """
+    environment = os.environ | {
+        'PYTHONPATH': os.pathsep.join(map(str, (ROOT, *path))),
+        'JAX_PLATFORMS': 'cpu',
+    }
+    if not quick:
+        environment.pop('XLA_FLAGS', None)
+    if processes > 1:  # such programs are bound to their run
+        environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
     options = ['--arch', 'tiny', '--recipe', recipe, '--data-dir', data_dir, '--workdir', run]
     options += ['--no-tensorboard', '--log-every', '2', *more]
     if processes > 1:
@@ -35,9 +45,7 @@ def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(
             [sys.executable, '-c', COMMAND.format(devices=devices), *map(str, options)]
             + (['--process-id', str(i)] if processes > 1 else []),
             cwd=ROOT,
-            env=os.environ
-            | {'PYTHONPATH': os.pathsep.join(map(str, (ROOT, *path))), 'JAX_PLATFORMS': 'cpu'}
-            | {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_ENABLE_COMPILATION_CACHE': 'true'},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -65,10 +73,10 @@ def wait_for_step(run, step, started, timeout=240):
         time.sleep(0.1)
 
 
-def wait_for_checkpoint(run, started, timeout=240):
+def wait_for_checkpoint(run, started, timeout=240, after=0):
     """Until the first process has written one, which it must not have ended with."""
     deadline = time.monotonic() + timeout
-    while not workdir.steps(Path(run)):
+    while not any(step > after for step in workdir.steps(Path(run))):
         assert time.monotonic() < deadline
         assert started[0].poll() is None, started[0].communicate()
         time.sleep(0.02)

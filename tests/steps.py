@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,29 @@ from jax.sharding import Mesh
 from rules import image
 
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.layers import Configured, conv_norm
 from hrnet_jax.training import step as training
 from hrnet_jax.training.step import SIGNALS, create_state, make_optimizer, make_schedule
 
+# What the tests' own flags change, as XLA has it without them.
+AS_FOR_USERS = {
+    'xla_backend_optimization_level': 3,
+    'xla_llvm_disable_expensive_passes': False,
+    'xla_cpu_use_fusion_emitters': True,
+    'xla_cpu_parallel_codegen_split_count': 32,
+}
 BINARY = Transform(mean=(0.5,) * 3, std=(0.5,) * 3)  # 0 and 255 become -1 and 1 without rounding
+
+
+class Small(Configured):
+    """A convolution, its BatchNorm and a classifier."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(conv_norm(x, 8, 3, ('conv', 'norm'), self.opts, train, stride=2))
+        return nn.Dense(self.num_classes, name='classifier')(jnp.mean(x, (1, 2)))
 
 
 @contextlib.contextmanager
@@ -45,7 +65,7 @@ def binary_batch(batch, devices=1, parts=1):
     }
 
 
-def prepared(model, recipe, variables, batch):
+def prepared(model, recipe, variables, batch, **options):
     """A function that makes a new state, and the step for batches like this one."""
     schedule = make_schedule(recipe, 1)
     tx = make_optimizer(recipe, schedule)
@@ -56,7 +76,7 @@ def prepared(model, recipe, variables, batch):
         return create_state(jax.tree.map(jnp.array, variables), tx, recipe.ema is not None)
 
     step = training.make_train_step(model, recipe, BINARY, tx, schedule, mesh)
-    options = {'xla_backend_optimization_level': 0}
+    options = {'xla_backend_optimization_level': 0, **options}
     return create, step.lower(create(), batch, {}).compile(options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -54,6 +55,7 @@ def official(number: int) -> int:
     return (folder / 'labels.txt').read_text().split().index(synset)
 
 
+@functools.cache
 def expected(numbers, transform=SMALL) -> dict[bytes, int]:
     """Pixels and label of each image, by PIL and the list that tfds brings."""
     found = {}

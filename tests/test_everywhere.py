@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from rules import close, image
-from steps import binary_batch, host, prepared
+from steps import Small, binary_batch, host, prepared
 
 import hrnet_jax
 from hrnet_jax.models import create_model
@@ -117,10 +117,13 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize('name', RECIPES)
-def test_training_steps(tiny, name):
+@pytest.mark.parametrize(('name', 'size'), [('official', 'small'), ('strong', 'tiny')])
+def test_training_steps(tiny, name, size):
     """With every schedule, optimiser and average, without promotion."""
     model, variables = tiny
+    if size == 'small':
+        model = Small()
+        variables = host(model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), True))
     batch = binary_batch(32)
     create, step = prepared(model, RECIPES[name], variables, batch)
     state, rates = create(), []

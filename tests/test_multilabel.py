@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import jax
@@ -15,7 +14,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
 from convert import from_torch, to_torch
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.errors import UserError
@@ -40,10 +41,13 @@ def labels_of(digit):
 
 
 @pytest.fixture(scope='session')
-def photos(tmp_path_factory):
+def photos(once):
     """A folder of digit scans with train.csv (labels) and val.csv (columns)."""
-    folder = tmp_path_factory.mktemp('photos')
-    (folder / 'images').mkdir()
+    return once('photos', make_photos)
+
+
+def make_photos(folder):
+    (folder / 'images').mkdir(parents=True)
     images, numbers = digits.scans()['test']
     rows = []
     for i, (image, digit) in enumerate(zip(images[:160], numbers[:160], strict=True)):
@@ -57,7 +61,6 @@ def photos(tmp_path_factory):
     ]
     (folder / 'val.csv').write_text('\n'.join(lines) + '\n')
     (folder / 'classes.txt').write_text('\n'.join(LABELS) + '\n')
-    return folder
 
 
 def options(photos, *more):
@@ -65,24 +68,17 @@ def options(photos, *more):
 
 
 @pytest.fixture(scope='session')
-def run(photos, tmp_path_factory):
+def run(once, photos):
     """A whole run of train.py."""
-    folder = tmp_path_factory.mktemp('multilabel') / 'run'
-    [(code, out, err)] = runs.finish(
-        runs.launch(folder, photos, *options(photos), recipe='multilabel')
-    )
-    assert code == 0, err
-    assert 'mAP' in out
-    return folder
 
+    def make(folder):
+        [(code, out, err)] = runs.finish(
+            runs.launch(folder, photos, *options(photos), recipe='multilabel', quick=True)
+        )
+        assert code == 0, err
+        assert 'mAP' in out
 
-def command(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, f'{name}.py', *map(str, arguments)],
-        cwd=runs.ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return once('multilabel', make)
 
 
 @pytest.mark.parametrize('digits_of_scores', [1, 8])
@@ -208,11 +204,13 @@ def test_tfds_with_a_list_of_labels(tmp_path):
     assert sorted(rows.tolist()) == [[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]]
 
 
-def test_evaluation_of_a_run(run, photos, tmp_path):
+def test_evaluation_of_a_run(command, run, photos, tmp_path):
     """The figures are scikit-learn's of the network's own outputs."""
     file = tmp_path / 'eval.json'
     where = ('--ckpt', run, '--json', file)
-    printed = command('eval', *where, '--dataset', f'folder:{photos}', '--split', 'val')
+    data = ('--dataset', f'folder:{photos}', '--split', 'val')
+    code, printed, err = command(eval_command.main, *where, *data)
+    assert code == 0, err
     found = json.loads(file.read_text())
     assert found['task'] == 'multilabel'
     assert found['num_examples'] == 64
@@ -235,23 +233,21 @@ def test_evaluation_of_a_run(run, photos, tmp_path):
     assert found['f1'] == pytest.approx(expected, abs=1e-6)
 
 
-def test_prediction_of_a_run(run, photos, tmp_path):
+def test_prediction_of_a_run(command, refused, run, photos, tmp_path):
     image, file, picture = photos / 'images' / '3.png', tmp_path / 'p.json', tmp_path / 'p.png'
-    printed = command(
-        'predict', image, '--ckpt', run, '--threshold', '0', '--json', file, '--out', picture
-    )
+    where, written = (image, '--ckpt', run), ('--json', file, '--out', picture)
+    code, printed, err = command(predict_command.main, *where, '--threshold', 0, *written)
+    assert code == 0, err
     [row] = json.loads(file.read_text())
     names = [p['name'] for p in row['predictions']]
     assert sorted(names) == sorted(LABELS)
     assert all(name in printed for name in names)
     assert Image.open(picture).size[0] > 100
-    assert 'no label reaches' in command('predict', image, '--ckpt', run, '--threshold', '1')
-    wrong = subprocess.run(
-        [sys.executable, 'predict.py', image, '--ckpt', run, '--topk', '3'],
-        cwd=runs.ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert wrong.returncode == 2
-    assert '--topk is for classification' in wrong.stderr
+    code, printed, err = command(predict_command.main, *where, '--threshold', 1)
+    assert code == 0, err
+    assert 'no label reaches' in printed
+    wrong = refused(predict_command.main, *where, '--topk', 3)
+    assert '--topk is for classification' in wrong
 
 
 def test_to_timm_and_back(run):
@@ -277,7 +273,9 @@ def test_resumed(run, photos, tmp_path):
     """A run that was stopped ends with the same bits."""
     for more in (['--stop-at', '4'], []):
         [(code, _, err)] = runs.finish(
-            runs.launch(tmp_path / 'run', photos, *options(photos, *more), recipe='multilabel')
+            runs.launch(
+                tmp_path / 'run', photos, *options(photos, *more), recipe='multilabel', quick=True
+            )
         )
         assert code == 0, err
     whole, stopped = (
@@ -293,7 +291,9 @@ def test_two_processes(photos, tmp_path):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         more = options(photos, '--stop-at', '1', '--eval-every', '0.34')
-        started = runs.launch(folder, photos, *more, recipe='multilabel', processes=processes)
+        started = runs.launch(
+            folder, photos, *more, recipe='multilabel', processes=processes, quick=True
+        )
         for code, _, err in runs.finish(started):
             assert code == 0, err
         meta = checkpoint.read_json(folder / 'checkpoints' / '1')
@@ -317,7 +317,7 @@ def test_from_a_classifier(photos, tmp_path):
     checkpoint.save(tmp_path / 'classifier', before, content)
     more = options(photos, '--stop-at', '1', '--init', str(tmp_path / 'classifier'))
     [(code, out, err)] = runs.finish(
-        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel')
+        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel', quick=True)
     )
     assert code == 0, err
     assert 'last layer new for 3 classes' in out

@@ -47,7 +47,8 @@ def train(folder, run, *more):
         '--image-size 32 --eval-resize 32 --eval-crop 32 --crop-scale 1 1 --crop-ratio 1 1 '
         '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
-    started = runs.launch(folder / run, folder, *options, *more, recipe='angle', path=[folder])
+    where = {'recipe': 'angle', 'path': [folder], 'quick': True}
+    started = runs.launch(folder / run, folder, *options, *more, **where)
     [(code, out, err)] = runs.finish(started)
     assert code == 0, err
     return out

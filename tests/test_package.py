@@ -123,7 +123,12 @@ def fine_tune(steps=40, batch=64):
     found = hrnet_jax.fold(own, variables)(images[1200:]).argmax(-1)
     return [len(report.initialised), float((found == labels[1200:]).mean())]
 
-print(hrnet_jax.__file__, *linen(), *in_nnx(), *fine_tune())
+def forward():
+    logits = jax.jit(own.apply)(filled, few)
+    again = jax.jit(lambda module, images: module(images))(from_linen(own, filled), few)
+    return [float(jnp.abs(logits).max()), float(jnp.abs(again - logits).max())]
+
+print(hrnet_jax.__file__, *(value for part in PARTS for value in part()))
 """
 
 
@@ -227,11 +232,31 @@ def test_commands(installed, converted, tmp_path):
     assert (done.returncode, done.stderr.count('\n')) == (2, 1)
 
 
-def test_project_of_a_user(installed, converted, tmp_path):
-    """A Linen model with HRNet inside, the same in NNX, and a checkpoint for ten new classes."""
-    (tmp_path / 'user.py').write_text(USER.replace('converted', str(converted)))
-    file, *numbers = output([installed / 'python', 'user.py'], tmp_path).split()
-    assert Path(file).is_relative_to(installed.parent)
+@pytest.fixture
+def user(installed, converted, tmp_path):
+    """Runs functions of the user's project: the numbers that they return."""
+
+    def call(parts):
+        script = USER.replace('converted', str(converted)).replace('PARTS', parts)
+        (tmp_path / 'user.py').write_text(script)
+        file, *numbers = output([installed / 'python', 'user.py'], tmp_path).split()
+        assert Path(file).is_relative_to(installed.parent)
+        return [float(number) for number in numbers]
+
+    return call
+
+
+def test_project_of_a_user(user):
+    """A Linen model with HRNet inside, filled from a checkpoint, and the same in NNX."""
+    largest, apart = user('[forward]')
+    assert apart <= 1e-5 * largest
+    assert largest > 0
+
+
+@pytest.mark.long
+def test_project_of_a_user_trains(user):
+    """That model, the same in NNX, and a checkpoint for ten new classes."""
+    numbers = user('[linen, in_nnx, fine_tune]')
     linen, nnx, (initialised, accuracy) = np.array(numbers, float).reshape(3, 2)
     assert 0 < linen[1] < linen[0]
     np.testing.assert_allclose(nnx, linen, rtol=1e-5)

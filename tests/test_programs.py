@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from steps import BINARY, binary_batch, prepared
+from steps import AS_FOR_USERS, BINARY, binary_batch, prepared
 
+from hrnet_jax.inference import folding
 from hrnet_jax.inference.evaluation import make_eval_step
-from hrnet_jax.inference.folding import fold
 from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.tasks.classification import Accuracy
 from hrnet_jax.tasks.classification_recipes import Official
@@ -50,16 +50,18 @@ def compiled(mode, arch, platform, devices):
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), variable_shapes(model))
     if mode == 'train':
         data = binary_batch(64, devices=devices)
-        return prepared(model, Official(batch_size=64), zeros, data)[1]
+        options = AS_FOR_USERS | {'xla_backend_optimization_level': 0}
+        return prepared(model, Official(batch_size=64), zeros, data, **options)[1]
     mesh = Mesh(np.array(jax.devices()[:devices]), ('data',))
-    fast = fold(model, zeros, platform)
+    fast = folding.fold(model, zeros, platform)
     batch = {
         'image': jax.ShapeDtypeStruct((4, 64, 64, 3), np.uint8),
         'label': jax.ShapeDtypeStruct((4,), np.int32),
         'mask': jax.ShapeDtypeStruct((4,), bool),
     }
     step = make_eval_step(fast.model, BINARY, mesh, Accuracy(10))
-    return step.lower(fast.variables, batch).compile()
+    options = AS_FOR_USERS | (folding.compiler_options(fast.model) or {})
+    return step.lower(fast.variables, batch).compile(options)
 
 
 @pytest.mark.skipif(jax.__version__ != VERSION, reason=f'the figures are of JAX {VERSION}')

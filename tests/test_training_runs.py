@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,40 +23,20 @@ SETTING = ('--epochs', '2', '--accumulate', '2', '--ema', '0.9', '--checkpoint-s
 
 
 @pytest.fixture(scope='module')
-def straight(digits_data):
-    """A run of two epochs without interruption, made once for all workers."""
-    run = Path(digits_data).parent / 'straight'
-    with open(f'{run}.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not run.exists():
-            [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
-            assert (code, err) == (0, '')
-            assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
-            assert 'step 36' in out
-    return run
+def straight(once, digits_data):
+    """A run of two epochs without interruption."""
 
-
-def test_killed_and_started_again_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
-    """Killed in the middle of an epoch, stopped at its edge, then to the end."""
-    run = tmp_path / 'run'
-    started = launch(run, digits_data, *SETTING)
-    wait_for_checkpoint(run, started)
-    started[0].send_signal(signal.SIGKILL)
-    assert finish(started)[0][0] == -signal.SIGKILL
-    first = workdir.steps(run)[-1]
-    for flags in (('--stop-at', str(max(EPOCH, first))), ()):
-        [(code, _, err)] = finish(launch(run, digits_data, *SETTING, *flags))
+    def make(run):
+        [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
         assert (code, err) == (0, '')
-    assert [row['step'] for row in rows(run, 'resumed')] == [first, max(EPOCH, first)]
-    assert digests(run) == digests(straight)
-    steps = [row['step'] for row in rows(run, 'train')]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 2 * EPOCH
-    ours, theirs = rows(run, 'eval')[-1], rows(straight, 'eval')[-1]
-    assert ours['top1_correct'] == theirs['top1_correct']
+        assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
+        assert 'step 36' in out
+
+    return once('straight', make)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(straight, digits_data, tmp_path):
+def test_stopped_in_every_way_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
+    """Asked to stop, killed in the middle of an epoch, stopped at its edge, then to the end."""
     run = tmp_path / 'run'
     started = launch(run, digits_data, *SETTING)
     wait_for_step(run, 2, started)
@@ -67,12 +45,26 @@ def test_sigterm_saves_and_the_same_command_goes_on(straight, digits_data, tmp_p
     assert code == 128 + signal.SIGTERM
     assert 'once more to leave at once' in err
     [stopped] = rows(run, 'stopped')
-    assert f'stopped after step {stopped["step"]}' in out
-    assert workdir.steps(run)[-1] == stopped['step'] < 2 * EPOCH
-    [(code, out, _)] = finish(launch(run, digits_data, *SETTING))
-    assert code == 0
-    assert f'going on after {stopped["step"]}' in out
+    asked = stopped['step']
+    assert f'stopped after step {asked}' in out
+    assert workdir.steps(run)[-1] == asked < 2 * EPOCH
+    started = launch(run, digits_data, *SETTING)
+    wait_for_checkpoint(run, started, after=asked)
+    started[0].send_signal(signal.SIGKILL)
+    assert finish(started)[0][0] == -signal.SIGKILL
+    killed = workdir.steps(run)[-1]
+    places = [killed, max(EPOCH, killed)]
+    for place, flags in zip(places, (('--stop-at', str(places[1])), ()), strict=True):
+        [(code, out, err)] = finish(launch(run, digits_data, *SETTING, *flags))
+        assert (code, err) == (0, '')
+        assert f'going on after {place}' in out
+    assert [row['step'] for row in rows(run, 'resumed')] == [asked, *places]
     assert digests(run) == digests(straight)
+    steps = [row['step'] for row in rows(run, 'train')]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 2 * EPOCH
+    ours, theirs = rows(run, 'eval')[-1], rows(straight, 'eval')[-1]
+    assert ours['top1_correct'] == theirs['top1_correct']
 
 
 def test_a_finished_run_has_nothing_to_do(straight, digits_data):
@@ -83,7 +75,7 @@ def test_a_finished_run_has_nothing_to_do(straight, digits_data):
     assert digests(straight) == before
 
 
-def test_eval_reads_the_run(straight, digits_data, command, tmp_path):
+def test_eval_reads_the_run(straight, digits_data, folded_as_for_users, command, tmp_path):
     recorded = rows(straight, 'eval')
     best = max(recorded, key=lambda row: (row['top1'], row['step']))
     common = ('--dataset', 'digits', '--split', 'test', '--data-dir', digits_data)
@@ -150,7 +142,7 @@ def test_another_recipe_is_refused(straight, digits_data, refused, flags, said):
 
 def test_a_loss_that_is_not_finite_stops_the_run(digits_data, tmp_path):
     flags = ('--learning-rate', '1e15', '--warmup-epochs', '0', '--checkpoint-steps', '1')
-    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9'))
+    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9', quick=True))
     assert code == 2
     assert 'not finite' in err
     assert 'Traceback' not in err
@@ -182,7 +174,7 @@ def test_everything_else_at_once(straight, digits_data, tmp_path):
     flags += ['--mixup', '0.2', '--cutmix', '1', '--randaugment-ops', '1', '--optimizer', 'adamw']
     flags += ['--clip-norm', '1', '--no-decay-norms', '--image-size', '32', '--eval-crop', '32']
     flags += ['--eval-resize', '32', '--profile', '1', '2', '--remat', '--bn-group-size', 'none']
-    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags))
+    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags, quick=True))
     assert (code, err) == (0, '')
     assert f'init    {straight}' in out
     assert 'bfloat16' in out
@@ -193,7 +185,7 @@ def test_everything_else_at_once(straight, digits_data, tmp_path):
 def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data, tmp_path):
     """And one process with other devices goes on from there."""
     run, flags = tmp_path / 'run', ('--epochs', '2', '--bn-group-size', '16')
-    started = launch(run, digits_data, *flags, processes=2, devices=2)
+    started = launch(run, digits_data, *flags, processes=2, devices=2, quick=True)
     wait_for_step(run, 2, started)
     started[1].terminate()
     ended = finish(started)
@@ -203,7 +195,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(digits_data
     assert '4 x cpu in 2 processes, 16 images each' in ended[0][1]
     assert 'devices' not in ended[1][1]
     [(code, out, err)] = finish(
-        launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2))
+        launch(run, digits_data, *flags, '--stop-at', str(stopped['step'] + 2), quick=True)
     )
     assert (code, err) == (0, '')
     assert f'going on after {stopped["step"]}' in out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,23 +12,13 @@ import optax
 import pytest
 import torch
 from rules import close
-from steps import BINARY, binary_batch, host, prepared, tensor
+from steps import BINARY, Small, binary_batch, host, prepared, tensor
 
-from hrnet_jax.layers import Configured, conv_norm
 from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training import step as training
 from hrnet_jax.training.step import SIGNALS, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
-
-
-class Small(Configured):
-    num_classes: int = 10
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(conv_norm(x, 8, 3, ('conv', 'norm'), self.opts, train, stride=2))
-        return nn.Dense(self.num_classes, name='classifier')(jnp.mean(x, (1, 2)))
 
 
 SMALL = Small()

@@ -21,6 +21,7 @@ from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing, replacing
+from hrnet_jax.tasks import task_of
 
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 FORMATS = ('.pth', '.safetensors')
@@ -155,6 +156,10 @@ def write_torch(
     if out.suffix not in FORMATS:
         raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
     meta = checkpoint.read_json(folder)
+    task = task_of(meta)
+    if layout not in task.layouts:
+        known = f'known: {", ".join(task.layouts)}' if task.layouts else 'it has none'
+        raise UserError(f'{folder} is for {task.name}, which has no layout {layout}; {known}')
     model, variables = loading.load(folder, arch, weights=weights)
     state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
     with replacing(out, force) as temporary:

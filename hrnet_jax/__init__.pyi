@@ -11,6 +11,7 @@ from hrnet_jax.checkpoints.transfer import transfer as transfer
 from hrnet_jax.data.preprocess import Transform as Transform
 from hrnet_jax.errors import UserError as UserError
 from hrnet_jax.heads.classification import Classifier as Classifier
+from hrnet_jax.heads.classification import ClassifierArch as ClassifierArch
 from hrnet_jax.heads.features import FeatureMaps as FeatureMaps
 from hrnet_jax.inference.folding import Folded as Folded
 from hrnet_jax.inference.folding import fold as fold

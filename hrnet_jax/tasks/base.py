@@ -126,7 +126,7 @@ class Task(abc.ABC):
     recipes: name -> `Recipe`, what --recipe takes.
     figures: of an evaluation; the first decides which checkpoint is best.
     training_figures: of them those that `loss` gives for each step.
-    layouts: names of the converter's layouts, the first for `from_torch`.
+    layouts: those of the converter that its checkpoints can be written in.
     """
 
     name: ClassVar[str]
@@ -142,6 +142,13 @@ class Task(abc.ABC):
         from hrnet_jax.models import create_model
 
         return create_model(arch, num_classes, **options)
+
+    def head_layers(self, model: Any) -> tuple[tuple[str, ...], ...]:
+        """Paths in params of the layers that a recipe's `head_lr` is for, and that start anew where
+        a checkpoint is of another task or of other classes: by default the last."""
+        from hrnet_jax.models import last_layers
+
+        return last_layers(model)
 
     def describe(self, model: Any) -> dict[str, Any]:
         """What checkpoint.json says of the model; JSON."""

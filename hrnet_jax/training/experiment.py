@@ -24,7 +24,7 @@ from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.initialisation import init
-from hrnet_jax.models import Variables, last_layers, variable_shapes
+from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.recipe import Recipe
@@ -93,7 +93,7 @@ class Experiment:
         self.eval_steps = max(round(recipe.eval_every * epoch), 1)
         schedule = make_schedule(recipe, epoch)
         self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
-        self.tx = make_optimizer(recipe, schedule, last_layers(self.model))
+        self.tx = make_optimizer(recipe, schedule, self.task.head_layers(self.model))
         self.train_step = make_train_step(
             self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher,
             fields=[field.name for field in self.source.fields],
@@ -242,7 +242,7 @@ class Experiment:
         before = checkpoint.read_json(folder)
         _, loaded = loading.load(folder, self.model.arch.name)
         new = before['num_classes'] != self.num_classes or task_of(before) is not self.task
-        last = ['^' + '/'.join(path) + '/' for path in last_layers(self.model)]
+        last = ['^' + '/'.join(path) + '/' for path in self.task.head_layers(self.model)]
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
         self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')
         self.say(str(report))

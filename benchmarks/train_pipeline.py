@@ -2,7 +2,7 @@
 
     python benchmarks/train_pipeline.py
 
-On the images of benchmarks/pipeline.py; with --ops N, RandAugment is added to ours alone. Seconds
+On the images of benchmarks/eval_pipeline.py; with --ops N, RandAugment is added to ours alone. Seconds
 are those of the processor, over all threads, so that other programs disturb little.
 """
 

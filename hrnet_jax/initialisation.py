@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hrnet_jax.backbone import Network, check_images, image_hw
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import Constant, Normal, Uniform
-from hrnet_jax.structure import Path, Structure, Variables, structure, traced
+from hrnet_jax.introspection import Path, Structure, Variables, structure, traced
 
 Known = Constant | Normal | Uniform
 

@@ -14,11 +14,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hrnet_jax.archs import Arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier, classifier_arch
-from hrnet_jax.structure import Path as Path
-from hrnet_jax.structure import Variables as Variables
-from hrnet_jax.structure import last_layers as last_layers
-from hrnet_jax.structure import layers_of as layers_of
-from hrnet_jax.structure import variable_shapes as variable_shapes
+from hrnet_jax.introspection import Path as Path
+from hrnet_jax.introspection import Variables as Variables
+from hrnet_jax.introspection import last_layers as last_layers
+from hrnet_jax.introspection import layers_of as layers_of
+from hrnet_jax.introspection import variable_shapes as variable_shapes
 
 _OF_A_BACKBONE = {'conv1', 'conv2', 'layer1_0', 'stage2_0', 'stage3_0', 'stage4_0'}
 

@@ -13,11 +13,11 @@ from flax.errors import ScopeParamShapeError
 
 import hrnet_jax
 from hrnet_jax import layers
-from hrnet_jax.inference.forms import Form
+from hrnet_jax.inference.folded_blocks import Form
 from hrnet_jax.inference.padding import Padded
 from hrnet_jax.initialisation import init
+from hrnet_jax.introspection import structure
 from hrnet_jax.models import create_model, variable_shapes
-from hrnet_jax.structure import structure
 
 QUICK = {'xla_backend_optimization_level': 0}
 

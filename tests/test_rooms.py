@@ -20,7 +20,7 @@ TABLE = {
     'runtime': '',
     'network': '',  # archs, layers, backbone, and what they take
     'heads': 'network',
-    'models': 'heads network',  # models, initialisation, structure, nnx
+    'models': 'heads network',  # models, initialisation, introspection, nnx
     'data': 'runtime',
     'tasks': 'data models heads network',
     'checkpoints': 'tasks data models heads network runtime convert',
@@ -32,7 +32,7 @@ TABLE = {
 TOP = {
     'base': 'errors version',
     'network': 'archs layers backbone initialisers tracing upsampling',
-    'models': 'models initialisation nnx structure',
+    'models': 'models initialisation introspection nnx',
 }
 # Names of old and of the documentation, for users; no room imports one.
 THIN = {'checkpoint', 'export', 'folding', 'preprocess', 'summary', 'visualize'}

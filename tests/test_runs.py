@@ -17,7 +17,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks.classification_recipes import Digits
-from hrnet_jax.training import runs
+from hrnet_jax.training import saving
 from hrnet_jax.training.step import create_state, make_optimizer
 
 MODEL = create_model('tiny', 10)
@@ -34,10 +34,10 @@ def state():
 def store(tmp_path):
     describe = {**checkpoint.describe(MODEL), 'transform': RECIPE.transform.to_json()}
     describe |= {'published': None, 'class_names': None, 'training': {}}
-    runs.prepare(tmp_path, {'recipe': RECIPE.to_json()}, force=False)
+    saving.prepare(tmp_path, {'recipe': RECIPE.to_json()}, force=False)
     warnings = []
-    runs.write_config(tmp_path, {'recipe': RECIPE.to_json()})
-    store = runs.Store(tmp_path, describe, 2, warnings.append)
+    saving.write_config(tmp_path, {'recipe': RECIPE.to_json()})
+    store = saving.Store(tmp_path, describe, 2, warnings.append)
     store.warnings = warnings
     yield store
     store.close()
@@ -180,17 +180,17 @@ def test_a_write_that_fails_is_one_line(store, state):
 
 def test_prepare(tmp_path):
     config = {'arch': 'tiny', 'recipe': {'seed': 0, 'batch_size': 64}}
-    runs.prepare(tmp_path, config, force=False)
-    runs.write_config(tmp_path, config)
-    runs.prepare(tmp_path, config, force=False)
+    saving.prepare(tmp_path, config, force=False)
+    saving.write_config(tmp_path, config)
+    saving.prepare(tmp_path, config, force=False)
     changed = {'arch': 'tiny', 'recipe': {'seed': 1, 'batch_size': 64}}
     with pytest.raises(UserError, match=r'recipe\.seed 0, not 1'):
-        runs.prepare(tmp_path, changed, force=False)
-    runs.prepare(tmp_path, changed, force=True)
+        saving.prepare(tmp_path, changed, force=False)
+    saving.prepare(tmp_path, changed, force=True)
     assert json.loads((tmp_path / 'config.json').read_text()) == config  # not before it goes on
     (tmp_path / 'config.json').write_text('{"arch"')
     with pytest.raises(UserError, match='damaged'):
-        runs.prepare(tmp_path, config, force=False)
+        saving.prepare(tmp_path, config, force=False)
 
 
 def test_a_folder_of_the_first_release(store, state):

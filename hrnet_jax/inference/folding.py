@@ -15,11 +15,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import winograd
-from hrnet_jax.inference.forms import Form
+from hrnet_jax.inference.folded_blocks import Form
 from hrnet_jax.inference.padding import computed_wide
+from hrnet_jax.introspection import Path, Structure, structure
 from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
 from hrnet_jax.models import Variables, fitting
-from hrnet_jax.structure import Path, Structure, structure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ def _fold(variables: Variables, parts: Structure, form: Form, dtype: np.dtype) -
 def _stacked(
     params: dict[Path, Any], parts: Structure, tiled: set[Path]
 ) -> tuple[dict[Path, Any], set[Path]]:
-    """Blocks of a chain as one, with a leading axis: see `forms.looped`."""
+    """Blocks of a chain as one, with a leading axis: see `folded_blocks.looped`."""
     places = {
         (*chain[:-1], f'{chain[-1]}_{number}'): (chain, index)
         for chain, note in parts.chains.items()

@@ -19,7 +19,7 @@ from jax.extend import core
 from hrnet_jax.backbone import image_hw
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
-from hrnet_jax.inference.forms import Form
+from hrnet_jax.inference.folded_blocks import Form
 from hrnet_jax.models import flat, layers_of, variable_shapes
 
 

@@ -148,7 +148,7 @@ class Task(abc.ABC):
         a checkpoint is of another task or of other classes: by default the last."""
         from hrnet_jax.models import last_layers
 
-        return last_layers(model)
+        return tuple(last_layers(model))
 
     def describe(self, model: Any) -> dict[str, Any]:
         """What checkpoint.json says of the model; JSON."""

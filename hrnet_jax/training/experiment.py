@@ -28,7 +28,7 @@ from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.recipe import Recipe
-from hrnet_jax.training import runs
+from hrnet_jax.training import saving
 from hrnet_jax.training.step import (
     TrainState,
     create_state,
@@ -84,8 +84,8 @@ class Experiment:
             if recipe.init and not workdir.steps(options.workdir):
                 loading.find(recipe.init, arch)
             if distributed.is_main():
-                runs.prepare(options.workdir, self.config, options.force)
-        runs.require_shared(options.workdir)
+                saving.prepare(options.workdir, self.config, options.force)
+        saving.require_shared(options.workdir)
         self.teacher_variables = self.place(teacher_variables)
 
         epoch = self.data.steps_per_epoch
@@ -100,7 +100,7 @@ class Experiment:
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
         self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.metric)
-        self.store = runs.Store(
+        self.store = saving.Store(
             options.workdir,
             self._describe(),
             options.keep,
@@ -130,7 +130,7 @@ class Experiment:
         state = create(self.place(self._variables())) if fresh else self.place(restored)
         with distributed.fail_together():
             if distributed.is_main():
-                runs.write_config(self.options.workdir, self.config)
+                saving.write_config(self.options.workdir, self.config)
         return state
 
     def _variables(self) -> Variables:

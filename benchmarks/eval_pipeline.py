@@ -1,6 +1,6 @@
 """Exact evaluation pixels: our TensorFlow operations beside PIL in Python, alternating, one core.
 
-    taskset -c 0 python benchmarks/pipeline.py
+    taskset -c 0 python benchmarks/eval_pipeline.py
 
 Images are made (500 x 375, JPEG 4:2:0 and 4:4:4); the pixels of both are compared first. Seconds
 are those of the processor, over all threads, so that other programs disturb little.

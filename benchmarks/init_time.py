@@ -1,6 +1,6 @@
 """Seconds from a key to variables: `hrnet_jax.init` beside Flax's own `init` under jit.
 
-python benchmarks/init.py --arch w18
+python benchmarks/init_time.py --arch w18
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/train_pipeline.py
 
-On the images of benchmarks/eval_pipeline.py; with --ops N, RandAugment is added to ours alone. Seconds
+On the images of benchmarks/eval_pipeline.py; with --ops N, ours adds RandAugment. Seconds
 are those of the processor, over all threads, so that other programs disturb little.
 """
 
@@ -15,8 +15,8 @@ import statistics
 import time
 
 import numpy as np
+from eval_pipeline import endless, photos
 from PIL import Image
-from pipeline import endless, photos
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
 from hrnet_jax.runtime import cli

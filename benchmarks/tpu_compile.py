@@ -34,6 +34,7 @@ from jax.sharding import AxisType, Mesh
 from hrnet_jax.archs import list_models
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.evaluation import make_eval_step
+from hrnet_jax.inference.folded_blocks import Form
 from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.runtime import cli, files
 from hrnet_jax.tasks import get_task
@@ -71,7 +72,7 @@ def lower(args, mesh):
         return jax.ShapeDtypeStruct(dims, dtype)
 
     if args.mode == 'eval':
-        model = model.clone(folded=True)  # as eval.py does; `folding.PLANS` has no more for TPUs
+        model = model.clone(blocks=Form())  # as eval.py does; `folding.PLANS` has no more for TPUs
         shapes = variable_shapes(model)
         batch = {
             'image': shape(images, size, size, 3, dtype=np.uint8),

@@ -12,8 +12,7 @@ from typing import Any
 from convert import folders, readers
 from convert.conversion import Converted, array, convert, official_names, to_torch
 from convert.layouts import LAYOUTS
-from hrnet_jax.archs import ARCHS, list_models
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import ARCHS, STRIDE, list_models
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
 from hrnet_jax.checkpoints.published import PUBLISHED, Published, find_published
@@ -22,6 +21,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing, replacing
 from hrnet_jax.tasks import task_of
+from hrnet_jax.tasks.flag import add_task
 
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 FORMATS = ('.pth', '.safetensors')
@@ -50,6 +50,7 @@ def parser() -> cli.Parser:
         action='store_true',
         help='compare with PyTorch on random images, stage by stage',
     )
+    add_task(p)
     p.add_argument('--to', choices=list(LAYOUTS), help='write a PyTorch file in this layout')
     p.add_argument('--weights', choices=['ema', 'raw'], help='with --to, of a training folder')
     p.add_argument('--resize', type=int, help='evaluation: length of the shorter edge')

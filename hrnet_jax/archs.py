@@ -10,6 +10,8 @@ import dataclasses
 
 from hrnet_jax.errors import UserError
 
+STRIDE = 32  # of the coarsest branch
+
 
 @dataclasses.dataclass(frozen=True)
 class Arch:

@@ -14,12 +14,10 @@ from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 
-from hrnet_jax.archs import Arch, get_arch
+from hrnet_jax.archs import STRIDE, Arch, get_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
 from hrnet_jax.upsampling import Upsample, upsample
-
-STRIDE = 32  # of the coarsest branch
 
 
 class HRModule(nn.Module):

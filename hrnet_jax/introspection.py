@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax import tracing
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.initialisers import ONES, ZEROS, linear_init
 from hrnet_jax.layers import Array, Blocks, Configured, ConvNorm, Options, at_least_float32
 

@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 def train(folder, run, *more):
     options = (
         f'--task angle:TASK --dataset folder:{folder} --split train --eval-split val '
-        '--image-size 32 --eval-resize 32 --eval-crop 32 --crop-scale 1 1 --crop-ratio 1 1 '
+        '--image-size 32 --eval-resize 32 --eval-crop 32 '
         '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
     where = {'recipe': 'angle', 'path': [folder], 'quick': True}

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hrnet_jax.training.recipes import Official
 from rules import close, image
 from steps import BINARY
 
 from hrnet_jax.inference.folding import PLANS, folded_as
+from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -29,10 +29,11 @@ def test_training(tiny):
         def run(multiple):
             loss = make_loss(model, Official(), BINARY, None, multiple)
             step = jax.value_and_grad(loss, has_aux=True)
-            given = (variables['params'], variables['batch_stats'], images, labels, weights)
+            batch = {'image': images, 'label': labels, 'weight': weights}
+            given = (variables['params'], variables['batch_stats'], batch)
             call = jax.jit(step, compiler_options=QUICK)
-            (value, (stats, logits)), grads = call(*given, jax.random.key(0), {})
-            return jax.device_get((value, stats, logits, grads))
+            (value, (stats, figures)), grads = call(*given, jax.random.key(0), {})
+            return jax.device_get((value, stats, figures, grads))
 
         plain, padded = run(1), run(16)
     assert jax.tree.structure(plain) == jax.tree.structure(padded)

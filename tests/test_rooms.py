@@ -156,3 +156,14 @@ def test_commands_in_modules(name):
     )
     assert done.stdout.startswith(f'usage: python -m hrnet_jax.{name} ')
     assert not done.stderr
+
+
+def test_evaluation_begins_without_jax():
+    """The reading process knows the tasks, and eval.py starts it before it imports JAX."""
+    code = (
+        'import sys, hrnet_jax.commands.eval, hrnet_jax.data.reader\n'
+        'from hrnet_jax import tasks\n'
+        'for name in tasks.names(): tasks.get_task(name)\n'
+        "assert not {'jax', 'flax', 'tensorflow'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -83,9 +83,10 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, 'digest': _digest(content)}
 
 
-def describe(model: Any, task: str | Task = DEFAULT) -> dict[str, Any]:
-    """The part of the JSON that says which model the arrays are of, and what it is for."""
-    found = get_task(task)
+def describe(model: Any, task: str | Task | None = None) -> dict[str, Any]:
+    """The part of the JSON that says which model the arrays are of, and what it is for: by default
+    what the model says."""
+    found = get_task(getattr(model, 'task', DEFAULT) if task is None else task)
     return {'task': found.name, **found.describe(model)}
 
 

@@ -19,7 +19,6 @@ from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, check_class_names, variable_shapes
-from hrnet_jax.tasks import DEFAULT
 
 
 def push_to_hub(
@@ -30,7 +29,6 @@ def push_to_hub(
     weights: str | None = None,
     transform: Transform | None = None,
     class_names: list[str] | None = None,
-    task: str = DEFAULT,
     private: bool | None = None,
     revision: str | None = None,
     message: str = 'Checkpoint of hrnet_jax',
@@ -43,7 +41,6 @@ def push_to_hub(
         repository: OWNER/REPO; made if it is not there.
         transform: instead of the folder's; of a model, ImageNet's.
         class_names: instead of the folder's; of a model, none.
-        task: of a model, what it is for; a folder says it.
         private: of a repository that is made; None: the owner's default.
         revision: the branch; None: main.
         message: of the commit.
@@ -67,7 +64,7 @@ def push_to_hub(
         from safetensors.numpy import save_file
     except ModuleNotFoundError as error:
         raise UserError(f'push needs a package that is missing: pip install {error.name}') from None
-    meta: dict[str, Any] = {'published': None, 'class_names': None, 'task': task}
+    meta: dict[str, Any] = {'published': None, 'class_names': None}
     if isinstance(source, tuple):
         model, variables = source
         meta |= {'transform': Transform().to_json()}
@@ -81,7 +78,7 @@ def push_to_hub(
     meta |= {'class_names': list(class_names)} if class_names else {}
     if meta['class_names']:
         check_class_names(meta['class_names'], model.num_classes)
-    content = checkpoint.describe(model, meta['task'])
+    content = checkpoint.describe(model)
     described = checkpoint.model_of(content)  # what `load` will make of it
     if model.folded or (model.upsample, model.align_corners) != ('nearest', False):
         raise UserError('a model that is folded or upsamples in another way cannot be pushed')

@@ -81,7 +81,9 @@ def main() -> None:
         transform = transform_of(args, meta)
         if args.dataset is None:
             recipe = meta.get('training', {}).get('recipe', {})
-            args.dataset = recipe.get('dataset', 'imagenet2012')
+            args.dataset = recipe.get('dataset', task.default_dataset)
+            if args.dataset is None:
+                raise UserError(f'--dataset is needed: {folder} is for {task.name}')
             args.split = args.split or recipe.get('eval_split')
         args.batch_size = args.batch_size or default_batch()
         request = Request(
@@ -134,7 +136,7 @@ def default_batch() -> int:
 
 def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
     """The checkpoint's transform with what the flags override."""
-    from hrnet_jax.backbone import STRIDE
+    from hrnet_jax.archs import STRIDE
 
     return Transform.from_json(meta['transform']).override(
         args.resize, args.crop, args.interpolation, STRIDE
@@ -177,14 +179,14 @@ def report(
     print(f'{"examples":10}{result.num_examples:10,}')
     if args.json:
         content = {
+            **result.metrics,
+            **result.counts,
             'arch': meta['arch']['name'],
             'dataset': name,
             'split': source.split,
             'num_examples': result.num_examples,
             'task': task.name,
             'metrics': dict(result.metrics),
-            **result.metrics,
-            **result.counts,
             'partial': partial,
             'published': list(published) if published else None,
             'transform': transform.to_json(),

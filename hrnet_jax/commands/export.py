@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints import loading
 from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -12,22 +13,22 @@ from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
-from hrnet_jax.tasks import get_task, names, task_of
+from hrnet_jax.tasks import DEFAULT, get_task, task_of
+from hrnet_jax.tasks.base import Task
 
 
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument('images', nargs='+', metavar='IMAGE', help='files of any common format')
     add_checkpoint(p)
-    own: dict[str, str] = {}  # flag -> the task whose it is
-    for name in names():
-        group = p.add_argument_group(name)
-        get_task(name).add_prediction_flags(group)
-        own |= {action.dest: name for action in group._group_actions}
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(
         '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
     )
+    task = _task(p)
+    own = p.add_argument_group(task.name)
+    task.add_prediction_flags(own)
+    flags = [action.dest for action in own._group_actions]
     args = p.parse_args()
 
     for file in (args.json, args.out):
@@ -37,11 +38,7 @@ def main() -> None:
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
     folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
-    task = task_of(meta)
-    options = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
-    for flag in options:
-        if own[flag] != task.name:
-            raise UserError(f'--{flag} is for {own[flag]}; {folder} is for {task.name}')
+    options = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
         task.prediction_options(described, meta.get('class_names'), **options)
@@ -72,6 +69,17 @@ def main() -> None:
             titles = [Path(path).name for path in args.images]
             task.draw(images, titles, found, temporary, Path(args.out).suffix[1:])
         print(f'drawn: {args.out}')
+
+
+def _task(parser: cli.Parser) -> Task:
+    """The checkpoint's, whose flags are to be added; without a checkpoint the usual one."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument('--ckpt')
+    first.add_argument('--arch')
+    known = first.parse_known_args()[0]
+    if not known.ckpt:
+        return get_task(DEFAULT)
+    return task_of(checkpoint.read_json(loading.find(known.ckpt, known.arch)))
 
 
 def entry() -> None:

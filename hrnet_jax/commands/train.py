@@ -18,10 +18,10 @@ from pathlib import Path
 from hrnet_jax.archs import list_models
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.commands.arguments import add_task
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
+from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe, add_arguments, describe, from_arguments
 
 DEFAULT = 'official'
@@ -30,17 +30,20 @@ DEFAULT = 'official'
 def parser() -> tuple[cli.Parser, type[Recipe]]:
     """With the flags of the recipe that is asked for."""
     p = cli.Parser(description=__doc__)
-    add_task(p)
-    known = recipes()
+    own = add_task(p)
+    known = dict(own.recipes) if own else recipes()
+    usual = next(iter(known)) if own and known else DEFAULT
+    if not known:
+        raise UserError(f'the task {own.name if own else ""} has no recipe')
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument('--recipe', default=DEFAULT)
-    cls = known.get(first.parse_known_args()[0].recipe, known[DEFAULT])
+    first.add_argument('--recipe', default=usual)
+    cls = known.get(first.parse_known_args()[0].recipe, known[usual])
     p.epilog = describe(known)
     p.add_argument('--arch', choices=list_models(), help='network; None: that of --init')
     p.add_argument(
         '--recipe',
         choices=list(known),
-        default=DEFAULT,
+        default=usual,
         help='see below; --recipe R --help shows its defaults',
     )
     p.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints import loading
 from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint

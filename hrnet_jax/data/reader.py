@@ -34,12 +34,16 @@ class Opener(Protocol):
         self, name: str, split: str | None, data_dir: str | None
     ) -> sources.Source: ...
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
+    def num_outputs(self, source: sources.Facts) -> int | None: ...
 
 
 class Default:
     """Images with a class, and nothing beside."""
 
     open_dataset = staticmethod(evaluation.open_dataset)
+
+    def num_outputs(self, source: sources.Facts) -> int | None:
+        return source.num_classes
 
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]:
         return {}
@@ -189,10 +193,9 @@ def _parts() -> Iterator[Any]:
     except EOFError:  # the first process has ended without one
         return
     source = request.opener.open_dataset(request.name, request.split, request.data_dir)
-    if None not in (counts := (source.num_classes, request.num_classes)) and len({*counts}) > 1:
-        raise UserError(
-            f'{request.name} has {source.num_classes} classes, the checkpoint {request.num_classes}'
-        )
+    count = None if source.num_classes is None else request.opener.num_outputs(source)
+    if None not in (count, request.num_classes) and count != request.num_classes:
+        raise UserError(f'{request.name} has {count} classes, the checkpoint {request.num_classes}')
     total = min(request.limit or source.num_examples, source.num_examples)
     share = evaluation.local_batch(
         min(request.batch_size, total), request.process_count, request.devices

@@ -82,11 +82,13 @@ class Classifier(Network):
     """HRNet for image classification: `backbone`, then `head`.
 
     Attributes: arch (a name or an `Arch`, which becomes a `ClassifierArch`), num_classes, and by
-    keyword what `hrnet_jax.HRNet` takes.
+    keyword what `hrnet_jax.HRNet` takes; task: what the logits are for, the name of a task, which
+    `hrnet_jax.predict` and checkpoints follow.
     """
 
     arch: Arch
     num_classes: int = 1000
+    task: str = 'classification'
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'arch', classifier_arch(self.arch))  # of a name, too

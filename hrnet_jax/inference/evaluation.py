@@ -124,7 +124,7 @@ class _Sums:
     """Totals of all steps, int64 or float64; on process 0 the examples, too."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, Any] = {}
+        self.totals: dict[str, Any] = dict.fromkeys(('num_examples', 'seen', 'not_finite'), 0)
         self.examples: list[dict[str, np.ndarray]] = []
 
     def add(self, step: Totals) -> None:

@@ -24,7 +24,7 @@ def predict(
     variables: Variables,
     images: Sequence[Any],
     *,
-    task: str | Task = DEFAULT,
+    task: str | Task | None = None,
     transform: Transform | None = None,
     class_names: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -37,9 +37,9 @@ def predict(
         variables: the model's.
         images: uint8 arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or PIL images, of any
             sizes; a uint8 array (N, H, W, 3) will do. Not normalised: `transform` does that.
-        task: what the model is for. The result of 'classification' is a list of the `topk`
-            (default: 5) most probable classes as `Prediction`s, most probable first; of
-            'multilabel' one of all labels with at least the probability `threshold` (default: 0.5).
+        task: what the model is for; None: what it says. The result of 'classification' is a list
+            of the `topk` (default: 5) most probable classes as `Prediction`s, most probable first;
+            of 'multilabel' one of all labels with at least the probability `threshold` (0.5).
         transform: as the checkpoint was evaluated; by default 256, 224, bilinear.
         class_names: by default ImageNet's for 1000 classes, numbers for others.
         batch_size: images at a time.
@@ -51,7 +51,8 @@ def predict(
     """
     if isinstance(model, Folded):
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
-    transform, kind = transform or Transform(), get_task(task)
+    transform = transform or Transform()
+    kind = get_task(getattr(model, 'task', DEFAULT) if task is None else task)
     chosen = kind.prediction_options(model, class_names, **options)
     if batch_size < 1:
         raise UserError(f'batch_size must be at least 1, not {batch_size}')

@@ -25,6 +25,7 @@ from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import apply, compiler_options, fold, traced
 from hrnet_jax.layers import Array, matmul_precision
 from hrnet_jax.models import Variables, check_class_names
+from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.base import Prediction
 
 STRIDES = (4, 8, 16, 32)
@@ -146,6 +147,8 @@ def view(
         UserError: for an image, a crop or a target that does not fit.
     """
     transform = transform or Transform()
+    if not (task := get_task(model.task)).one_class:
+        raise UserError(f'the model is for {task.name}; views are of classifiers')
     names = class_names or default_class_names(model.num_classes)
     check_class_names(names, model.num_classes)
     if target is not None and not 0 <= target < model.num_classes:

@@ -115,7 +115,8 @@ def broadcast_object(value: Any) -> Any:
     """Process 0's object, pickled; what the others give is not looked at."""
     if alone():
         return value
-    data = np.frombuffer(pickle.dumps(value) if is_main() else b'', np.uint8)
+    with fail_together():
+        data = np.frombuffer(pickle.dumps(value) if is_main() else b'', np.uint8)
     size = broadcast(len(data))
     data = data if is_main() else np.zeros(size, np.uint8)
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())

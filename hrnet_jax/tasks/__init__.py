@@ -53,6 +53,9 @@ def register(task: Task) -> Task:
     """Makes a task of one's own known by its name, for this process."""
     if task.name in _PLACES:
         raise UserError(f'{task.name} is a task of hrnet_jax; choose another name')
+    _REGISTERED.pop(task.name, None)
+    if taken := sorted(task.recipes.keys() & recipes().keys()):
+        raise UserError(f'task {task.name}: there is a recipe {", ".join(taken)} already')
     _REGISTERED[task.name] = task
     return task
 
@@ -85,10 +88,17 @@ def create_model(arch: Any, num_classes: int = 1000, *, task: str = DEFAULT, **o
 
 def _imported(place: str) -> Task:
     module, _, name = place.partition(':')
+    if not module or not name or module.startswith('.'):
+        raise UserError(f'task {place}: a module and a name are needed, MODULE:NAME')
     try:
-        task = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise UserError(f'task {place}: {error}') from None
+        held = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module and not module.startswith(f'{error.name}.'):
+            raise  # of what the module itself imports
+        raise UserError(f'task {place}: Python finds no module {module}') from None
+    if not hasattr(held, name):
+        raise UserError(f'task {place}: {module} has no {name}')
+    task = getattr(held, name)
     from hrnet_jax.tasks.base import Task
 
     if not isinstance(task, Task):

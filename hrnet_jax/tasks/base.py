@@ -126,6 +126,8 @@ class Task(abc.ABC):
     recipes: name -> `Recipe`, what --recipe takes.
     figures: of an evaluation; the first decides which checkpoint is best.
     training_figures: of them those that `loss` gives for each step.
+    default_dataset: what eval.py takes where neither flag nor training folder says one.
+    one_class: the outputs are logits of classes of which one is right.
     layouts: those of the converter that its checkpoints can be written in.
     """
 
@@ -133,6 +135,8 @@ class Task(abc.ABC):
     recipes: ClassVar[Mapping[str, type[Recipe]]] = {}
     figures: ClassVar[tuple[Figure, ...]]
     training_figures: ClassVar[tuple[str, ...]] = ()
+    default_dataset: ClassVar[str | None] = None
+    one_class: ClassVar[bool] = False
     layouts: ClassVar[tuple[str, ...]] = ()
 
     # The model
@@ -141,7 +145,7 @@ class Task(abc.ABC):
         """A Flax module; outputs of one number a class unless overridden."""
         from hrnet_jax.models import create_model
 
-        return create_model(arch, num_classes, **options)
+        return create_model(arch, num_classes, task=self.name, **options)
 
     def head_layers(self, model: Any) -> tuple[tuple[str, ...], ...]:
         """Paths in params of the layers that a recipe's `head_lr` is for, and that start anew where

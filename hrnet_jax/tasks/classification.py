@@ -104,6 +104,8 @@ class Classification(Task):
     recipes = RECIPES
     figures = (Figure('top1', 'top-1'), Figure('top5', 'top-5'))
     training_figures: ClassVar[tuple[str, ...]] = ('top1',)
+    default_dataset: ClassVar[str | None] = 'imagenet2012'
+    one_class: ClassVar[bool] = True
     layouts = ('official', 'timm', 'mmpretrain')
 
     def check_training(self, source: Facts) -> None:

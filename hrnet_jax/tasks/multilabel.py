@@ -99,6 +99,11 @@ class Multilabel(LabelRecipe):
         (1.0,), 'factor on the loss of labels that are there: one for all classes, or one for each'
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.positive_weights or min(self.positive_weights) <= 0:
+            raise UserError(f'positive_weights are above 0, not {self.positive_weights}')
+
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
@@ -116,6 +121,8 @@ class MultilabelClassification(Classification):
     name = 'multilabel'
     recipes = {'multilabel': Multilabel}
     figures = (Figure('map', 'mAP'), Figure('f1', 'F1'))
+    default_dataset = None
+    one_class = False
     training_figures: ClassVar[tuple[str, ...]] = ()
 
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:

@@ -14,7 +14,9 @@ in the CSV files of the folder, sorted.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,8 @@ def _check(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
 
 
 def _open_csv(path: Path, split: str | None) -> Source:
+    if path.suffix == '.csv' and split:
+        raise UserError(f'{path} is one split; name its folder, folder:{path.parent}, for {split}')
     if path.suffix != '.csv':
         held = sorted(file.stem for file in path.glob('*.csv'))
         if split not in held:
@@ -92,14 +96,17 @@ def _open_csv(path: Path, split: str | None) -> Source:
     files, labels, classes = _read(path)
     folder = path.parent
     if (folder / CLASSES).is_file():
-        named = (folder / CLASSES).read_text().splitlines()
-        named = [line.strip() for line in named if line.strip()]
+        named = [line.strip() for line in _text(folder / CLASSES).splitlines() if line.strip()]
+        if len(set(named)) < len(named):
+            raise UserError(f'{folder / CLASSES} names {listed(_twice(named))} more than once')
         if classes is not None and set(classes) != set(named):
             raise UserError(f'{path}: its columns are not the classes of {folder / CLASSES}')
         classes = named
     if classes is None:
         every = [_read(other)[1] for other in sorted(folder.glob('*.csv'))]
         classes = sorted({label for part in every for row in part for label in row})
+        if not classes:
+            raise UserError(f'{path}: no image has a label')
     number = {label: i for i, label in enumerate(classes)}
     table = np.zeros((len(files), len(classes)), np.uint8)
     for i, row in enumerate(labels):
@@ -125,14 +132,17 @@ def _open_csv(path: Path, split: str | None) -> Source:
 def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
     """Files, the labels of each, and the classes where the columns name them."""
     try:
-        with path.open(newline='', encoding='utf-8-sig') as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = list(csv.reader(io.StringIO(_text(path), newline='')))
+    except csv.Error as error:
         raise UserError(f'cannot read {path}: {error}') from None
-    if rows and not rows[0][0].lower().endswith(EXTENSIONS):
+    rows = [[cell.strip() for cell in row] for row in table]
+    rows = [row for row in rows if any(row)]
+    header = ['file', 'labels']
+    first = rows[0][0] if rows else ''
+    if rows and not (first.lower().endswith(EXTENSIONS) or (path.parent / first).is_file()):
         header, rows = rows[0], rows[1:]
-    else:
-        header = ['file', 'labels']
+    if '' in header[1:]:
+        raise UserError(f'{path}: a column has no name')
     if not rows or not header[1:]:
         raise UserError(f'{path} names no images with labels')
     for row in rows:
@@ -141,11 +151,13 @@ def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
                 f'{path}: {row[0]} has {len(row)} columns, the first line {len(header)}'
             )
     files, cells = [row[0] for row in rows], {cell for row in rows for cell in row[1:]}
-    if len(set(files)) < len(files):
-        twice = sorted({file for file in files if files.count(file) > 1})
+    if twice := _twice(files):
         raise UserError(f'{path} names {listed(twice)} more than once')
-    if len(header) == 2 and not cells <= {'0', '1'}:
-        return files, [set(row[1].split()) for row in rows], None
+    if len(header) == 2 and (header[1].lower() in ('label', 'labels') or not cells <= {'0', '1'}):
+        labels = [set(row[1].split()) for row in rows]
+        if joined := sorted({x for row in labels for x in row if set(x) & set(',;|')}):
+            raise UserError(f'{path}: labels are separated by spaces, unlike {listed(joined)}')
+        return files, labels, None
     if not cells <= {'0', '1'}:
         raise UserError(f'{path}: values are 0 or 1, unlike {listed(sorted(cells - {"0", "1"}))}')
     classes = header[1:]
@@ -153,3 +165,14 @@ def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
         raise UserError(f'{path} names a class in two columns')
     chosen = [{c for c, x in zip(classes, row[1:], strict=True) if x == '1'} for row in rows]
     return files, chosen, classes
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'cannot read {path}: {error}') from None
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)

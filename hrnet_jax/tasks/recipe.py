@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from hrnet_jax.backbone import STRIDE
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 

@@ -19,11 +19,12 @@ from hrnet_jax.checkpoints.transfer import transfer
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.training import TrainData
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.initialisation import init
+from hrnet_jax.layers import Blocks
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
@@ -155,7 +156,7 @@ class Experiment:
         size = self.recipe.image_size
         total = 6 * summary.multiply_adds(self.model, size)
         if self.teacher:
-            total += 2 * summary.multiply_adds(self.teacher[0].clone(folded=False), size)
+            total += 2 * summary.multiply_adds(self.teacher[0].clone(blocks=Blocks()), size)
         return total
 
     def introduce(self, start: int) -> None:
@@ -209,8 +210,9 @@ class Experiment:
         if apart := sorted(names[0] ^ names[1]):
             raise UserError(
                 f'{r.dataset}: {self.source.split} and {self.held_out.split} must have the same '
-                f'classes; they differ in {", ".join(apart[:5])}'
+                f'classes; they differ in {listed(apart)}'
             )
+        self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
         self.context = self.task.context(self.held_out, data_dir)
         self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
         if r.microbatch % self.mesh.size:

@@ -173,8 +173,6 @@ def make_loss(
 
 
 Teacher = tuple[Any, Transform]
-# By platform and type: see `padding`.
-CHANNEL_MULTIPLES: dict[tuple[str, str], int] = {}
 
 
 def make_train_step(
@@ -187,7 +185,7 @@ def make_train_step(
     teacher: Teacher | None = None,
     *,
     fields: Sequence[str] = ('label',),
-    channel_multiple: int | None = None,
+    channel_multiple: int = 1,
 ) -> Callable[[TrainState, Batch, Variables], tuple[TrainState, dict[str, Array]]]:
     """The compiled step (state, batch, teacher's variables or {}) -> (state, metrics).
 
@@ -197,7 +195,7 @@ def make_train_step(
     Args:
         transform, teacher: see `make_loss`.
         fields: names of what a batch has beside its images.
-        channel_multiple: see `make_loss`; None for what pays on the platform.
+        channel_multiple: see `make_loss`.
 
     A batch has, split over the mesh's axis 'data':
     image uint8 (A, N, H, W, 3), the fields (A, N, ...), weight float32 (A, N), 0 for an image that
@@ -207,9 +205,6 @@ def make_train_step(
     gradient_norm, finite, learning_rate, and the sums of the signals.
     """
     whole = NamedSharding(mesh, P())
-    if channel_multiple is None:
-        kind = mesh.devices.flat[0].platform, jnp.dtype(model.dtype).name
-        channel_multiple = CHANNEL_MULTIPLES.get(kind, 1)
     parts, rows = NamedSharding(mesh, P(None, 'data')), NamedSharding(mesh, P('data'))
     objective = make_loss(model, recipe, transform, teacher, channel_multiple)
     value_and_grad = jax.value_and_grad(objective, has_aux=True)

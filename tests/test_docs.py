@@ -98,7 +98,7 @@ def test_every_command_was_found():
 
 
 @pytest.mark.parametrize(('script', 'rest'), COMMANDS)
-def test_commands_are_understood(script, rest, monkeypatch):
+def test_commands_are_understood(script, rest, monkeypatch, tmp_path):
     """Every command in README and docs has flags and values that exist."""
 
     def understood(parser, *_):
@@ -108,6 +108,8 @@ def test_commands_are_understood(script, rest, monkeypatch):
     monkeypatch.setattr(cli.Parser, 'parse_args', understood)
     monkeypatch.setattr(sys, 'argv', [script, *shlex.split(rest, comments=True)])
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    (tmp_path / 'angle.py').write_text(blocks('docs/tasks.md')[0])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(os, 'environ', {**os.environ})  # tpu_compile.py sets some
     name = script.removeprefix('-m ').replace('convert', 'convert.__main__')
     if script.startswith('-m '):

@@ -297,16 +297,16 @@ def test_options_are_left_out_inside_of_programs():
     np.testing.assert_array_equal(call(x), jnp.sin(x))
     assert used == [True]
     for transformed in (
-        jax.jit(call),
+        jax.jit(call),  # below it is another function each time: JAX keeps what it has traced
         jax.jit(lambda _: call(x)),  # nothing that it is called with is traced
-        jax.vmap(call),
-        jax.jit(jax.vmap(call)),
+        jax.vmap(lambda y: call(y)),
+        jax.jit(jax.vmap(lambda y: call(y))),
         jax.grad(lambda x: call(x).sum()),
         jax.jit(jax.grad(lambda x: call(x).sum())),
-        jax.checkpoint(call),
-        lambda x: jax.eval_shape(call, x),
-        lambda x: jax.linearize(call, x)[0],
-        lambda x: jax.lax.map(call, x),
+        jax.checkpoint(lambda y: call(y)),
+        lambda x: jax.eval_shape(lambda y: call(y), x),
+        lambda x: jax.linearize(lambda y: call(y), x)[0],
+        lambda x: jax.lax.map(lambda y: call(y), x),
     ):
         used.clear()
         assert transformed(x).shape == (3,)

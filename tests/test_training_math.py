@@ -14,9 +14,9 @@ import torch
 from rules import close
 from steps import precision, tensor
 
+from hrnet_jax.tasks import losses
 from hrnet_jax.tasks.classification_recipes import Finetune, MMPretrain, Official, Strong
 from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
-from hrnet_jax.training import step as training
 from hrnet_jax.training.step import make_optimizer, make_schedule
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -135,7 +135,7 @@ def test_labels_weigh_what_is_seen(n, group, mixup, cutmix):
     """Image i is all ones in channel i: its share of a mixed image is the mean of that channel."""
     own = np.eye(n, dtype=np.float32)
     images = np.broadcast_to(own[:, None, None], (n, 16, 24, n))
-    draw = jax.jit(functools.partial(training.mix, mixup=mixup, cutmix=cutmix))
+    draw = jax.jit(functools.partial(losses.mix, mixup=mixup, cutmix=cutmix))
     shares = []
     for seed in range(12):
         mixed, targets = (np.asarray(x) for x in draw(jax.random.key(seed), images, own))
@@ -165,7 +165,7 @@ def test_distribution_of_mixing(mixup, cutmix, coin):
     images = np.eye(2, dtype=np.float32)[:, None, None] * np.ones((1, 64, 64, 1), np.float32)
 
     def draw(key):
-        mixed, targets = training.mix(key, images, np.eye(2, dtype=np.float32), mixup, cutmix)
+        mixed, targets = losses.mix(key, images, np.eye(2, dtype=np.float32), mixup, cutmix)
         return targets[0, 0], jnp.all((mixed == 0) | (mixed == 1))
 
     share, cut = jax.lax.map(draw, jax.random.split(jax.random.key(0), draws), batch_size=200)

@@ -14,8 +14,8 @@ import torch
 from rules import close
 from steps import BINARY, Small, binary_batch, host, prepared, tensor
 
+from hrnet_jax.tasks import losses
 from hrnet_jax.tasks.classification_recipes import Official
-from hrnet_jax.training import step as training
 from hrnet_jax.training.step import SIGNALS, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
@@ -204,11 +204,9 @@ def test_divergences_as_pytorch(temperature):
     }
     for kind, values in expected.items():
         arguments = (jnp.float32(x) for x in (ours, theirs))
-        found = training.divergence(kind, *arguments, temperature)
+        found = losses.divergence(kind, *arguments, temperature)
         np.testing.assert_allclose(found, values, 1e-5, 1e-7)
-        assert (
-            abs(training.divergence(kind, jnp.float32(ours), jnp.float32(ours), 2.0)).max() < 1e-6
-        )
+        assert abs(losses.divergence(kind, jnp.float32(ours), jnp.float32(ours), 2.0)).max() < 1e-6
     # One-hot predictions that disagree: the largest value there is.
     apart = jnp.float32([[200, 0]]), jnp.float32([[0, 200]])
-    assert abs(float(training.divergence('js', *apart, 1.0)[0]) - np.log(2)) < 1e-6
+    assert abs(float(losses.divergence('js', *apart, 1.0)[0]) - np.log(2)) < 1e-6

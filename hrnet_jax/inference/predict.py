@@ -29,8 +29,8 @@ def predict(
     class_names: Sequence[str] | None = None,
     batch_size: int = 32,
     **options: Any,
-) -> list[Any]:
-    """What the network finds in each image: one result an image.
+) -> list[list[Prediction]]:
+    """What the network finds in each image: one result an image, of the type that its task has.
 
     Args:
         model: folded here, unless it is that of `hrnet_jax.fold`; give that for many calls.

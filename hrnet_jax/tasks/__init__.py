@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from hrnet_jax.archs import Arch
+    from hrnet_jax.heads.classification import Classifier
     from hrnet_jax.tasks.base import Task
     from hrnet_jax.tasks.recipe import Recipe
 
@@ -70,7 +72,9 @@ def recipes() -> dict[str, type[Recipe]]:
     return {name: cls for task in names() for name, cls in get_task(task).recipes.items()}
 
 
-def create_model(arch: Any, num_classes: int = 1000, *, task: str = DEFAULT, **options: Any) -> Any:
+def create_model(
+    arch: str | Arch, num_classes: int = 1000, *, task: str = DEFAULT, **options: Any
+) -> Classifier:
     """A model; variables come from `init` or `load`.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
-from hrnet_jax.tasks import DEFAULT, get_task, task_of
+from hrnet_jax.tasks import get_task, names, task_of
 from hrnet_jax.tasks.base import Task
 
 
@@ -25,10 +26,7 @@ def main() -> None:
     p.add_argument(
         '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
     )
-    task = _task(p)
-    own = p.add_argument_group(task.name)
-    task.add_prediction_flags(own)
-    flags = [action.dest for action in own._group_actions]
+    flags = [flag for task in _tasks() for flag in _add_flags(p, task)]
     args = p.parse_args()
 
     for file in (args.json, args.out):
@@ -38,6 +36,7 @@ def main() -> None:
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
     folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
+    task = task_of(meta)
     options = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
@@ -71,15 +70,27 @@ def main() -> None:
         print(f'drawn: {args.out}')
 
 
-def _task(parser: cli.Parser) -> Task:
-    """The checkpoint's, whose flags are to be added; without a checkpoint the usual one."""
+def _tasks() -> list[Task]:
+    """The checkpoint's; all that there are, for --help, where there is no checkpoint."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--ckpt')
     first.add_argument('--arch')
     known = first.parse_known_args()[0]
+    every = [get_task(name) for name in names()]
     if not known.ckpt:
-        return get_task(DEFAULT)
-    return task_of(checkpoint.read_json(loading.find(known.ckpt, known.arch)))
+        return every
+    try:
+        return [task_of(checkpoint.read_json(loading.find(known.ckpt, known.arch)))]
+    except UserError:  # of which `main` will hear
+        return every
+
+
+def _add_flags(parser: cli.Parser, task: Task) -> list[str]:
+    """Adds the flags by which the task predicts, and returns their names."""
+    group = parser.add_argument_group(task.name)
+    with contextlib.suppress(argparse.ArgumentError):  # another task has it, too
+        task.add_prediction_flags(group)
+    return [action.dest for action in group._group_actions]
 
 
 def entry() -> None:

@@ -77,12 +77,11 @@ def batches(source: Any, transform: Any, size: int, *_: Any) -> Any:
 def train(arguments: list[str]) -> None:
     """What train.py does with these arguments."""
     from hrnet_jax.commands.train import entry
-    from hrnet_jax.data import evaluation
-    from hrnet_jax.training import experiment
+    from hrnet_jax.data import evaluation, training
 
     evaluation.open_dataset, evaluation.batches = opened, batches  # type: ignore[assignment]
     evaluation.competing_classes = lambda *_: None  # type: ignore[assignment]
-    experiment.TrainData = Arrays  # type: ignore[assignment,misc]
+    training.TrainData = Arrays  # type: ignore[assignment,misc]
     sys.argv = ['train.py', *arguments]
     entry()
 

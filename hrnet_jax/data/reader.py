@@ -35,12 +35,16 @@ class Opener(Protocol):
     ) -> sources.Source: ...
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
     def num_outputs(self, source: sources.Facts) -> int | None: ...
+    def batches(
+        self, source: sources.Source, transform: Transform, *share: Any
+    ) -> Iterator[Any]: ...
 
 
 class Default:
     """Images with a class, and nothing beside."""
 
     open_dataset = staticmethod(evaluation.open_dataset)
+    batches = staticmethod(evaluation.batches)
 
     def num_outputs(self, source: sources.Facts) -> int | None:
         return source.num_classes
@@ -207,5 +211,5 @@ def _parts() -> Iterator[Any]:
         steps=math.ceil(math.ceil(total / request.process_count) / share),
     )
     places = request.process_index, request.process_count
-    yield from evaluation.batches(source, request.transform, share, *places, request.limit)
+    yield from request.opener.batches(source, request.transform, share, *places, request.limit)
     yield None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,8 @@ from hrnet_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
+    from hrnet_jax.data.preprocess import Transform
+    from hrnet_jax.data.training import TrainData
     from hrnet_jax.tasks.recipe import Recipe
 
     Array = jax.Array
@@ -187,6 +189,20 @@ class Task(abc.ABC):
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
+
+    def batches(self, source: Source, transform: Transform, *share: Any) -> Iterator[Batch]:
+        """Those of `data.evaluation.batches`, whose arguments these are."""
+        return evaluation.batches(source, transform, *share)
+
+    def training_data(self, source: Source, recipe: Recipe, *share: int) -> TrainData:
+        """What gives the batches of training: see `data.training.TrainData`.
+
+        Raises:
+            UserError: if the data set is too small, or a batch cannot be shared out.
+        """
+        from hrnet_jax.data.training import TrainData
+
+        return TrainData(source, recipe, *share)
 
     def num_outputs(self, source: Facts) -> int:
         """The length of the network's output for this data; raises UserError."""

@@ -18,7 +18,6 @@ from hrnet_jax.checkpoints import loading, workdir
 from hrnet_jax.checkpoints.transfer import transfer
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.training import TrainData
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
@@ -214,7 +213,8 @@ class Experiment:
             )
         self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
         self.context = self.task.context(self.held_out, data_dir)
-        self.data = TrainData(self.source, r, jax.process_index(), jax.process_count())
+        places = jax.process_index(), jax.process_count()
+        self.data = self.task.training_data(self.source, r, *places)
         if r.microbatch % self.mesh.size:
             raise UserError(
                 f'{r.microbatch} images (batch_size / accumulate) do not divide over '

@@ -24,6 +24,7 @@ from hrnet_jax.data import evaluation
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.evaluation import NotFinite, evaluate
 from hrnet_jax.runtime import distributed
+from hrnet_jax.tasks.base import Batch
 from hrnet_jax.training.experiment import Experiment
 from hrnet_jax.training.interrupt import Interrupt
 from hrnet_jax.training.prefetch import Prefetch
@@ -174,8 +175,9 @@ class Trainer:
         places = jax.process_index(), jax.process_count()
         share = evaluation.local_batch(size, jax.process_count(), jax.local_device_count())
 
-        def batches() -> Iterator[dict[str, np.ndarray]]:
-            for batch in evaluation.batches(source, self.recipe.transform, share, *places):
+        def batches() -> Iterator[Batch]:
+            task = self.experiment.task
+            for batch in task.batches(source, self.recipe.transform, share, *places):
                 if self.interrupt:
                     raise distributed.Stopped
                 yield batch

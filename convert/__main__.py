@@ -20,7 +20,7 @@ from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing, replacing
-from hrnet_jax.tasks import task_of
+from hrnet_jax.tasks import DEFAULT, get_task, task_of
 from hrnet_jax.tasks.flag import add_task
 
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
@@ -101,7 +101,10 @@ def from_file(args: Any) -> None:
     refuse_existing(out, args.force, checkpoint.JSON)
 
     transform = (known.transform if known else Transform()).override(*overrides)
-    meta = folders.describe(source, done, known, transform, names)
+    task = get_task(args.task or DEFAULT)
+    if done.layout not in task.layouts:
+        raise UserError(f'{task.name} is not converted from files of the {done.layout} layout')
+    meta = folders.describe(source, done, known, transform, names, task.name)
     if args.verify:
         verify(checkpoint.model_of(meta), done, source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)

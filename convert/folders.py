@@ -13,6 +13,7 @@ from hrnet_jax.checkpoints.published import Published, find_published
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import DEFAULT
 from hrnet_jax.version import __version__
 
 log = logging.getLogger('hrnet_jax')
@@ -24,11 +25,13 @@ def describe(
     known: Published | None,
     transform: Transform,
     class_names: list[str] | None,
+    task: str = DEFAULT,
 ) -> dict[str, Any]:
-    """The JSON of the checkpoint: see `hrnet_jax.checkpoint`."""
+    """The JSON of the checkpoint: see `hrnet_jax.checkpoint`. A classifier's file does not show
+    whether one class is right or several: `task` says it."""
     model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
     return {
-        **checkpoint.describe(model),
+        **checkpoint.describe(model, task),
         'hrnet_jax': __version__,
         'transform': transform.to_json(),
         'published': known.to_json() if known else None,

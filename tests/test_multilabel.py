@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, f1_score
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
-from convert import from_torch, to_torch
+from convert import __main__ as convert_command
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task
@@ -272,11 +272,20 @@ def test_views_are_of_classifiers(run):
         hrnet_jax.visualize.view(model, variables, np.zeros((32, 32, 3), np.uint8))
 
 
-def test_to_timm_and_back(run):
-    model, variables = hrnet_jax.load(run)
-    assert model.num_classes == 3
-    _, again = from_torch(to_torch(variables, 'tiny', 'timm'))
-    jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(variables))
+def test_to_timm_and_back(run, command, tmp_path):
+    """The file does not show the task, --task does; a flag that contradicts is refused."""
+    file, back = tmp_path / 'photos.safetensors', tmp_path / 'back'
+    assert command(convert_command.main, run, '--to', 'timm', '--out', file)[0] == 0
+    arguments = (file, '--out', back, '--task', 'multilabel', '--resize', 32, '--crop', 32)
+    assert command(convert_command.main, *arguments)[0] == 0
+    assert checkpoint.read_json(back / 'tiny')['task'] == 'multilabel'
+    model, again = hrnet_jax.load(back)
+    before, variables = hrnet_jax.load(run)
+    assert model == before
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    wrong = ('x.png', '--ckpt', run, '--task', 'classification')
+    code, _, err = command(predict_command.main, *wrong)
+    assert (code, err) == (2, 'error: --task classification: the checkpoint is for multilabel\n')
 
 
 def test_export_and_nnx(run):

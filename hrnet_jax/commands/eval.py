@@ -14,7 +14,7 @@ from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
-from hrnet_jax.tasks import task_of
+from hrnet_jax.tasks.flag import task_of_checkpoint
 
 if TYPE_CHECKING:
     from hrnet_jax.tasks.base import Result, Task
@@ -77,7 +77,7 @@ def main() -> None:
     with distributed.fail_together():
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
-        task = task_of(meta)
+        task = task_of_checkpoint(args.task, meta)
         transform = transform_of(args, meta)
         if args.dataset is None:
             recipe = meta.get('training', {}).get('recipe', {})

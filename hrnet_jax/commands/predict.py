@@ -16,6 +16,7 @@ from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
 from hrnet_jax.tasks import get_task, names, task_of
 from hrnet_jax.tasks.base import Task
+from hrnet_jax.tasks.flag import task_of_checkpoint
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
     folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
-    task = task_of(meta)
+    task = task_of_checkpoint(args.task, meta)
     options = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read

@@ -213,6 +213,9 @@ class Task(abc.ABC):
     def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
         """Raises UserError for a set that cannot be trained on."""
 
+    def check_recipe(self, recipe: Any, outputs: int) -> None:  # noqa: B027
+        """Raises UserError for a recipe that is not for a network with so many outputs."""
+
     def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:  # noqa: B027
         """Raises UserError for a set that is not for the checkpoint with this JSON."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
-from hrnet_jax.tasks import get_task
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.base import Task
 
 
@@ -20,9 +23,22 @@ def add_task(parser: argparse.ArgumentParser) -> Task | None:
     parser.add_argument(
         '--task',
         metavar='MODULE:NAME',
-        help="a task of your own, in a module that Python finds; hrnet_jax's own need no flag",
+        help='a task of your own, in a module that Python finds; a checkpoint and a recipe say '
+        'theirs without it',
     )
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--task')
     task = first.parse_known_args()[0].task
     return get_task(task) if task else None
+
+
+def task_of_checkpoint(asked: str | None, meta: Mapping[str, Any]) -> Task:
+    """The task of the checkpoint with this JSON.
+
+    Raises:
+        UserError: if the flag names another.
+    """
+    task = task_of(meta)
+    if asked and get_task(asked) is not task:
+        raise UserError(f'--task {asked}: the checkpoint is for {task.name}')
+    return task

@@ -134,6 +134,10 @@ class MultilabelClassification(Classification):
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         return {}
 
+    def check_recipe(self, recipe: Any, outputs: int) -> None:
+        if (given := len(recipe.positive_weights)) not in (1, outputs):
+            raise UserError(f'positive_weights are one number or {outputs}, not {given}')
+
     def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:
         ours, theirs = meta.get('class_names'), source.class_names
         if ours and theirs and list(ours) != list(theirs):
@@ -150,11 +154,7 @@ class MultilabelClassification(Classification):
     ) -> dict[str, Array]:
         import jax.numpy as jnp
 
-        if len(recipe.positive_weights) not in (1, model.num_classes):
-            raise UserError(
-                f'positive_weights are one number or {model.num_classes}, '
-                f'not {len(recipe.positive_weights)}'
-            )
+        self.check_recipe(recipe, model.num_classes)
         smooth = recipe.label_smoothing
         targets = batch['label'].astype(jnp.float32) * (1 - smooth) + smooth / 2
         return mixed(batch, targets, key, recipe)

@@ -161,6 +161,7 @@ class Experiment:
     def introduce(self, start: int) -> None:
         """Says what was found."""
         r, devices, processes = self.recipe, jax.devices(), jax.process_count()
+        of = f' of {self.num_classes} classes' if self.source.num_classes else ''
         each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
         rows = {
             'model': f'{self.model.arch.name}, {summary.parameters(self.model) / 1e6:.2f} M '
@@ -173,8 +174,8 @@ class Experiment:
             f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.microbatch}'
             + (f', averaged {r.ema:g}' if r.ema else '')
             + (f', teacher {r.teacher}' if r.teacher else ''),
-            'data': f'{r.dataset}, {self.source.num_examples:,} images of {self.num_classes} '
-            f'classes, evaluated on {self.held_out.num_examples:,} of {self.held_out.split}',
+            'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, evaluated on '
+            f'{self.held_out.num_examples:,} of {self.held_out.split}',
             'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
             + (
                 'finished, nothing to do'
@@ -202,6 +203,7 @@ class Experiment:
         self.held_out = self.task.open_dataset(r.dataset, r.eval_split, data_dir)
         self.task.check_training(self.source)
         self.num_classes = self.task.num_outputs(self.source)
+        self.task.check_recipe(r, self.num_classes)
         names = [
             {str(x) for x in s.class_names or range(s.num_classes or 0)}
             for s in (self.source, self.held_out)

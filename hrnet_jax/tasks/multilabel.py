@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -87,7 +88,7 @@ class Multilabel(LabelRecipe):
     task = 'multilabel'
     required = ('dataset',)
 
-    dataset: str = ''
+    dataset: str = setting('', 'folder:PATH with SPLIT.csv in it, or a tfds set with label lists')
     epochs: float = 30
     batch_size: int = 64
     learning_rate: float = 0.05
@@ -201,6 +202,14 @@ class MultilabelClassification(Classification):
 
     def lines(self, found: Any) -> list[str]:
         return super().lines(found) or ['  no label reaches the threshold']
+
+    def draw(
+        self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
+        form: str,
+    ) -> None:  # fmt: skip
+        from hrnet_jax.tasks.pictures import draw
+
+        draw(images, titles, found, path, form, right=None)
 
     def add_prediction_flags(self, group: Any) -> None:
         text = f'smallest probability of a label that is named (default: {THRESHOLD})'

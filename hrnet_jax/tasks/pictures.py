@@ -22,6 +22,7 @@ def draw(
     predictions: Sequence[Sequence[Prediction]],
     path: str | Path,
     form: str | None = None,
+    right: int | None = 1,
 ) -> None:
     """Writes a picture of each image above the bars of its predictions.
 
@@ -31,6 +32,7 @@ def draw(
         predictions: of each image, most probable first.
         path: the picture's file.
         form: its format, such as 'png'; by default what its ending says.
+        right: how many of an image's predictions are what it shows; the others are grey. None: all.
     """
     columns = len(images) if len(images) < _COLUMNS else _COLUMNS
     rows = -(-len(images) // columns)
@@ -48,20 +50,22 @@ def draw(
         top.imshow(image, interpolation='nearest' if max(image.shape) < 100 else 'antialiased')
         # Names are shown as they are: a $ would begin a formula.
         top.set_title(short(title, 34), fontsize=9, parse_math=False)
-        bars(grid[2 * (i // columns) + 1][i % columns], found)
+        bars(grid[2 * (i // columns) + 1][i % columns], found, right)
     figure.savefig(path, dpi=110, format=form)
 
 
-def bars(axes, found: Sequence[Prediction]) -> None:
+def bars(axes, found: Sequence[Prediction], right: int | None = 1) -> None:
     """Horizontal bars from 0 to 1, the name written over each."""
     at = np.arange(len(found))
     probabilities = [p.probability for p in found]
-    axes.barh(at, probabilities, 0.82, color=[_BLUE] + [_GREY] * (len(found) - 1), alpha=0.35)
+    first = len(found) if right is None else right
+    colours = [_BLUE] * first + [_GREY] * (len(found) - first)
+    axes.barh(at, probabilities, 0.82, color=colours[: len(found)], alpha=0.35)
     for y, p in zip(at, found, strict=True):
         axes.text(0.015, y, short(p.name, 28), va='center', fontsize=9, parse_math=False)
         axes.text(0.985, y, f'{100 * p.probability:.1f} %', va='center', ha='right', fontsize=9)
     if not found:
-        axes.text(0.015, 0, 'nothing', va='center', fontsize=9, color=_GREY)
+        axes.text(0.015, 0, 'no label', va='center', fontsize=9, color=_GREY)
     axes.set(xlim=(0, 1), ylim=(max(len(found), 1) - 0.5, -0.5))
 
 

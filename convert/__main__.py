@@ -82,8 +82,8 @@ def from_file(args: Any) -> None:
         )
     known = find_published(args.name, args.source)
     names = _class_names(args.class_names)
-    overrides = (args.resize, args.crop, args.interpolation, STRIDE)
-    Transform().override(*overrides)  # mistakes show before the work
+    own = {name: getattr(args, name) for name in ('resize', 'crop', 'interpolation')}
+    Transform().override(STRIDE, **own)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
@@ -100,7 +100,7 @@ def from_file(args: Any) -> None:
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform = (known.transform if known else Transform()).override(*overrides)
+    transform = (known.transform if known else Transform()).override(STRIDE, **own)
     task = get_task(args.task or DEFAULT)
     if done.layout not in task.layouts:
         raise UserError(f'{task.name} is not converted from files of the {done.layout} layout')

@@ -45,7 +45,7 @@ def main() -> None:
 
     folder = checkpoint.find(args.ckpt, args.arch)
     transform = Transform.from_json(checkpoint.read_json(folder)['transform'])
-    size = transform.override(crop=args.image_size, multiple=STRIDE).crop
+    size = transform.override(STRIDE, crop=args.image_size).crop
     model, variables = checkpoint.load(folder, args.arch, weights=args.weights)
     fast = fold(model, variables, 'onnx')  # the plain form: convolutions, no transforms of them
     shape = (size, size, model.in_channels)

@@ -7,6 +7,8 @@ HRNet-Image-Classification.
 from __future__ import annotations
 
 import dataclasses
+import operator
+from collections.abc import Iterable
 
 from hrnet_jax.errors import UserError
 
@@ -38,19 +40,30 @@ class Arch:
         check_sizes(self, {'channels': 4, 'layer1': 2, 'modules': 3, 'blocks': 3, 'stem': 0})
 
 
+def whole_number(value: object) -> int | None:
+    """The integer that this is, of Python or NumPy; None for anything else."""
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array of several
+        return None
+
+
 def check_sizes(arch: Arch, lengths: dict[str, int]) -> None:
-    """Raises UserError unless these fields are tuples of so many positive numbers; 0: a number."""
+    """Makes these fields tuples of so many integers; 0: one integer.
 
-    def positive(values: tuple[object, ...]) -> bool:
-        return all(type(n) is int and n > 0 for n in values)
-
+    Raises:
+        UserError: if they are not, or not above 0.
+    """
     for field, length in lengths.items():
-        values = getattr(arch, field)
-        if not length:
-            if not positive((values,)):
-                raise UserError(f'{arch.name}: widths should be positive numbers')
-        elif not isinstance(values, tuple) or len(values) != length or not positive(values):
-            raise UserError(f'{arch.name}: {field} {values} should be {length} positive numbers')
+        given = getattr(arch, field)
+        listed = list(given) if length and isinstance(given, Iterable) else [given]
+        values = [whole_number(value) for value in listed]
+        if len(values) != max(length, 1) or not all(n is not None and n > 0 for n in values):
+            wanted = f'{length} whole numbers' if length else 'a whole number'
+            raise UserError(f'{arch.name}: {field} is {wanted} above 0, not {given!r}')
+        object.__setattr__(arch, field, tuple(values) if length else values[0])
 
 
 def _doubling(width: int) -> tuple[int, int, int, int]:

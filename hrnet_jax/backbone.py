@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from hrnet_jax.archs import STRIDE, Arch, get_arch
+from hrnet_jax.archs import STRIDE, Arch, get_arch, whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
 from hrnet_jax.upsampling import Upsample, upsample
@@ -141,6 +142,10 @@ class HRNet(Network):
     out_indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        outputs = whole_number(self.outputs)
+        if outputs not in range(1, 5):
+            raise UserError(f'outputs is the number of branches, 1 to 4, not {self.outputs!r}')
+        object.__setattr__(self, 'outputs', outputs)
         if self.out_indices is not None:  # a list could not be hashed
             object.__setattr__(self, 'out_indices', indices(self.out_indices))
         super().__post_init__()
@@ -164,11 +169,17 @@ class HRNet(Network):
         """Returns maps (N, H / stride, W / stride, channels), as `feature_info` says.
 
         Raises:
-            UserError: for images of a shape that does not fit.
+            UserError: for images of a shape or type that does not fit, or a classifier's variables.
         """
         arch, info = get_arch(self.arch), self.feature_info
         opts = dataclasses.replace(self.opts, blocks=self.blocks.backbone)
+        check_own(self.variables.get('params', {}))
         check_images(images.shape, self.in_channels, self.upsample == 'nearest')
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(
+                f'images must be normalised, in floating point, not {images.dtype}: '
+                'hrnet_jax.preprocess.normalize(images, transform)'
+            )
         module = opts.blocks.module(_Recomputed if self.remat else HRModule)
 
         def conv(x: Array, features: int, names: tuple[str, str], stride: int = 2) -> Array:
@@ -219,6 +230,15 @@ def image_hw(size: Any) -> tuple[int, int]:
     if len(pair) != 2:
         raise UserError(f'image size {size!r} is neither one integer nor two')
     return pair[0], pair[1]
+
+
+def check_own(params: Mapping[str, Any]) -> None:
+    """Raises UserError for the params of a model around an HRNet, not of the HRNet itself."""
+    if 'backbone' in params and 'conv1' not in params:
+        raise UserError(
+            'these are the variables of a model whose backbone is an HRNet: pass '
+            "{k: v['backbone'] for k, v in variables.items()}, or take hrnet_jax.FeatureMaps"
+        )
 
 
 def check_images(shape: tuple[int, ...], channels: int, multiples: bool) -> None:

@@ -229,12 +229,12 @@ def _moments(x: Array, groups: int, shift: Array | None) -> tuple[Array, Array]:
 
 
 def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """float32 products as PyTorch has them for a float32 model.
+    """float32 products as PyTorch has them for a float32 model; the caller's choice for others.
 
     Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
     """
     exact = jnp.dtype(model.dtype) == jnp.float32
-    return jax.default_matmul_precision('highest' if exact else 'default')
+    return jax.default_matmul_precision('highest') if exact else contextlib.nullcontext()
 
 
 def at_least_float32(*dtypes: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.core
@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.archs import Arch
-from hrnet_jax.errors import UserError
+from hrnet_jax.archs import Arch, whole_number
+from hrnet_jax.backbone import HRNet, check_own
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import Classifier, classifier_arch
 from hrnet_jax.introspection import Path as Path
 from hrnet_jax.introspection import Variables as Variables
@@ -50,21 +51,16 @@ def create_model(
     table = classifier_arch(arch)
     arch = dataclasses.replace(
         table,
-        channels=_sizes(channels) or table.channels,
-        head=_sizes(head) or table.head,
-        features=features or table.features,
+        channels=table.channels if channels is None else channels,
+        head=table.head if head is None else head,
+        features=table.features if features is None else features,
     )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
     for what, number in (('num_classes', num_classes), ('in_channels', in_channels)):
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+        if (whole_number(number) or 0) < 1:
             raise UserError(f'{what} is a whole number, at least 1, not {number!r}')
-    return Classifier(arch, num_classes, in_channels=in_channels, **options)
-
-
-def _sizes(given: Any) -> Any:
-    """A tuple of what may be one; `Arch` refuses the rest."""
-    return tuple(given) if isinstance(given, Iterable) else given
+    return Classifier(arch, int(num_classes), in_channels=int(in_channels), **options)
 
 
 def flat(tree: Variables) -> dict[Path, Any]:
@@ -91,7 +87,9 @@ def fitting(model: Any, variables: Variables) -> Variables:
     head = not isinstance(model, Classifier)
     wrong += [k for k in given if k not in wanted and not (head and k[1:2] == ('head',))]
     if wrong:
-        names = ', '.join('/'.join(path) for path in sorted(wrong)[:3])
+        if isinstance(model, HRNet):
+            check_own(variables.get('params', {}))
+        names = listed(['/'.join(path) for path in sorted(wrong)])
         raise UserError(f'these variables are not those of the model: they differ at {names}')
     return unflatten_dict({path: given[path] for path in wanted})
 

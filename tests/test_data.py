@@ -322,6 +322,12 @@ def test_restricted_classes(tmp_path, monkeypatch):
     assert source.dataset.restricted
     assert source.num_classes == 1000
     assert data.competing_classes(source, str(tmp_path)).tolist() == [6, 988]
+    newer = shutil.copytree(tmp_path / 'imagenet_a' / source.version, tmp_path / 'imagenet_a/9.9.9')
+    for file in newer.glob('*.tfrecord*'):
+        file.write_bytes(b'damaged')
+    named = data.open_dataset(f'imagenet_a:{source.version}', data_dir=str(tmp_path))
+    assert data.competing_classes(named, str(tmp_path)).tolist() == [6, 988]
+    shutil.rmtree(newer)
     part = data.open_dataset('imagenet_a', 'test[:1]', str(tmp_path))
     assert data.competing_classes(part, str(tmp_path)).tolist() == [6, 988]
 

@@ -156,6 +156,26 @@ def test_limit_and_transform_flags(command, setting, tmp_path):
     assert 'PARTIAL: 5 of 50,000 images' in out
 
 
+def test_flip(command, setting, tmp_path):
+    """The ranking is that of the mean of two rows of logits."""
+    _, converted, _, labels = setting
+    model, variables = hrnet_jax.load(converted)
+    pixels = np.stack([pil_pixels(jpeg(i)).transpose(1, 2, 0) for i in range(1, COUNT + 1)])
+    apply = jax.jit(model.apply)
+    logits = sum(np.asarray(apply(variables, x)) for x in (pixels, pixels[:, :, ::-1]))
+    first = int((logits.argmax(-1) == labels).sum())
+    result, out = run(command, setting, tmp_path, '--flip')
+    assert result['top1_correct'] == first != counts(setting)[0]
+    assert result['protocol'] == 'resize 72 crop 64 bilinear flip'
+    assert 'resize 72 crop 64 bilinear flip' in out
+
+
+def test_columns_that_are_known(command, setting, tmp_path):
+    _, out = run(command, setting, tmp_path, '--limit', 5)
+    assert 'published' not in out.splitlines()[-4]
+    assert out.splitlines()[-4].split() == ['measured', 'correct']
+
+
 def test_bfloat16_is_close(command, setting, tmp_path):
     result, _ = run(command, setting, tmp_path, '--dtype', 'bfloat16')
     assert abs(result['top1_correct'] - counts(setting)[0]) <= 4

@@ -14,7 +14,7 @@ from convert.reference import reference_of
 from hrnet_jax.archs import Arch
 from hrnet_jax.inference.summary import multiply_adds, parameters
 from hrnet_jax.initialisation import init
-from hrnet_jax.layers import BatchNorm, Options, _moments
+from hrnet_jax.layers import BatchNorm, Options, _moments, matmul_precision
 from hrnet_jax.models import create_model, variable_shapes
 from hrnet_jax.upsampling import resize_bilinear, upsample
 
@@ -94,7 +94,7 @@ def test_custom_sizes():
     assert model.apply(variables, x).shape == (2, 7)
     with pytest.raises(hrnet_jax.UserError, match='multiples of 4'):
         create_model('tiny', head=(8, 16, 20, 25))
-    with pytest.raises(hrnet_jax.UserError, match='channels 5 should be 4 positive numbers'):
+    with pytest.raises(hrnet_jax.UserError, match='channels is 4 whole numbers above 0, not 5'):
         create_model('tiny', channels=5)
     for classes in (0, '10', None, 10.0, True):
         with pytest.raises(hrnet_jax.UserError, match='num_classes is a whole number, at least 1'):
@@ -261,16 +261,60 @@ def test_options_that_make_no_network(tiny):
     for make, words in (
         (lambda: create_model('tiny', upsample='bicubic'), 'bicubic'),
         (lambda: Options(bn_group_size=0), 'bn_group_size'),
-        (lambda: create_model('tiny', features=True), 'features|widths'),
+        (lambda: create_model('tiny', features=True), 'features is a whole number above 0'),
+        (lambda: create_model('tiny', features=0), 'features .*, not 0'),
+        (lambda: create_model('tiny', channels=()), 'channels .*, not '),
+        (lambda: create_model('tiny', head=(8, 16, 24.0, 32)), 'head is 4 whole numbers'),
+        (lambda: hrnet_jax.HRNet('tiny', outputs=5), 'outputs .* 1 to 4, not 5'),
+        (lambda: hrnet_jax.HRNet('tiny', outputs=-1), 'outputs'),
+        (lambda: hrnet_jax.HRNet('tiny', outputs=True), 'outputs'),
         (lambda: create_model('tiny', channels=(1, 2, 3)), 'channels'),
         (lambda: create_model('tiny', channels=(1, 2, 3, 0)), 'channels'),
-        (lambda: Arch('mine', [1, 2, 3, 4]), 'channels'),
+        (lambda: Arch('mine', '1234'), 'channels'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=words):
             make()
     fast = hrnet_jax.fold(*tiny)
     with pytest.raises(hrnet_jax.UserError, match='no BatchNorm to train'):
         fast.model.apply(fast.variables, jnp.ones((1, 32, 32, 3)), train=True)
+
+
+def test_numbers_of_numpy_and_lists():
+    sizes = np.array([4, 6, 10, 12])
+    model = create_model('tiny', np.int64(7), channels=sizes, features=np.int32(40))
+    assert model.arch.channels == (4, 6, 10, 12)
+    assert {type(n) for n in (*model.arch.channels, model.arch.features, model.num_classes)} == {
+        int
+    }
+    assert Arch('mine', [4, 6, 10, 12]) == Arch('mine', (4, 6, 10, 12))
+    assert hrnet_jax.HRNet('tiny', outputs=np.int64(1)) == hrnet_jax.HRNet('tiny', outputs=1)
+
+
+def test_what_a_backbone_is_called_with(tiny):
+    backbone, images = hrnet_jax.HRNet('tiny'), jnp.ones((1, 32, 32, 3))
+    with pytest.raises(
+        hrnet_jax.UserError, match=r"\['backbone'\] .*or take hrnet_jax.FeatureMaps"
+    ):
+        backbone.apply(tiny[1], images)
+    with pytest.raises(hrnet_jax.UserError, match='FeatureMaps'):
+        hrnet_jax.fold(backbone, tiny[1])
+    own = {name: tree['backbone'] for name, tree in tiny[1].items()}
+    assert len(jax.eval_shape(backbone.apply, own, images)) == 4
+    with pytest.raises(hrnet_jax.UserError, match='normalised, in floating point, not uint8'):
+        tiny[0].apply(tiny[1], jnp.ones((1, 32, 32, 3), jnp.uint8))
+
+
+@pytest.mark.parametrize(('dtype', 'expected'), [('float32', 'HIGHEST'), ('bfloat16', 'HIGH')])
+def test_precision_is_the_callers_below_float32(dtype, expected):
+    """Of a product inside, where the caller asked for 'high'."""
+
+    def inside(x):
+        with matmul_precision(create_model('tiny', 10, dtype=dtype)):
+            return x @ x
+
+    with jax.default_matmul_precision('high'):
+        program = str(jax.make_jaxpr(inside)(jnp.ones((2, 2))))
+    assert f'Precision.{expected},' in program
 
 
 def test_groups_must_divide_the_batch():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from convert.reference import reference_of
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.imagenet import default_class_names
+from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.models import create_model
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'
@@ -119,6 +121,36 @@ def test_class_names():
     assert default_class_names(3) == ['0', '1', '2']
 
 
+def test_how_images_are_prepared(command, digits, tmp_path):
+    """The flags of eval.py, here too."""
+    folder, scan = digits
+    Image.fromarray(scan).resize((80, 60)).save(tmp_path / 'scan.png')
+    model, variables = hrnet_jax.load(folder)
+    pixels = np.asarray(Image.open(tmp_path / 'scan.png'))
+    flags = ('--resize', 40, '--interpolation', 'bicubic', '--flip')
+    where = ('--ckpt', folder, '--json', tmp_path / 'r.json')
+    code, _, err = command(predict_command.main, tmp_path / 'scan.png', *where, *flags)
+    assert code == 0, err
+    [row] = json.loads((tmp_path / 'r.json').read_text())
+    got = {one['index']: one['probability'] for one in row['predictions']}
+    transform = hrnet_jax.Transform(40, 32, 'bicubic')
+    seen = normalize(transform.prepare(pixels)[None], transform)
+    apply = jax.jit(model.apply)
+    sides = [np.asarray(apply(variables, x)[0]) for x in (seen, seen[:, :, ::-1])]
+    assert np.abs(sides[0] - sides[1]).max() > 0.1
+    expected = np.asarray(jax.nn.softmax((sides[0] + sides[1]) / 2))
+    assert got == pytest.approx({i: expected[i] for i in got}, abs=1e-5)
+
+
+def test_fewer_classes_than_five():
+    model = create_model('tiny', 3)
+    variables = hrnet_jax.init(model, jax.random.key(0))
+    names = np.array(['a', 'b', 'c'])
+    image = np.zeros((32, 32, 3), np.uint8)
+    [best] = hrnet_jax.predict(model, variables, [image], class_names=names, transform=TRANSFORM)
+    assert sorted(one.name for one in best) == ['a', 'b', 'c']
+
+
 def test_wrong_arguments(refused, digits, tmp_path):
     folder, scan = digits
     good, bad = tmp_path / 'good.png', tmp_path / 'bad.png'
@@ -133,6 +165,7 @@ def test_wrong_arguments(refused, digits, tmp_path):
         ((tmp_path, *right), 'cannot read'),
         ((good, *right, '--topk', 11), '--topk 11'),
         ((good, *right, '--topk', 0), '--topk 0'),
+        ((good, *right, '--resize', 16), 'black border'),
         ((good, *right, '--out', tmp_path / 'x.xyz'), '.png'),
         ((good, *right, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),
         ((good, *right, '--arch', 'w18'), 'no checkpoint of w18'),

@@ -239,6 +239,31 @@ def test_transform_json():
     transform = Transform(288, 288, 'bicubic', mean=(0.5, 0.5, 0.5))
     assert Transform.from_json(json.loads(json.dumps(transform.to_json()))) == transform
     assert Transform.from_json({}) == Transform()
+    for one in (Transform(), Transform(73, 64, 'bicubic', flip=True)):
+        assert Transform.from_text(one.text) == one
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ({'crop': 288}, (329, 288)),  # 256 / 224 of it
+        ({'crop': 512}, (585, 512)),
+        ({'crop': 256}, (256, 256)),
+        ({'crop': 192}, (256, 192)),
+        ({'resize': 288, 'crop': 288}, (288, 288)),
+        ({'resize': 64}, 'crop 224 is larger than resize 64'),
+        ({'resize': 64, 'crop': 96}, 'crop 96 is larger than resize 64'),
+        ({'crop': 100}, 'crop 100 is not a multiple of 32'),
+        ({'scale': 2.0}, '--scale is not for this checkpoint, which has: resize 256 crop 224'),
+    ],
+)
+def test_override_makes_no_border(flags, expected):
+    if isinstance(expected, tuple):
+        changed = Transform().override(32, **flags)
+        assert (changed.resize, changed.crop) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            Transform().override(32, **flags)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +277,7 @@ def test_transform_json():
         ('mean', (0.5, 'a', 0.5)),
         ('std', (1.0, 1.0, 0.0)),
         ('std', None),
+        ('flip', 1),
         ('std', (1.0, 1.0, float('nan'))),
         ('size', 224),
     ],

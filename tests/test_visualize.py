@@ -15,6 +15,7 @@ import hrnet_jax
 from convert import from_torch
 from hrnet_jax import checkpoint
 from hrnet_jax.commands import visualize as visualize_command
+from hrnet_jax.inference import drawing
 from hrnet_jax.inference.visualize import STRIDES, components, find_class, grad_cam, view
 from hrnet_jax.models import create_model
 
@@ -192,6 +193,20 @@ def test_command(command, digits, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['all.png', 'large.jpg', 'one.png']
 
 
+def test_a_larger_crop_has_no_border(command, digits, tmp_path, monkeypatch):
+    seen = []
+    draw = drawing.draw_view
+    monkeypatch.setattr(
+        drawing, 'draw_view', lambda view, *rest: (seen.append(view), draw(view, *rest))
+    )
+    options = ('--ckpt', digits, '--out', tmp_path / 'x.png', '--crop', 64, '--map', 4)
+    white = tmp_path / 'white.png'
+    Image.new('L', (20, 20), 255).save(white)
+    assert command(visualize_command.main, white, *options)[0] == 0
+    assert seen[0].image.shape == (64, 64, 3)
+    assert (seen[0].image == 255).all()
+
+
 def test_mistakes_are_one_line(refused, digits, tmp_path):
     good, out = digits / 'nine.png', ('--out', tmp_path / 'x.png')
     right = (good, '--ckpt', digits, *out)
@@ -204,6 +219,7 @@ def test_mistakes_are_one_line(refused, digits, tmp_path):
         ((*right, '--class', '10'), '0 to 9'),
         ((*right, '--map', '5'), "'5'"),
         ((*right, '--crop', '40'), 'multiple of 32'),
+        ((*right, '--crop', '64', '--resize', '32'), 'black border'),
         ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
         ((good, '--ckpt', digits, '--out', tmp_path / 'x.bmp'), '.png'),
         ((good, '--ckpt', digits, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),

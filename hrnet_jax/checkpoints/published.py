@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
-from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.tasks import DEFAULT, get_task
 
 Accuracy = tuple[float, ...]  # the figures of the task: top-1, top-5
@@ -35,14 +35,14 @@ class Published:
 
     name: str
     arch: str
-    results: dict[Transform, dict[str, Accuracy]]
+    results: dict[Any, dict[str, Accuracy]]
     files: tuple[str, ...] = ()
     hub: str | None = None
     head_bias: bool = True
     task: str = DEFAULT
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> Any:
         return next(iter(self.results))
 
     def to_json(self) -> dict[str, Any]:
@@ -57,11 +57,12 @@ class Published:
 
 
 def expected(
-    published: dict[str, Any] | None, transform: Transform, dataset: str
+    published: dict[str, Any] | None, transform: Protocol, dataset: str
 ) -> Accuracy | None:
     """The figure in a checkpoint's JSON for this transform and data set, if there is one."""
     for entry in (published or {}).get('results', ()):
-        if Transform.from_json(entry['transform']) == transform and dataset in entry['accuracy']:
+        known = type(transform).from_json(entry['transform'])
+        if known == transform and dataset in entry['accuracy']:
             return tuple(entry['accuracy'][dataset])
     return None
 
@@ -97,10 +98,9 @@ def _read() -> dict[str, Published]:
         key = (row['checkpoint'], row['protocol'], row['dataset'])
         found.setdefault(key, {})[row['metric']] = float(row['value'])
     for (name, protocol, dataset), values in found.items():
-        sets = entries[name].results.setdefault(Transform.from_text(protocol), {})
-        sets[dataset] = tuple(
-            values[figure.name] for figure in get_task(entries[name].task).figures
-        )
+        task = get_task(entries[name].task)
+        sets = entries[name].results.setdefault(task.protocol.from_text(protocol), {})
+        sets[dataset] = tuple(values[figure.name] for figure in task.figures)
     return entries
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
 from hrnet_jax.archs import list_models
 from hrnet_jax.runtime.cli import Parser
+from hrnet_jax.tasks import get_task, names
+from hrnet_jax.tasks.base import Task
 from hrnet_jax.tasks.flag import add_task
 
 
@@ -23,3 +29,37 @@ def add_checkpoint(parser: Parser) -> None:
         help='of a training folder; None: ema if it has them',
     )
     add_task(parser)
+
+
+def every_task() -> list[Task]:
+    return [get_task(name) for name in names()]
+
+
+def add_protocols(parser: Parser, tasks: Iterable[Task]) -> list[str]:
+    """The flags of how images are prepared; returns the names of their values."""
+    users: dict[Any, list[str]] = {}
+    for task in tasks:
+        users.setdefault(task.protocol, []).append(task.name)
+    return [
+        name
+        for protocol, titles in users.items()
+        for name in _add(parser, f'images: {", ".join(titles)}', protocol.add_flags)
+    ]
+
+
+def add_predictions(parser: Parser, tasks: Iterable[Task]) -> list[str]:
+    """The flags of what is named and drawn; returns the names of their values."""
+    return [name for task in tasks for name in _add(parser, task.name, task.add_prediction_flags)]
+
+
+def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
+    """The values of those flags that are on the command line."""
+    return {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
+
+
+def _add(parser: Parser, title: str, add: Callable[[Any], None]) -> list[str]:
+    # Tasks may share a flag, which then means the same.
+    group = parser.add_argument_group(title, conflict_handler='resolve')
+    before = list(parser._actions)
+    add(group)
+    return [action.dest for action in parser._actions if action not in before]

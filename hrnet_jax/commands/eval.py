@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.published import expected
-from hrnet_jax.commands.arguments import add_checkpoint
+from hrnet_jax.commands.arguments import add_checkpoint, add_protocols, every_task, given
 from hrnet_jax.data import sources
-from hrnet_jax.data.preprocess import SUPPORT, Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from hrnet_jax.tasks.base import Result, Task
 
 
-def parser() -> cli.Parser:
+def parser() -> tuple[cli.Parser, list[str]]:
+    """And which of its flags change the checkpoint's protocol."""
     p = cli.Parser(description=__doc__)
     add_checkpoint(p)
     p.add_argument(
@@ -43,17 +45,14 @@ def parser() -> cli.Parser:
     )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
     p.add_argument('--json', metavar='FILE', help='write the result there')
-    p.add_argument('--resize', type=int, help="shorter edge in pixels, instead of the checkpoint's")
-    p.add_argument(
-        '--crop', type=int, help="edge of the central square, instead of the checkpoint's"
-    )
-    p.add_argument('--interpolation', choices=list(SUPPORT), help="instead of the checkpoint's")
+    protocol = add_protocols(p, every_task())
     p.add_hosts()
-    return p
+    return p, protocol
 
 
 def main() -> None:
-    args = parser().parse_args()
+    flags, of_protocol = parser()
+    args = flags.parse_args()
     for name in ('batch_size', 'limit'):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -78,7 +77,8 @@ def main() -> None:
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         task = task_of_checkpoint(args.task, meta)
-        transform = transform_of(args, meta)
+        transform = task.protocol.from_json(meta['transform'])
+        transform = transform.override(STRIDE, **given(args, of_protocol))
         if args.dataset is None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', task.default_dataset)
@@ -134,21 +134,12 @@ def default_batch() -> int:
     return min(at_a_time(), 64) if distributed.alone() else 16
 
 
-def transform_of(args: argparse.Namespace, meta: dict[str, Any]) -> Transform:
-    """The checkpoint's transform with what the flags override."""
-    from hrnet_jax.archs import STRIDE
-
-    return Transform.from_json(meta['transform']).override(
-        args.resize, args.crop, args.interpolation, STRIDE
-    )
-
-
 def report(
     args: argparse.Namespace,
     meta: dict[str, Any],
     task: Task,
     source: sources.Facts,
-    transform: Transform,
+    transform: Protocol,
     result: Result,
     total: int,
 ) -> None:
@@ -160,29 +151,29 @@ def report(
         print(f'step {meta["training"]["step"]} of a run with train.py')
     print(
         f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
-        f'split {source.split or "-"}, resized to {transform.resize}, cropped to {transform.crop}'
+        f'split {source.split or "-"}, {transform.text}'
     )
     if partial:
         whole = max(source.dataset.num_examples or 0, source.num_examples)
         print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
-    print(f'{"":10}{"measured":>10}{"correct":>10}{"published":>11}{"difference":>12}')
+    rows = [['', 'measured', 'correct', 'published', 'difference']]
     for i, figure in enumerate(task.figures):
         value = result.metrics[figure.name]
         correct = result.counts.get(f'{figure.name}_correct')
-        theirs = (
-            f'{published[i]:11.3f}{value - published[i]:+12.3f}'
-            if published
-            else f'{"-":>11}{"-":>12}'
-        )
-        number = '-' if correct is None else f'{correct:,}'
-        print(f'{figure.label:10}{value:10.3f}{number:>10}{theirs}')
-    print(f'{"examples":10}{result.num_examples:10,}')
+        theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
+        number = '' if correct is None else f'{correct:,}'
+        rows.append([figure.label, f'{value:.3f}', number, *theirs])
+    rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
+    known = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    for label, *cells in zip(*known, strict=True):
+        print(f'{label:10}{"".join(f"{cell:>12}" for cell in cells)}'.rstrip())
     if args.json:
         content = {
             **result.metrics,
             **result.counts,
             'arch': meta['arch']['name'],
             'dataset': name,
+            'version': source.version,
             'split': source.split,
             'num_examples': result.num_examples,
             'task': task.name,

@@ -59,9 +59,7 @@ def main() -> None:
         refuse_existing(path, args.force)
     folder = loading.find(args.ckpt, args.arch)
     meta = read_json(folder)
-    transform = Transform.from_json(meta['transform']).override(
-        crop=args.image_size, multiple=STRIDE
-    )
+    transform = Transform.from_json(meta['transform']).override(STRIDE, crop=args.image_size)
     compilation.enable_cache()
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     fast = export.fold_for(model, variables, platforms)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from pathlib import Path
 
+from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading
-from hrnet_jax.commands.arguments import add_checkpoint
-from hrnet_jax.data.preprocess import Transform, open_image
+from hrnet_jax.commands.arguments import (
+    add_checkpoint,
+    add_predictions,
+    add_protocols,
+    every_task,
+    given,
+)
+from hrnet_jax.data.preprocess import open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
-from hrnet_jax.tasks import get_task, names, task_of
+from hrnet_jax.tasks import task_of
 from hrnet_jax.tasks.base import Task
 from hrnet_jax.tasks.flag import task_of_checkpoint
 
@@ -27,7 +33,8 @@ def main() -> None:
     p.add_argument(
         '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
     )
-    flags = [flag for task in _tasks() for flag in _add_flags(p, task)]
+    tasks = _tasks()
+    of_protocol, of_prediction = add_protocols(p, tasks), add_predictions(p, tasks)
     args = p.parse_args()
 
     for file in (args.json, args.out):
@@ -38,7 +45,9 @@ def main() -> None:
     folder = loading.find(args.ckpt, args.arch)
     meta = checkpoint.read_json(folder)
     task = task_of_checkpoint(args.task, meta)
-    options = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
+    transform = task.protocol.from_json(meta['transform'])
+    transform = transform.override(STRIDE, **given(args, of_protocol))
+    options = given(args, of_prediction)
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
         task.prediction_options(described, meta.get('class_names'), **options)
@@ -52,7 +61,7 @@ def main() -> None:
         variables,
         images,
         task=task,
-        transform=Transform.from_json(meta['transform']),
+        transform=transform,
         class_names=meta.get('class_names'),
         **options,
     )
@@ -77,21 +86,12 @@ def _tasks() -> list[Task]:
     first.add_argument('--ckpt')
     first.add_argument('--arch')
     known = first.parse_known_args()[0]
-    every = [get_task(name) for name in names()]
     if not known.ckpt:
-        return every
+        return every_task()
     try:
         return [task_of(checkpoint.read_json(loading.find(known.ckpt, known.arch)))]
     except UserError:  # of which `main` will hear
-        return every
-
-
-def _add_flags(parser: cli.Parser, task: Task) -> list[str]:
-    """Adds the flags by which the task predicts, and returns their names."""
-    group = parser.add_argument_group(task.name)
-    with contextlib.suppress(argparse.ArgumentError):  # another task has it, too
-        task.add_prediction_flags(group)
-    return [action.dest for action in group._group_actions]
+        return every_task()
 
 
 def entry() -> None:

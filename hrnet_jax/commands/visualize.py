@@ -44,7 +44,7 @@ def main() -> None:
     names = meta.get('class_names') or default_class_names(meta['num_classes'])
     target = None if args.target is None else find_class(args.target, names)
     transform = Transform.from_json(meta['transform'])
-    transform = transform.override(args.resize, args.crop, multiple=STRIDE)
+    transform = transform.override(STRIDE, resize=args.resize, crop=args.crop)
     compilation.enable_cache()
     image = open_image(args.image)
     model, variables = loading.load(folder, args.arch, weights=args.weights)

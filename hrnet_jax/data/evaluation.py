@@ -184,7 +184,8 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
     if not source.dataset.restricted:
         return None
     tf = tensorflow()
-    whole = open_tfds(source.dataset.name, source.dataset.split, data_dir)
+    name = f'{source.dataset.name}:{source.version}'
+    whole = open_tfds(name, source.dataset.split, data_dir)
     labels = whole.records(0, whole.num_examples).map(lambda record: record['label']).batch(1024)
     try:
         return np.unique(np.concatenate([np.unique(x) for x in labels.as_numpy_iterator()]))

@@ -6,12 +6,15 @@ PIL; `pixels.resize_crop_tf` is the same arithmetic in TensorFlow operations, eq
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ SUPPORT = {'bilinear': 1.0, 'bicubic': 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform:
+class Transform(Protocol):
     """Shorter edge to `resize`, the central `crop` square, then (x / 255 - mean) / std.
 
     Attributes:
@@ -32,6 +35,7 @@ class Transform:
         crop: edge of the central square; a smaller image is padded with black.
         interpolation: the PIL filter, 'bilinear' or 'bicubic', both antialiased.
         mean, std: of the three channels R, G, B, in units of the full range.
+        flip: the outputs are the mean of those for the image and for its mirror image.
 
     Raises:
         UserError: if a value makes no sense.
@@ -42,6 +46,7 @@ class Transform:
     interpolation: str = 'bilinear'
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    flip: bool = False
 
     def __post_init__(self):
         for name in ('resize', 'crop'):
@@ -53,6 +58,8 @@ class Transform:
                 f'transform: interpolation must be one of {", ".join(SUPPORT)}, '
                 f'not {self.interpolation!r}'
             )
+        if not isinstance(self.flip, bool):
+            raise UserError(f'transform: flip must be true or false, not {self.flip!r}')
         for name in ('mean', 'std'):
             try:
                 value = tuple(float(x) for x in getattr(self, name))
@@ -67,47 +74,52 @@ class Transform:
     @property
     def text(self) -> str:
         """Without mean and std, such as 'resize 256 crop 224 bilinear'."""
-        return f'resize {self.resize} crop {self.crop} {self.interpolation}'
+        flip = ' flip' * self.flip
+        return f'resize {self.resize} crop {self.crop} {self.interpolation}{flip}'
 
     @classmethod
-    def from_text(cls, text: str) -> Transform:
+    def from_text(cls, text: str) -> Self:
         """The inverse of `text`, with ImageNet's mean and std."""
-        _, resize, _, crop, interpolation = text.split()
-        return cls(int(resize), int(crop), interpolation)
+        _, resize, _, crop, interpolation, *flip = text.split()
+        return cls(int(resize), int(crop), interpolation, flip=flip == ['flip'])
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields, as JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+    def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        return resize_crop(image, self)
+
+    def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
+        """With `flip` the mean over the image and its mirror image."""
+        found = forward(images)
+        return (found + forward(images[:, :, ::-1])) / 2 if self.flip else found
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Transform:
-        """The inverse of `to_json`; a missing field has its default.
+    def add_flags(cls, group: argparse._ArgumentGroup) -> None:
+        own = "instead of the checkpoint's"
+        group.add_argument(
+            '--resize', type=int, help=f'shorter edge in pixels, {own}; follows a larger --crop'
+        )
+        group.add_argument('--crop', type=int, help=f'edge of the central square, {own}')
+        group.add_argument('--interpolation', choices=list(SUPPORT), help=own)
+        group.add_argument(
+            '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
+        )
+
+    def override(self, multiple: int = 1, **flags: Any) -> Self:
+        """See `Protocol.override`; a crop above the resize raises it in proportion.
 
         Raises:
-            UserError: if a field is unknown or has no sensible value.
+            UserError: also for a crop that is no multiple of `multiple`, or above a given resize.
         """
-        unknown = set(fields) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
-        return cls(**fields)
-
-    def override(
-        self,
-        resize: int | None = None,
-        crop: int | None = None,
-        interpolation: str | None = None,
-        multiple: int = 1,
-    ) -> Transform:
-        """This transform with what is not None instead of its own.
-
-        Raises:
-            UserError: for values that make no sense, or a crop that is no multiple of `multiple`.
-        """
-        flags = {'resize': resize, 'crop': crop, 'interpolation': interpolation}
-        given = {name: value for name, value in flags.items() if value is not None}
-        transform = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        crop, resize = flags.get('crop'), flags.get('resize')
+        if crop and resize is None and crop > self.resize:
+            flags['resize'] = round(crop * max(self.resize / self.crop, 1))
+        transform = super().override(**flags)
         if transform.crop % multiple:
             raise UserError(f'crop {transform.crop} is not a multiple of {multiple}')
+        if resize and transform.crop > resize:
+            raise UserError(
+                f'crop {transform.crop} is larger than resize {resize}: the image would have a '
+                'black border; give both, or --crop alone, which the resize follows'
+            )
         return transform
 
 
@@ -185,7 +197,7 @@ def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.nda
 
 
 def normalize(
-    images: jax.typing.ArrayLike, transform: Transform, dtype: jax.typing.DTypeLike = np.float32
+    images: jax.typing.ArrayLike, transform: Protocol, dtype: jax.typing.DTypeLike = np.float32
 ) -> jax.Array:
     """(x / 255 - mean) / std in float32, as ToTensor and Normalize, then cast to `dtype`.
 

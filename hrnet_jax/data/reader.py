@@ -21,8 +21,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from hrnet_jax.data import evaluation, sources
-from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data import evaluation, protocol, sources
 from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.runtime import cli
 
@@ -35,9 +34,7 @@ class Opener(Protocol):
     ) -> sources.Source: ...
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
     def num_outputs(self, source: sources.Facts) -> int | None: ...
-    def batches(
-        self, source: sources.Source, transform: Transform, *share: Any
-    ) -> Iterator[Any]: ...
+    def batches(self, source: sources.Source, transform: Any, *share: Any) -> Iterator[Any]: ...
 
 
 class Default:
@@ -70,7 +67,7 @@ class Request:
     split: str | None
     data_dir: str | None
     num_classes: int | None
-    transform: Transform
+    transform: protocol.Protocol
     batch_size: int
     limit: int | None = None
     process_index: int = 0

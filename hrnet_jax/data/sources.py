@@ -103,6 +103,7 @@ class Facts:
         notes: what the user should know beside the accuracy, a line each.
         official: the class of each file name, empty where not known.
         fields: what its examples have beside the image.
+        version: of the copy that tfds has prepared.
     """
 
     dataset: Dataset
@@ -114,6 +115,7 @@ class Facts:
     notes: tuple[str, ...]
     official: Mapping[str, int] = dataclasses.field(repr=False)
     fields: tuple[Field, ...] = (LABEL,)
+    version: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

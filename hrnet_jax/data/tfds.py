@@ -126,6 +126,7 @@ def open_tfds(
         notes=(),
         official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
         fields=targets.fields,
+        version=str(info.version),
         check=targets.check,
         **access,
     )

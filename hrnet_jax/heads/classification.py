@@ -104,7 +104,12 @@ class Classifier(Network):
         self.head = ClassificationHead(classifier_arch(self.arch), self.num_classes, self.opts)
 
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32."""
+        """(N, H, W, in_channels) normalised RGB -> (N, num_classes) logits, float32.
+
+        Args:
+            train: BatchNorm normalises by the statistics of the batch; the running ones change only
+                where `apply` is called with mutable=['batch_stats'], which returns them.
+        """
         return self.head(self.backbone(images, train), train)
 
     def features(self, images: Array, train: bool = False) -> tuple[Array, ...]:

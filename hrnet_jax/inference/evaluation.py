@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hrnet_jax.data.preprocess import Transform, normalize
+from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.folding import apply, compiler_options
 from hrnet_jax.models import Variables
@@ -33,12 +34,12 @@ def data_mesh() -> Mesh:
 
 
 def make_eval_step(
-    model: Any, transform: Transform, mesh: Mesh, metric: Metric
+    model: Any, transform: Protocol, mesh: Mesh, metric: Metric
 ) -> Callable[[Variables, Batch], Totals]:
     """The compiled step (variables, batch) -> the sums of the batch, over all devices.
 
     Args:
-        transform: its mean and standard deviation; the images come resized and cropped.
+        transform: normalises the images, which come prepared, and asks the network.
         mesh: with an axis 'data', over which batches are split; variables are on every device.
         metric: what is summed; beside it num_examples, seen and not_finite.
 
@@ -49,7 +50,9 @@ def make_eval_step(
 
     def step(variables: Variables, batch: Batch) -> Totals:
         images = normalize(batch['image'], transform, model.dtype)
-        outputs = apply(model, variables, images, in_pieces=mesh.size == 1)
+        outputs = transform.outputs(
+            lambda images: apply(model, variables, images, in_pieces=mesh.size == 1), images
+        )
         mask = batch['mask']
         finite = jax.tree.map(
             lambda x: jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))), jax.tree.leaves(outputs)
@@ -73,7 +76,7 @@ def evaluate(
     model: Any,
     variables: Variables,
     batches: Iterable[Batch],
-    transform: Transform,
+    transform: Protocol,
     metric: Metric,
     *,
     mesh: Mesh | None = None,

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.data.preprocess import Transform, normalize, resize_crop
+from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.folding import Folded, apply, compiler_options, fold
 from hrnet_jax.models import Variables
@@ -25,7 +26,7 @@ def predict(
     images: Sequence[Any],
     *,
     task: str | Task | None = None,
-    transform: Transform | None = None,
+    transform: Protocol | None = None,
     class_names: Sequence[str] | None = None,
     batch_size: int = 32,
     **options: Any,
@@ -40,7 +41,7 @@ def predict(
         task: what the model is for; None: what it says. The result of 'classification' is a list
             of the `topk` (default: 5) most probable classes as `Prediction`s, most probable first;
             of 'multilabel' one of all labels with at least the probability `threshold` (0.5).
-        transform: as the checkpoint was evaluated; by default 256, 224, bilinear.
+        transform: as the checkpoint was evaluated; by default the task's: 256, 224, bilinear.
         class_names: by default ImageNet's for 1000 classes, numbers for others.
         batch_size: images at a time.
         **options: of the task, as named above.
@@ -51,8 +52,8 @@ def predict(
     """
     if isinstance(model, Folded):
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
-    transform = transform or Transform()
     kind = get_task(getattr(model, 'task', DEFAULT) if task is None else task)
+    transform = transform or kind.protocol()
     chosen = kind.prediction_options(model, class_names, **options)
     if batch_size < 1:
         raise UserError(f'batch_size must be at least 1, not {batch_size}')
@@ -67,7 +68,7 @@ def predict(
     step = _make_step(model, kind.decoder(chosen), transform)
     found: list[Any] = []
     for start in range(0, len(images), size):
-        pixels = np.stack([resize_crop(image, transform) for image in images[start : start + size]])
+        pixels = np.stack([transform.prepare(image) for image in images[start : start + size]])
         count = len(pixels)
         pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))
         decoded = jax.device_get(step(variables, pixels))
@@ -78,12 +79,11 @@ def predict(
 
 
 @functools.lru_cache(maxsize=8)
-def _make_step(
-    model: Any, decode: Callable[[Any], Any], transform: Transform
-) -> Callable[..., Any]:
+def _make_step(model: Any, decode: Callable[[Any], Any], transform: Protocol) -> Callable[..., Any]:
     """The compiled function (variables, pixels) -> the decoded outputs."""
 
     def step(variables: Variables, pixels: jax.Array) -> Any:
-        return decode(apply(model, variables, normalize(pixels, transform, model.dtype)))
+        images = normalize(pixels, transform, model.dtype)
+        return decode(transform.outputs(lambda x: apply(model, variables, x), images))
 
     return jax.jit(step, compiler_options=compiler_options(model))

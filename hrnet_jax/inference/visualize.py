@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hrnet_jax.data.imagenet import default_class_names
 from hrnet_jax.data.preprocess import Transform, normalize, resize_crop
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference.folding import apply, compiler_options, fold, traced
 from hrnet_jax.layers import Array, matmul_precision
-from hrnet_jax.models import Variables, check_class_names
+from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.base import Prediction
+from hrnet_jax.tasks.classification import names_of
 
 STRIDES = (4, 8, 16, 32)
 FORMATS = ('.png', '.pdf', '.svg', '.jpg')
@@ -149,8 +149,7 @@ def view(
     transform = transform or Transform()
     if not (task := get_task(model.task)).one_class:
         raise UserError(f'the model is for {task.name}; views are of classifiers')
-    names = class_names or default_class_names(model.num_classes)
-    check_class_names(names, model.num_classes)
+    names = names_of(model, class_names)
     if target is not None and not 0 <= target < model.num_classes:
         raise UserError(f'class {target} is not between 0 and {model.num_classes - 1}')
     if not model.folded:

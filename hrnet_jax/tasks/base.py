@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hrnet_jax.data import evaluation
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts, Source
 from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     import jax
 
-    from hrnet_jax.data.preprocess import Transform
     from hrnet_jax.data.training import TrainData
     from hrnet_jax.tasks.recipe import Recipe
 
@@ -131,6 +132,7 @@ class Task(abc.ABC):
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     one_class: the outputs are logits of classes of which one is right.
     layouts: those of the converter that its checkpoints can be written in.
+    protocol: the class of what a checkpoint's `transform` holds.
     """
 
     name: ClassVar[str]
@@ -140,6 +142,7 @@ class Task(abc.ABC):
     default_dataset: ClassVar[str | None] = None
     one_class: ClassVar[bool] = False
     layouts: ClassVar[tuple[str, ...]] = ()
+    protocol: ClassVar[type[Protocol]] = Transform
 
     # The model
 
@@ -190,7 +193,7 @@ class Task(abc.ABC):
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
 
-    def batches(self, source: Source, transform: Transform, *share: Any) -> Iterator[Batch]:
+    def batches(self, source: Source, transform: Any, *share: Any) -> Iterator[Batch]:
         """Those of `data.evaluation.batches`, whose arguments these are."""
         return evaluation.batches(source, transform, *share)
 

@@ -151,7 +151,7 @@ class Classification(Task):
         **others: Any,
     ) -> dict[str, Any]:  # fmt: skip
         super().prediction_options(model, class_names, **others)
-        topk = 5 if topk is None else topk
+        topk = min(TOP, model.num_classes) if topk is None else topk
         if not 1 <= topk <= model.num_classes:
             raise UserError(f'topk {topk} is not between 1 and the {model.num_classes} classes')
         return {'topk': topk, 'names': names_of(model, class_names)}
@@ -178,7 +178,9 @@ class Classification(Task):
         draw(images, titles, found, path, form)
 
     def add_prediction_flags(self, group: Any) -> None:
-        group.add_argument('--topk', type=int, help='classes an image (default: 5)')
+        group.add_argument(
+            '--topk', type=int, help='classes an image (default: 5, or all if there are fewer)'
+        )
 
 
 def mixed(batch: dict[str, Array], targets: Array, key: Array, recipe: Any) -> dict[str, Array]:
@@ -198,8 +200,8 @@ def names_of(model: Any, class_names: Sequence[str] | None) -> tuple[str, ...]:
     """The classes' names, or the usual ones; raises UserError for a wrong number of them."""
     from hrnet_jax.models import check_class_names
 
-    given = class_names if class_names is not None and len(class_names) else None
-    names = tuple(given or imagenet.default_class_names(model.num_classes))
+    given = () if class_names is None else tuple(map(str, class_names))
+    names = given or tuple(imagenet.default_class_names(model.num_classes))
     check_class_names(names, model.num_classes)
     return names
 

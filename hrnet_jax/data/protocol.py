@@ -1,0 +1,87 @@
+"""What an evaluation does with an image: how it is prepared, and what the network is asked.
+
+A checkpoint holds the protocol of its published figures; each task has its class of them.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+from hrnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+    from PIL import Image
+
+
+class Protocol(abc.ABC):
+    """A frozen dataclass whose fields are JSON, with tuples for lists.
+
+    Attributes:
+        mean, std: of the three channels R, G, B, in units of the full range.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    @abc.abstractmethod
+    def text(self) -> str:
+        """One line, without mean and std: what results.csv and the reports have."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_text(cls, text: str) -> Self:
+        """The inverse of `text`, with the published mean and std."""
+
+    @abc.abstractmethod
+    def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """What the network gets of an image before it is normalised, uint8 (H, W, 3)."""
+
+    def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
+        """The network's outputs for normalised images (N, H, W, 3), traced.
+
+        Args:
+            forward: the network; called more than once where outputs are averaged.
+        """
+        return forward(images)
+
+    @classmethod  # noqa: B027
+    def add_flags(cls, group: argparse._ArgumentGroup) -> None:
+        """Flags of eval.py and predict.py, None by default; their names are fields."""
+
+    def override(self, multiple: int = 1, **flags: Any) -> Self:
+        """This protocol with what is not None instead of its own.
+
+        Args:
+            multiple: that the edges of images must have.
+
+        Raises:
+            UserError: for a field that it does not have, or values that make no sense.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        if unknown := given.keys() - {field.name for field in dataclasses.fields(self)}:  # type: ignore[arg-type]
+            flag = min(unknown).replace('_', '-')
+            raise UserError(f'--{flag} is not for this checkpoint, which has: {self.text}')
+        return dataclasses.replace(self, **given)  # type: ignore[type-var]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, as JSON types."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; a missing field has its default.
+
+        Raises:
+            UserError: if a field is unknown or has no sensible value.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := set(fields) - known:
+            raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

@@ -1,9 +1,11 @@
 # `make demo` and `make test` do everything, set-up included, on a machine with Python 3.11 to 3.13.
 PYTHON ?= python3
 VENV ?= .venv
+# The exact versions that the tests passed with; /dev/null for the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all clean
+.PHONY: demo test tests test-all clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
@@ -11,15 +13,17 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) tests
+
+tests: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long'
 
 test-all: test
 	$(BIN)/python -m pytest -m long
 
-# constraints.txt has the exact versions that the tests passed with.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 clean:

@@ -21,6 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import hrnet_jax
+from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.export import export
 from hrnet_jax.runtime import cli
 
 ROOT = Path(__file__).parents[1]
@@ -59,24 +63,103 @@ def run(page: str) -> dict:
 def test_readme(standard_promotion):
     scope = run('README.md')
     assert scope['logits'].shape == (2, 1000)
-    assert float(scope['value']) > 0
     assert [m.shape[1] for m in scope['maps']] == [16, 8, 4, 2]
     assert scope['pooled'].shape == (2, 64)
-    images = jnp.zeros((1, 64, 64, 3))
-    shapes = jax.eval_shape(scope['Landmarks']().init, jax.random.key(0), images)
-    assert shapes['params']['backbone'].keys() == scope['variables']['params']['backbone'].keys()
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 150
 
 
-def test_library(capsys):
+def test_nnx(standard_promotion):
+    scope = run('docs/nnx.md')
+    assert scope['logits'].shape == (2, 1000)
+    assert float(scope['value']) > 0
+
+
+def test_library(capsys, standard_promotion):
     scope = run('docs/library.md')
     assert [m.shape[1] for m in scope['maps']] == [32, 16, 8, 4, 2]
     assert 'initialised' in capsys.readouterr().out
     assert scope['report'].adapted == ('backbone/conv1/kernel',)
     assert set(scope['report'].initialised) == {'head/classifier/bias', 'head/classifier/kernel'}
+    assert float(scope['value']) > 0
+    images = jnp.zeros((1, 64, 64, 3))
+    shapes = jax.eval_shape(scope['Landmarks']().init, jax.random.key(0), images)
+    ours = scope['variables']
+    assert shapes['params']['backbone'].keys() == ours['params']['backbone'].keys()
+    own = {kind: ours[kind]['backbone'] for kind in ours}  # what the table says that HRNet takes
+    maps = jax.eval_shape(hrnet_jax.HRNet('tiny').apply, own, images)
+    assert [m.shape[1] for m in maps] == [16, 8, 4, 2]
 
 
-def test_quick_start():
-    assert run('docs/index.md')['logits'].shape == (1, 1000)
+def test_evaluate(capsys):
+    run('docs/evaluate.md')
+    assert 0 < float(capsys.readouterr().out.split()[-1]) < 1
+
+
+def test_multilabel():
+    assert run('docs/multilabel.md')['variables']
+
+
+def test_deploy(tmp_path, monkeypatch):
+    model = hrnet_jax.create_model('tiny')
+    program = export(model, hrnet_jax.init(model, jax.random.key(0)), image_size=64)
+    (tmp_path / 'w18.stablehlo').write_bytes(program.serialize())
+    monkeypatch.chdir(tmp_path)
+    scope = run('docs/deploy.md')
+    assert scope['logits'].shape == (2, 1000)
+    assert len(scope['maps']) == 4
+
+
+def test_code_of_every_page_is_run():
+    """By a test of this file, or by test_own_task.py."""
+    written = Path(__file__).read_text()
+    for page in PAGES:
+        if '```python' in (ROOT / page).read_text():
+            assert f"run('{page}')" in written or page == 'docs/tasks.md'
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r'^#+ (.+)$', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in headings}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_and_files_exist(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        if not link.startswith('https://'):
+            name, _, anchor = link.partition('#')
+            target = (ROOT / page).parent / name if name else ROOT / page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target), link
+    for name in re.findall(r'(?:hrnet_jax|tests|benchmarks|examples|docs)/[\w./]*\w/?', text):
+        outside = name == 'hrnet_jax/src'  # a place on somebody's disk, in docs/pods.md
+        assert outside or (ROOT / name).exists() or f'hrnet/{name}' in text, name
+
+
+def test_every_page_can_be_reached():
+    nav = re.findall(r': (\w+\.md)$', (ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
+    assert sorted(f'docs/{name}' for name in nav) == PAGES[1:]
+    readme = (ROOT / 'README.md').read_text()
+    assert all(page in readme for page in PAGES[1:])
+
+
+def test_named_checkpoints_and_figures_are_those_of_the_tables():
+    hub = {entry.hub for entry in PUBLISHED.values() if entry.hub}
+    files = {name for entry in PUBLISHED.values() for name in entry.files}
+    text = '\n'.join((ROOT / page).read_text() for page in PAGES)
+    named = set(re.findall(r'timm/hrnet_[\w.]*\w', text))
+    assert named == hub
+    assert set(re.findall(r'\bhrnet\S*_3rdparty_8xb32\S*\.pth', text)) <= files
+    rows = re.findall(
+        r'^\| `(\S+)` \| \w+ \| (\d+), (\d+)( bicubic)? \| ([\d.]+) / ([\d.]+) \|$',
+        (ROOT / 'docs/accuracy.md').read_text(),
+        re.MULTILINE,
+    )
+    assert len(rows) == 19
+    for name, resize, crop, filter, *figures in rows:
+        transform = Transform(int(resize), int(crop), filter.strip() or 'bilinear')
+        assert tuple(map(float, figures)) == PUBLISHED[name].results[transform]['imagenet2012']
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -161,21 +244,37 @@ def python(arguments: str) -> str:
     return done.stdout
 
 
+def commands(page: str) -> list[str]:
+    """The arguments to Python in a page's shell blocks, without those that need a network."""
+    lines = [line for block in blocks(page, 'sh') for line in block.splitlines()]
+    own = [line.removeprefix('python ') for line in lines if line.startswith('python ')]
+    found = [line.replace('w18', 'tiny') for line in own if 'hf:' not in line]
+    return [line if line.startswith('-m') else f'{ROOT}/{line}' for line in found]
+
+
+def test_quick_start(flowers):
+    convert, predict = commands('docs/index.md')
+    shutil.rmtree('converted')
+    Path('examples').symlink_to(ROOT / 'examples')
+    shutil.copy('flowers/val/rose/0.jpg', 'photo.jpg')
+    stages = re.compile(r'^ +(\w+) +\d\.\de-0\d$', re.MULTILINE)
+    shown = stages.findall((ROOT / 'docs/index.md').read_text())
+    assert stages.findall(python(convert)) == shown
+    assert '%' in python(predict)
+    assert Image.open('picture.png').size > (300, 200)
+
+
 def test_fine_tuning(flowers, capsys):
-    commands = [block.replace('w18', 'tiny') for block in blocks('docs/finetune.md', 'sh')]
-    outputs = []
-    for command in commands[:2]:
-        arguments = command.replace('python ', f'{ROOT}/', 1)
-        outputs.append(python(f'{arguments} {QUICK}' if 'train.py' in command else arguments))
-    assert re.search(r'initialised +2 .*head/classifier', outputs[0])
+    train, evaluate, predict, convert = commands('docs/finetune.md')
+    assert re.search(r'initialised +2 .*head/classifier', python(f'{train} {QUICK}'))
     scope = run('docs/finetune.md')
     confusion = scope['confusion']
     assert confusion.sum() == 40
-    assert f'top-1{100 * np.trace(confusion) / 40:15.3f}' in outputs[1]
+    assert f'top-1{100 * np.trace(confusion) / 40:15.3f}' in python(evaluate)
     assert np.trace(confusion) >= 36
     assert Image.open('confusion.png').size > (300, 200)
-    assert 'rose' in python(commands[2].replace('python ', f'{ROOT}/', 1))
-    python(commands[3].replace('python ', '', 1))
+    assert 'rose' in python(predict)
+    python(convert)
     assert Path('flowers.safetensors').stat().st_size > 10_000
 
 

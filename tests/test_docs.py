@@ -278,6 +278,18 @@ def test_fine_tuning(flowers, capsys):
     assert Path('flowers.safetensors').stat().st_size > 10_000
 
 
+def test_picture(tmp_path, monkeypatch):
+    """The program of README's picture, without its training."""
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    resolutions = importlib.import_module('resolutions')
+    model = resolutions.Digits()
+    variables = hrnet_jax.init(model, jax.random.key(0), image_size=32)
+    resolutions.draw(model, variables, tmp_path / 'drawn.png')
+    shown = ROOT / 'docs/resolutions.png'
+    assert Image.open(tmp_path / 'drawn.png').size == Image.open(shown).size
+    assert shown.stat().st_size < 200_000
+
+
 def test_notebook(tmp_path, monkeypatch, capsys, standard_promotion):
     """From top to bottom, in a folder of its own."""
     for name in ('digits.py', 'tiny_digits.pth'):

@@ -66,10 +66,10 @@ def main() -> None:
         import jax.numpy as jnp
 
         from hrnet_jax.checkpoints import format as checkpoint
-        from hrnet_jax.checkpoints import loading
         from hrnet_jax.inference.evaluation import evaluate
         from hrnet_jax.inference.folding import fold
         from hrnet_jax.runtime import compilation, distributed
+        from hrnet_jax.weights import loading
 
     distributed.start(args)
     compilation.enable_cache()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrnet_jax.archs import STRIDE
-from hrnet_jax.checkpoints import loading
 from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data.imagenet import default_class_names
@@ -13,6 +12,7 @@ from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, view
 from hrnet_jax.runtime import cli, compilation, files
+from hrnet_jax.weights import loading
 
 
 def main() -> None:

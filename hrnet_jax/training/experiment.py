@@ -14,8 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading, workdir
-from hrnet_jax.checkpoints.transfer import transfer
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError, listed
@@ -36,6 +35,8 @@ from hrnet_jax.training.step import (
     make_schedule,
     make_train_step,
 )
+from hrnet_jax.weights import loading
+from hrnet_jax.weights.transfer import transfer
 
 
 @dataclasses.dataclass(frozen=True)

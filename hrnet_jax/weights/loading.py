@@ -10,11 +10,13 @@ import jax
 import numpy as np
 
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.checkpoints import hub_cache, workdir
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.checkpoints.format import ARRAYS, JSON, model_of, read_json, restore
+from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.weights import hub_cache
 
 
 def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
@@ -39,7 +41,7 @@ def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
         return path / workdir.CHECKPOINTS / str(steps[-1] if step is None else step)
     if not path.is_dir():
         what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
-        raise UserError(f'{path} {what}; python -m convert writes one')
+        raise UserError(f'{path} {what}; python -m convert writes one{hint(str(path))}')
     if arch and (path / arch / JSON).is_file():
         return path / arch
     # A name with a dot first is one that was being written when its process was killed.

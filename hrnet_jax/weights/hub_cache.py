@@ -16,7 +16,7 @@ from typing import Any
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime.files import cache_folder
 
@@ -95,8 +95,8 @@ def _converter(origin: str) -> Callable[[str, Path, bool], None]:
         if (error.name or '').split('.')[0] != 'convert':
             raise
         raise UserError(
-            f'{origin} holds no checkpoint of hrnet_jax, and the package convert, which would '
-            "convert PyTorch's, is missing: pip install 'hrnet_jax[convert,hub]'"
+            f'{origin} holds no checkpoint of hrnet_jax, and the package convert, which '
+            "converts PyTorch's files, is missing: pip install 'hrnet_jax[convert,hub]'"
         ) from None
     return write
 
@@ -118,9 +118,7 @@ def _read(file: Path, meta: dict[str, Any]) -> Variables:
         k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k)
     )
     if wrong:
-        raise UserError(
-            f'is damaged: {", ".join(wrong[:5])} do not match their digests; push it again'
-        )
+        raise UserError(f'is damaged: {listed(wrong)} do not match their digests; push it again')
     variables: Variables = {}
     for path, value in flat.items():
         node = variables

@@ -15,9 +15,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from hrnet_jax.checkpoints import loading
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Path, Variables, backbones
+from hrnet_jax.weights import loading
 
 log = logging.getLogger('hrnet_jax')
 

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hrnet_jax.archs import list_models
+from hrnet_jax.archs import get_arch, list_models
+from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import Parser
 from hrnet_jax.tasks import get_task, names
 from hrnet_jax.tasks.base import Task
@@ -15,20 +16,34 @@ from hrnet_jax.tasks.flag import add_task
 
 def add_checkpoint(parser: Parser) -> None:
     """The flags that say which checkpoint: arguments of `loading.find` and `load`."""
-    parser.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
+    add_arch(parser, 'where DIR holds several checkpoints: the one to take')
     parser.add_argument(
         '--ckpt',
         required=True,
         metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in '
-        'it; or hf:OWNER/REPO',
+        help='a converted checkpoint, or the folder that holds it; or a training folder, or a step '
+        'in it; or hf:OWNER/REPO of the Hugging Face hub',
     )
     parser.add_argument(
         '--weights',
         choices=['ema', 'raw'],
-        help='of a training folder; None: ema if it has them',
+        help='of a training folder: the averaged weights (ema), or those of the step (default: '
+        'ema if the run averages)',
     )
     add_task(parser)
+
+
+def add_arch(parser: Parser, text: str, required: bool = False) -> None:
+    """The flag --arch: a name of the table of architectures."""
+    text += f'; one of {", ".join(list_models())}'
+    parser.add_argument('--arch', type=_arch, metavar='ARCH', required=required, help=text)
+
+
+def _arch(name: str) -> str:
+    try:
+        return get_arch(name).name
+    except UserError as error:  # of which argparse would not print the text
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def every_task() -> list[Task]:

@@ -15,14 +15,14 @@ import traceback
 import zlib
 from pathlib import Path
 
-from hrnet_jax.archs import list_models
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading
+from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe, add_arguments, describe, from_arguments
+from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
 
@@ -39,7 +39,7 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     first.add_argument('--recipe', default=usual)
     cls = known.get(first.parse_known_args()[0].recipe, known[usual])
     p.epilog = describe(known)
-    p.add_argument('--arch', choices=list_models(), help='network; None: that of --init')
+    add_arch(p, 'the network (default: that of --init)')
     p.add_argument(
         '--recipe',
         choices=list(known),

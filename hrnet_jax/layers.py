@@ -233,7 +233,8 @@ def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]
 
     Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
     """
-    exact = jnp.dtype(model.dtype) == jnp.float32
+    dtype = getattr(model, 'dtype', None)  # a module that is not ours may have none
+    exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision('highest') if exact else contextlib.nullcontext()
 
 

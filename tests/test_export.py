@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -55,7 +58,9 @@ for i in range(1, len(sys.argv), 3):
 def folder(tmp_path_factory):
     """The converted digits checkpoint."""
     folder = tmp_path_factory.mktemp('digits')
+    names = {'class_names': [f'digit {i}' for i in range(10)]}
     meta = checkpoint.describe(create_model('tiny', 10)) | {'transform': TRANSFORM.to_json()}
+    meta |= names
     checkpoint.save(folder / 'tiny', from_torch(DIGITS)[1], meta)
     return folder
 
@@ -91,9 +96,16 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         file = tmp_path / name
         code, out, err = command(export_command.main, '--ckpt', folder, '--out', file, *options)
         assert code == 0, err
-        worst = re.search(r'on cpu, relative to the largest logit: (\S+)\n', out)
+        worst = re.search(r'on cpu, relative to the largest value: (\S+)\n', out)
         assert 0 < float(worst[1]) < 1e-5
         assert (tmp_path / f'{name}.npz').exists() == ('--weights-beside' in options)
+        assert 'classes, in this order: digit 0, digit 1' in out
+        told = json.loads((tmp_path / f'{name}.json').read_text())
+        assert told['class_names'] == [f'digit {i}' for i in range(10)]
+        assert told['sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert told['normalised_inside'] == ('--preprocess' in options)
+        size = 64 if '--image-size' in options else 32
+        assert told['transform'] == TRANSFORM.override(crop=size).to_json()
         result = tmp_path / f'{name}_logits.npy'
         arguments += [file, tmp_path / f'{given}.npy', result]
         x = images[given]
@@ -162,13 +174,34 @@ def test_library(source):
         (model, {'image_size': -32}, 'at least 1'),
         (model, {'image_size': (32, 32, 3)}, 'neither one integer nor two'),
         (model, {'image_size': 32.0}, 'neither one integer nor two'),
-        (hrnet_jax.HRNet('tiny'), {}, 'a Classifier can be exported, not HRNet'),
+        ('tiny', {}, 'a Flax module can be exported, not str'),
         (model, {'batch': 0}, 'at least 1'),
         (model, {'batch': '2'}, 'at least 1'),
         (grey, {'transform': TRANSFORM}, '1 channels'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             export.export(changed, variables, **options)
+
+
+class Own(nn.Module):
+    """Of a user's task: two results, and nothing of ours inside."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        pooled = nn.Conv(4, (3, 3), name='conv')(images).mean((1, 2))
+        return {'angle': nn.Dense(2)(pooled), 'pooled': pooled}
+
+
+def test_a_module_of_the_users():
+    images = image(5, 2, 32, 64)
+    variables = Own().init(jax.random.key(0), images)
+    for options in ({}, {'transform': TRANSFORM}, {'weights_beside': True}):
+        program = export.export(Own(), variables, image_size=(32, 64), **options)
+        weights = export.flat_weights(variables) if 'weights_beside' in options else None
+        assert export.difference(program, weights, Own(), variables, TRANSFORM) < 1e-5
+    assert [aval.shape[1:] for aval in program.out_avals] == [(2,), (4,)]
+    changed = jax.tree.map(lambda x: 1.01 * x, variables)
+    assert export.difference(program, weights, Own(), changed, TRANSFORM) > 1e-3
 
 
 def test_weights_too_large_for_one_file(source, monkeypatch):
@@ -223,8 +256,9 @@ def test_wrong_arguments(refused, command, folder, tmp_path):
         ((*right, '--platforms', ''), 'unknown platform'),
         ((*right, '--batch', 0), '--batch 0'),
         ((*right, '--batch', 'many'), '--batch many'),
-        ((*right, '--image-size', 33), 'not a multiple of 32'),
-        ((*right, '--image-size', 0), 'above 0'),
+        ((*right, '--image-size', 100), '--image-size 100: '),
+        ((*right, '--image-size', 100), 'the next sizes that fit: 96 and 128'),
+        ((*right, '--image-size', 0), '--image-size 0: images must be at least 1 high'),
         ((*right, '--weights', 'ema'), 'no averaged weights'),
         ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
         (('--ckpt', folder, '--out', there), 'there exists; remove it or give --force'),

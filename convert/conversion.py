@@ -21,6 +21,9 @@ from hrnet_jax.runtime.cli import progress
 
 Variables = dict[str, Any]
 _SHOWN = 20  # names of a kind in an error message
+_COUNTER = '.num_batches_tracked'
+# Biases before BatchNorm, and counters: a file has all of a kind, or none.
+_ALONE = 'missing beside others of their kind'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -98,8 +101,7 @@ def to_torch(
             np.transpose(value.astype(np.float32), order)
         )
         if path[-1] == 'mean':
-            counter = key.removesuffix('running_mean') + 'num_batches_tracked'
-            state[names.from_canonical(counter)] = np.zeros((), np.int64)
+            state[names.from_canonical(_counter_of(key))] = np.zeros((), np.int64)
             if names.head_bias if head_bias is None else head_bias:
                 bias = _bias_before(key)
                 if bias:
@@ -109,9 +111,10 @@ def to_torch(
 
 def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     """Converts a flat state dict whose values have `.shape` and `.numpy()`."""
-    layout, canonical, unexpected = _canonical(tensors)
+    layout, named, unexpected = _canonical(tensors)
     if arch is not None:
         get_arch(arch)
+    canonical = {key: name for key, name in named.items() if not key.endswith(_COUNTER)}
     shapes = {key: tuple(tensors[name].shape) for key, name in canonical.items()}
     found, num_classes, in_channels = recognise_arch(shapes)
     if arch is not None and found.name != arch:
@@ -137,7 +140,13 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
             paths[key] = rule
             got[rule[0]] = tuple(shape[axis] for axis in rule[1])
     problems = _differences(got, expected, canonical, layout.from_canonical)
-    problems['unexpected'] += unexpected
+    means = [key for key in shapes if key.endswith('.running_mean')]
+    for of_a_kind in (_bias_before, _counter_of):
+        group = {key for key in map(of_a_kind, means) if key}
+        if group & named.keys():
+            problems[_ALONE] += [layout.from_canonical(k) for k in sorted(group - named.keys())]
+    counters = named.keys() - canonical.keys() - {_counter_of(mean) for mean in means}
+    problems['unexpected'] += unexpected + [named[key] for key in sorted(counters)]
     _refuse(problems, found)
 
     kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
@@ -181,8 +190,9 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
 
 def official_names(tensors: Mapping[str, Any]) -> dict[str, str]:
     """Official key -> name in `tensors`, without the counters."""
-    canonical = _canonical(tensors)[1]
-    return {LAYOUTS['official'].from_canonical(key): name for key, name in canonical.items()}
+    spell = LAYOUTS['official'].from_canonical
+    named = _canonical(tensors)[1]
+    return {spell(key): name for key, name in named.items() if not key.endswith(_COUNTER)}
 
 
 def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, int]:
@@ -258,7 +268,7 @@ def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list
         key = layout.to_canonical(name.removeprefix(prefix)) if inside else None
         if key is None:
             unknown.append(name)
-        elif not name.endswith('.num_batches_tracked'):
+        else:
             canonical[key] = name
     return layout, canonical, unknown
 
@@ -268,6 +278,11 @@ def _bias_before(mean: str) -> str | None:
     if re.fullmatch(r'head\.(downsamp_modules\.\d+|final_layer)\.1\.running_mean', mean):
         return mean.removesuffix('1.running_mean') + '0.bias'
     return None
+
+
+def _counter_of(mean: str) -> str:
+    """The counter of the BatchNorm with this running mean."""
+    return mean.removesuffix('.running_mean') + _COUNTER
 
 
 def _flat_shapes(arch: Arch, classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -294,6 +309,7 @@ def _differences(
     return {
         'missing': [name(p, s) for p, s in expected.items() if p not in got],
         'unexpected': [name(p, s) for p, s in got.items() if p not in expected],
+        _ALONE: [],
         'misshapen': [
             f'{name(p, s)}: {sizes(p, s)} instead of {sizes(p, expected[p])}'
             for p, s in got.items()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.pickles import DTYPES, LazyTensor, Unpickler
+from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 
 Reader = Callable[[Path], tuple[Any, list[str]]]  # -> the object in the file, remarks
@@ -41,8 +42,7 @@ def find_format(path: Path) -> Reader:
         with path.open('rb') as file:
             head = file.read(4096)
     except FileNotFoundError:
-        hint = 'a repository of the Hugging Face hub is written hf:OWNER/REPO'
-        raise UserError(f'does not exist ({hint})') from None
+        raise UserError(f'does not exist{hint(str(path))}') from None
     except OSError as error:
         raise UserError(f'cannot be read: {error.strerror}') from error
     for pattern, reader in _FORMATS:

@@ -24,7 +24,8 @@ from convert.__main__ import main
 from convert.reference import HRNet
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.checkpoints.published import PUBLISHED, expected, find_published
+from hrnet_jax.checkpoints import published
+from hrnet_jax.checkpoints.published import PUBLISHED, Published, expected, find_published
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'
@@ -47,7 +48,7 @@ def test_converts_loads_and_describes(command, tmp_path):
     code, out, _ = command(main, DIGITS, '--out', tmp_path / 'c', *options)
     assert code == 0
     assert 'logits' in out
-    assert 'tiny, 10 classes, official layout' in out
+    assert 'tiny, 10 classes, official or timm layout' in out
     meta = json.loads((tmp_path / 'c' / 'tiny' / 'checkpoint.json').read_text())
     assert meta['transform']['crop'] == 32
     assert meta['class_names'] == list('abcdefghij')
@@ -137,6 +138,28 @@ def test_a_published_name_is_recorded(command, tmp_path):
     assert '--name w18_small.gluon_in1k|w18_small.ms_in1k' in out
 
 
+def test_a_published_name_of_another_task(command, tmp_path, monkeypatch):
+    """The number of classes, the figures and the task are those of the table's line."""
+    transform = hrnet_jax.Transform(32, 32)
+    entry = Published('scans', 'tiny', 10, {transform: {'digits': (97.5, 91.0)}}, task='multilabel')
+    monkeypatch.setitem(PUBLISHED, 'scans', entry)
+    _, out, _ = command(main, DIGITS, '--out', tmp_path)
+    assert 'if it is one, say --name scans\n' in out
+    code, out, err = command(main, DIGITS, '--out', tmp_path, '--name', 'scans')
+    assert code == 0, err
+    assert out.endswith(', published as 97.5 % mAP and 91.0 % F1 on digits\n')
+    assert checkpoint.read_json(tmp_path / 'scans')['task'] == 'multilabel'
+
+
+def test_two_figures_for_one_are_refused(monkeypatch):
+    """Those of another split would take the place of the first."""
+    rows = {name: list(published._rows(name)) for name in ('published.csv', 'results.csv')}
+    rows['results.csv'].append(rows['results.csv'][0] | {'split': 'train', 'value': '99'})
+    monkeypatch.setattr(published, '_rows', rows.get)
+    with pytest.raises(ValueError, match=r'two figures for top1 of w18, .*, imagenet2012'):
+        published._read()
+
+
 def wrong_variant(path):
     state = made(arch='w18_small_v1', classes=4)
     for key in [k for k in state if k.startswith('stage4.0.branches.2')]:
@@ -216,6 +239,9 @@ def test_wrong_arguments(command, refused, tmp_path, source):
     for arguments, part in (
         ((source,), '--out'),
         ((source, '--out', out, '--arch', 'w99'), 'w18_small_v1'),
+        ((source, '--out', out, '--arch', 'hrnet_w18'), "'hrnet_w18'; perhaps w18; known: tiny, "),
+        ((source, '--out', out, '--weights', 'ema'), '--weights goes with --to'),
+        (('timm/w18', '--out', out), 'does not exist; if it is a repository of the Hugging Face'),
         ((source, '--out', out, '--arch', 'w18'), 'holds tiny, not w18'),
         ((source, '--out', out, '--name', 'w18_ssld'), 'published w18 with 1000 classes'),
         ((source, '--out', out, '--name', '../x'), 'plain name'),
@@ -236,6 +262,9 @@ def test_wrong_arguments(command, refused, tmp_path, source):
     assert command(main, source, '--out', out)[0] == 0
     assert 'exists' in refused(main, source, '--out', out)
     assert 'converted already' in refused(main, out / 'tiny', '--out', tmp_path / 'o2')
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    assert '--to LAYOUT' in refused(main, tmp_path / 'run', '--out', tmp_path / 'o2')
     assert '.pth or .safetensors' in refused(
         main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'x.bin'
     )

@@ -106,8 +106,9 @@ def test_what_is_no_checkpoint(tmp_path, name, content, expected):
 
 def test_paths_that_cannot_be_read(tmp_path):
     assert message(tmp_path).startswith('is a directory: ')
-    assert message(tmp_path / 'none').startswith('does not exist (')
-    assert 'hf:OWNER/REPO' in message(tmp_path / 'none')
+    assert message(tmp_path / 'none') == 'does not exist'
+    hint = 'does not exist; if it is a repository of the Hugging Face hub, write hf:timm/none'
+    assert message('timm/none') == hint
     os.mkfifo(tmp_path / 'pipe')
     assert message(tmp_path / 'pipe') == 'is no regular file'
     path = save({'a': torch.ones(1)}, tmp_path / 'a')

@@ -273,9 +273,20 @@ def test_views_are_of_classifiers(run):
 
 
 def test_to_timm_and_back(run, command, tmp_path):
-    """The file does not show the task, --task does; a flag that contradicts is refused."""
+    """The file alone does not show the task, --task does; a flag that contradicts is refused."""
     file, back = tmp_path / 'photos.safetensors', tmp_path / 'back'
-    assert command(convert_command.main, run, '--to', 'timm', '--out', file)[0] == 0
+    code, out, err = command(convert_command.main, run, '--to', 'timm', '--out', file)
+    assert code == 0, err
+    step = hrnet_jax.checkpoint.find(run).name
+    names = ', '.join(LABELS)
+    assert out.startswith(f'step {step} of the run\n3 classes, in this order: {names}\n')
+    told = json.loads((tmp_path / 'photos.safetensors.json').read_text())
+    assert (told['step'], told['task'], told['class_names']) == (
+        int(step),
+        'multilabel',
+        list(LABELS),
+    )
+    (tmp_path / 'photos.safetensors.json').unlink()
     arguments = (file, '--out', back, '--task', 'multilabel', '--resize', 32, '--crop', 32)
     assert command(convert_command.main, *arguments)[0] == 0
     assert checkpoint.read_json(back / 'tiny')['task'] == 'multilabel'

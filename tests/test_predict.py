@@ -20,6 +20,7 @@ from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.imagenet import default_class_names
 from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import get_task
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'
 TRANSFORM = hrnet_jax.Transform(resize=32, crop=32)
@@ -107,6 +108,12 @@ def test_every_common_format(command, digits, tmp_path):
     with Image.open(out) as picture:
         assert picture.size[0] > 1000
         assert np.asarray(picture.convert('RGB')).std() > 20
+
+
+def test_class_names_in_an_array():
+    model = hrnet_jax.create_model('tiny', 3)
+    options = get_task('classification').prediction_options(model, np.array(['a', 'b', 'c']))
+    assert options['names'] == ('a', 'b', 'c')
 
 
 def test_class_names():

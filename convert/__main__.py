@@ -52,12 +52,23 @@ def parser() -> cli.Parser:
         'refuse SRC if it is another architecture; with --to, where SRC holds several '
         'checkpoints: the one to take',
     )
+    p.add_argument(
+        '--weights',
+        choices=['ema', 'raw'],
+        help='of a file, or with --to of a training folder, that has both: the averaged weights '
+        '(ema), or those of the last step (raw) (default: ema if there are any)',
+    )
     p.add_argument('--force', action='store_true', help='replace what is there')
     g = p.add_argument_group('to Flax')
     g.add_argument(
         '--name',
         help='name of the folder that is made (default: the architecture). The name of a published '
         'checkpoint, such as w18 or w18.ms_in1k, adds its accuracy and its transform of images',
+    )
+    g.add_argument(
+        '--prefix',
+        metavar='P',
+        help='where SRC holds several networks: what the names of the one to take begin with',
     )
     g.add_argument(
         '--verify',
@@ -101,23 +112,15 @@ def parser() -> cli.Parser:
         choices=list(LAYOUTS),
         help='write a PyTorch file whose tensors have the names of this implementation',
     )
-    g.add_argument(
-        '--weights',
-        choices=['ema', 'raw'],
-        help='of a training folder: the averaged weights (ema), or those of the step (default: '
-        'ema if the run averages)',
-    )
     return p
 
 
 def main() -> None:
     args = parser().parse_args()
     if not args.to:
-        if args.weights:
-            raise UserError('--weights goes with --to: it chooses the weights of a training folder')
         from_file(args)
         return
-    own = ('name', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
+    own = ('name', 'prefix', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
     if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
         raise UserError(f'{", ".join(other)} cannot be combined with --to')
     to_file(args)
@@ -138,7 +141,7 @@ def from_file(args: Any) -> None:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
         refuse_existing(Path(args.out) / args.name, args.force, checkpoint.JSON)
-    file = folders.read(args.source, args.arch, args.name)
+    file = folders.read(args.source, args.arch, args.name, weights=args.weights, prefix=args.prefix)
     done, known = file.done, file.known
     if names is not None and len(names) != done.num_classes:
         raise UserError(
@@ -192,7 +195,8 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         from convert import reference
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
-    state = {key: array(tensors[name]) for key, name in official_names(tensors).items()}
+    names = official_names(done.network)
+    state = {key: array(tensors[name]) for key, name in names.items()}
     worst = reference.verify(model, done.variables, state)
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():

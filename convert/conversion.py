@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from convert import readers
-from convert.layouts import LAYOUTS, Layout, canonical_key, find_layout, flax_path
+from convert.layouts import LAYOUTS, canonical_key, flax_path
+from convert.networks import Network, find
 from hrnet_jax.archs import ARCHS, Arch, get_arch
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
@@ -35,6 +37,7 @@ class Converted:
         arch: the architecture; named 'custom' if it is none of the table's.
         variables: {'params': ..., 'batch_stats': ...}, float32 NumPy arrays.
         layout: name of the layout; `head_bias` says whether the file had the head's biases.
+        network: which tensors of the file these are; `weights`: 'ema' or 'raw', see `from_torch`.
         notes: one-line remarks for the user.
     """
 
@@ -45,16 +48,25 @@ class Converted:
     layout: str
     head_bias: bool
     notes: tuple[str, ...]
+    network: Network
+    weights: str | None = None
 
 
 def from_torch(
-    source: str | os.PathLike | Mapping[str, Any], arch: str | None = None
+    source: str | os.PathLike | Mapping[str, Any],
+    arch: str | None = None,
+    *,
+    weights: str | None = None,
+    prefix: str | None = None,
 ) -> tuple[str | Arch, Variables]:
     """Converts a checkpoint file (or `hf:OWNER/REPO`), or a state dict in memory.
 
     Args:
         source: a path, or a mapping of names to PyTorch tensors or NumPy arrays, wrapped or not.
         arch: refused unless the file holds this architecture.
+        weights: 'ema' or 'raw': of a file with averaged weights beside those of the last step; by
+            default the averaged ones.
+        prefix: what the names of the network begin with, where a file holds several networks.
 
     Returns:
         The architecture's name (an `Arch` if its widths are not in the table), and
@@ -64,10 +76,11 @@ def from_torch(
         UserError: naming everything that is missing, unexpected, misshapen or not finite.
     """
     if isinstance(source, Mapping):
-        tensors = readers.resolve(source)[0]
+        found: readers.Resolved | readers.Source = readers.resolve(source, weights=weights)
     else:
-        tensors = readers.read(source).tensors
-    done = convert(tensors, arch)
+        found = readers.read(source, weights=weights)
+    done = convert(found.tensors, arch, prefix=prefix, weights=weights)
+    readers.require_weights(weights, found.weights or done.weights)
     return (done.arch.name if done.arch.name in ARCHS else done.arch), done.variables
 
 
@@ -109,9 +122,17 @@ def to_torch(
     return state
 
 
-def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
-    """Converts a flat state dict whose values have `.shape` and `.numpy()`."""
-    layout, named, unexpected = _canonical(tensors)
+def convert(
+    tensors: Mapping[str, Any],
+    arch: str | None = None,
+    *,
+    prefix: str | None = None,
+    weights: str | None = None,
+) -> Converted:
+    """Converts a flat state dict whose values have `.shape` and `.numpy()`: see `from_torch`."""
+    network, notes, kind = network_of(tensors, prefix, weights)
+    named, unexpected = _canonical(network)
+    layout = network.layout or LAYOUTS['official']
     if arch is not None:
         get_arch(arch)
     canonical = {key: name for key, name in named.items() if not key.endswith(_COUNTER)}
@@ -184,14 +205,16 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
         variables,
         layout.name,
         bool(biases),
-        (f'stored as {", ".join(other)}; converted to float32',) if other else (),
+        (*notes, *[f'stored as {", ".join(other)}; converted to float32'] * bool(other)),
+        network,
+        kind,
     )
 
 
-def official_names(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Official key -> name in `tensors`, without the counters."""
+def official_names(network: Network) -> dict[str, str]:
+    """Official key -> name in the file, without the counters."""
     spell = LAYOUTS['official'].from_canonical
-    named = _canonical(tensors)[1]
+    named = _canonical(network)[0]
     return {spell(key): name for key, name in named.items() if not key.endswith(_COUNTER)}
 
 
@@ -252,25 +275,39 @@ def array(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.numpy() if hasattr(tensor, 'numpy') else tensor)
 
 
-def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list[str]]:
-    """The layout; canonical key -> name in the file; names that the layout does not know."""
-    layout, prefix = find_layout(tensors)
-    if prefix is None:
-        raise UserError(f'no HRNet weights found; the tensors are {listed(list(tensors), 3)}')
-    if layout is None:
+def network_of(
+    tensors: Mapping[str, Any], prefix: str | None = None, weights: str | None = None
+) -> tuple[Network, list[str], str | None]:
+    """The classifier of a state dict: see `networks.find`."""
+    what = functools.partial(_what, tensors)
+    found, notes, kind = find(tensors, prefix, weights, what, array)
+    if found.layout is None:
         raise UserError(
             'the file holds an HRNet without a classification head, such as a pose, segmentation '
             f'or detection model; its last tensors are {listed(list(tensors)[-3:], _SHOWN)}'
         )
+    return found, notes, kind
+
+
+def _canonical(network: Network) -> tuple[dict[str, str], list[str]]:
+    """Canonical key -> name in the file; names that the layout does not know."""
     canonical, unknown = {}, []
-    for name in tensors:
-        inside = name.startswith(prefix)
-        key = layout.to_canonical(name.removeprefix(prefix)) if inside else None
-        if key is None:
+    for key, name in network.names.items():
+        known = network.layout.to_canonical(key) if network.layout else None
+        if known is None:
             unknown.append(name)
         else:
-            canonical[key] = name
-    return layout, canonical, unknown
+            canonical[known] = name
+    return canonical, unknown
+
+
+def _what(tensors: Mapping[str, Any], network: Network) -> str:
+    """Architecture and classes of a network, for messages."""
+    if network.layout is None:
+        return 'without a classification head'
+    canonical = _canonical(network)[0]
+    arch, classes, _ = recognise_arch({k: tuple(tensors[v].shape) for k, v in canonical.items()})
+    return f'{_called(arch)}, {classes} classes'
 
 
 def _bias_before(mean: str) -> str | None:

@@ -61,7 +61,12 @@ class File:
 
 
 def read(
-    origin: str, arch: str | None = None, name: str | None = None, offline: bool = False
+    origin: str,
+    arch: str | None = None,
+    name: str | None = None,
+    offline: bool = False,
+    weights: str | None = None,
+    prefix: str | None = None,
 ) -> File:
     """A file, or `hf:OWNER/REPO`, and what lies beside it.
 
@@ -69,13 +74,15 @@ def read(
         arch: refused unless it is this architecture.
         name: of a published checkpoint, which it must fit; or another.
         offline: a file of the hub is looked for in the cache alone.
+        weights, prefix: see `convert.from_torch`.
 
     Raises:
         UserError: if it cannot be read, or is no HRNet.
     """
-    source = readers.read(origin, offline)
+    source = readers.read(origin, offline, weights)
     try:
-        done = convert(source.tensors, arch)
+        done = convert(source.tensors, arch, prefix=prefix, weights=weights)
+        readers.require_weights(weights, source.weights or done.weights)
     except UserError as error:
         raise UserError(f'{origin}: {error}') from error
     told, notes = _told(source, done, offline)
@@ -126,19 +133,21 @@ def describe(
             'container': source.container,
             'layout': layouts[0],
             'head_bias': done.head_bias,
+            'prefix': done.network.prefix,
+            'weights': source.weights or done.weights,
         },
     }
 
 
-def write(origin: str, folder: Path, offline: bool = False) -> None:
+def write(origin: str, folder: Path, offline: bool = False, weights: str | None = None) -> None:
     """Converts a file, or `hf:OWNER/REPO`, to a folder, as the command does without flags.
 
-    `offline`: a file of the hub is looked for in the cache alone.
+    Args: see `read`.
 
     Raises:
         UserError: if it cannot be read, or is no HRNet.
     """
-    file = read(origin, offline=offline)
+    file = read(origin, offline=offline, weights=weights)
     for note in file.notes:
         log.info('%s: %s', origin, note)
     checkpoint.save(folder, file.done.variables, describe(file))

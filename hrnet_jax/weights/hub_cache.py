@@ -23,8 +23,10 @@ from hrnet_jax.runtime.files import cache_folder
 FILES = ('model.safetensors', checkpoint.JSON)
 
 
-def fetch(origin: str) -> Path:
+def fetch(origin: str, weights: str | None = None) -> Path:
     """The checkpoint folder of `hf:OWNER/REPO[@REVISION]`, in the user's cache folder.
+
+    `weights`: 'ema' or 'raw', of PyTorch's file with both.
 
     What is there is not asked for again: for a newer commit name it, or remove the folder.
 
@@ -33,7 +35,7 @@ def fetch(origin: str) -> Path:
     """
     try:
         repository, revision = parse(origin)
-        place = place_of(repository, revision)
+        place = place_of(repository, revision, weights)
         if _whole(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +44,7 @@ def fetch(origin: str) -> Path:
             try:
                 described = download(origin, FILES[1:])
             except NoFile as missing:
-                _converter(origin)(origin, made, missing.offline)
+                _converter(origin)(origin, made, missing.offline, weights)
             else:
                 meta = checkpoint.read_json(described.parent)
                 # The arrays are those of the same commit.
@@ -64,8 +66,8 @@ def fetch(origin: str) -> Path:
     return place
 
 
-def place_of(repository: str, revision: str | None) -> Path:
-    name = f'{repository}@{revision or "main"}'
+def place_of(repository: str, revision: str | None, weights: str | None = None) -> Path:
+    name = f'{repository}@{revision or "main"}{f"@{weights}" if weights else ""}'
     try:
         return cache_folder() / 'checkpoints' / urllib.parse.quote(name, safe='@')
     except RuntimeError:
@@ -88,7 +90,7 @@ def _whole(place: Path) -> bool:
     return True
 
 
-def _converter(origin: str) -> Callable[[str, Path, bool], None]:
+def _converter(origin: str) -> Callable[[str, Path, bool, str | None], None]:
     try:
         from convert.folders import write  # the package may be missing
     except ModuleNotFoundError as error:

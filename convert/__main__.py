@@ -71,6 +71,11 @@ def parser() -> cli.Parser:
         help='where SRC holds several networks: what the names of the one to take begin with',
     )
     g.add_argument(
+        '--ignore-digest',
+        action='store_true',
+        help='take a file of a published name though its content has another hash',
+    )
+    g.add_argument(
         '--verify',
         action='store_true',
         help='run the PyTorch model, too, and compare the two on random images, stage by stage; '
@@ -120,7 +125,16 @@ def main() -> None:
     if not args.to:
         from_file(args)
         return
-    own = ('name', 'prefix', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
+    own = (
+        'name',
+        'prefix',
+        'ignore_digest',
+        'verify',
+        'resize',
+        'crop',
+        'interpolation',
+        'class_names',
+    )
     if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
         raise UserError(f'{", ".join(other)} cannot be combined with --to')
     to_file(args)
@@ -141,7 +155,14 @@ def from_file(args: Any) -> None:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
         refuse_existing(Path(args.out) / args.name, args.force, checkpoint.JSON)
-    file = folders.read(args.source, args.arch, args.name, weights=args.weights, prefix=args.prefix)
+    file = folders.read(
+        args.source,
+        args.arch,
+        args.name,
+        weights=args.weights,
+        prefix=args.prefix,
+        check_digest=not args.ignore_digest,
+    )
     done, known = file.done, file.known
     if names is not None and len(names) != done.num_classes:
         raise UserError(

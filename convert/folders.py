@@ -67,6 +67,7 @@ def read(
     offline: bool = False,
     weights: str | None = None,
     prefix: str | None = None,
+    check_digest: bool = True,
 ) -> File:
     """A file, or `hf:OWNER/REPO`, and what lies beside it.
 
@@ -75,11 +76,12 @@ def read(
         name: of a published checkpoint, which it must fit; or another.
         offline: a file of the hub is looked for in the cache alone.
         weights, prefix: see `convert.from_torch`.
+        check_digest: see `readers.read`.
 
     Raises:
         UserError: if it cannot be read, or is no HRNet.
     """
-    source = readers.read(origin, offline, weights)
+    source = readers.read(origin, offline, weights, check_digest)
     try:
         done = convert(source.tensors, arch, prefix=prefix, weights=weights)
         readers.require_weights(weights, source.weights or done.weights)

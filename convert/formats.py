@@ -53,26 +53,22 @@ def find_format(path: Path) -> Reader:
     raise UserError('is no checkpoint: neither of torch.save nor safetensors')
 
 
-def checked_digest(path: Path) -> str:
-    """The sha256 of a file, compared with the beginning of it that publishers put in the name.
+def digest_of(path: Path) -> tuple[str, str | None]:
+    """The sha256 of a file; where its name promises another, a remark.
 
-    That is a `-` and 8 to 64 hexadecimal digits before the extensions. Of decimal digits alone,
-    only 8 count, and not if they start with 00 (as steps do) or make a date from 1990 to 2099:
-    20220120 is none, 19126642 is a hash.
-
-    Raises:
-        UserError: if they differ.
+    Publishers put the beginning of the hash into the name: a `-` and 8 to 64 hexadecimal digits
+    before the extensions. Of decimal digits alone only 8 count, and not if they start with 00 (as
+    steps do) or make a date from 1990 to 2099: 20220120 is none, 19126642 is a hash.
     """
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     match = re.fullmatch(r'.*-([0-9a-f]{8,64})(\.\w+)*', path.name)
     promised = match[1] if match else ''
-    if not digest.startswith(promised) and not re.fullmatch(_NO_HASH, promised):
-        raise UserError(
-            f'is damaged or renamed: its name promises a sha256 of {promised}..., its content has '
-            f'{digest[: len(promised)]}...; get it again'
-        )
-    return digest
+    if digest.startswith(promised) or re.fullmatch(_NO_HASH, promised):
+        return digest, None
+    return digest, (
+        f'its name promises a sha256 of {promised}..., its content has {digest[: len(promised)]}...'
+    )
 
 
 def read_zip(path: Path) -> tuple[Any, list[str]]:

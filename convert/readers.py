@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.formats import checked_digest, find_format
+from convert.formats import digest_of, find_format
 from convert.pickles import Inert, LazyTensor
 from hrnet_jax.checkpoints.hub_files import download
+from hrnet_jax.checkpoints.published import find_published
 from hrnet_jax.errors import UserError, listed
 
 _DEPTH = 3  # of mappings in mappings
@@ -57,11 +58,18 @@ class Source:
     weights: str | None = None
 
 
-def read(source: str | os.PathLike, offline: bool = False, weights: str | None = None) -> Source:
+def read(
+    source: str | os.PathLike,
+    offline: bool = False,
+    weights: str | None = None,
+    check_digest: bool = True,
+) -> Source:
     """Opens a checkpoint, whatever its extension; `hf:OWNER/REPO[@REVISION]` is downloaded,
     or, `offline`, taken from the hub's cache.
 
-    weights: 'ema' or 'raw', where the file has both; by default the averaged ones.
+    Args:
+        weights: 'ema' or 'raw', where the file has both; by default the averaged ones.
+        check_digest: refuse a file of a published name whose content has another hash.
 
     Raises:
         UserError: if it is no checkpoint, damaged, or holds no tensors.
@@ -76,7 +84,11 @@ def read(source: str | os.PathLike, offline: bool = False, weights: str | None =
         hub = origin.startswith('hf:')
         path = download(origin, _HUB_FILES, offline) if hub else Path(origin)
         reader = find_format(path)
-        sha256 = checked_digest(path)
+        sha256, promised = digest_of(path)
+        if promised and check_digest and find_published(None, origin):
+            raise UserError(
+                f'is damaged or renamed: {promised}; get it again, or say --ignore-digest'
+            )
         try:
             tree, remarks = reader(path)
         except UserError:
@@ -88,10 +100,19 @@ def read(source: str | os.PathLike, offline: bool = False, weights: str | None =
         raise UserError(f'{origin} {error}') from error.__cause__
     found = resolve(tree, origin, weights)
     tensors = {k: dataclasses.replace(tensor, name=k) for k, tensor in found.tensors.items()}
+    if all(tensor.shape == (0,) for tensor in tensors.values()):
+        raise UserError(
+            f'{origin} holds names without numbers, as DeepSpeed (ZeRO-3) writes them: its script '
+            'zero_to_fp32.py, which lies beside the checkpoint, gathers the weights in one file'
+        )
     total = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
     if total > _SHARED * path.stat().st_size:  # views of few numbers that claim to be many
         raise UserError(f'{origin} is damaged: its tensors claim {total / 1e9:,.1f} GB')
-    notes = (*remarks, *found.notes)
+    notes = (
+        *remarks,
+        *found.notes,
+        *[f'perhaps another file than its name says: {promised}'] * bool(promised),
+    )
     return Source(path, origin, sha256, tensors, found.container, notes, found.weights)
 
 

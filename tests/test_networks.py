@@ -55,10 +55,7 @@ def test_one_of_two(prefixes, beside):
     for prefix, name, expected in zip(prefixes, names, (first, OTHER), strict=True):
         done = convert(state, prefix=prefix.rstrip('.'))
         assert same(done.variables, from_torch(expected)[1])
-        assert (
-            done.notes[0]
-            == f'took the network under {prefix.replace("module.", "") or "no prefix"}'
-        )
+        assert done.notes[0] == f'took the network under {name}'
     with pytest.raises(
         hrnet_jax.UserError, match=f'--prefix x: .* begin with {names[0]}, {names[1]}'
     ):

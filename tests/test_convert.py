@@ -29,6 +29,7 @@ from hrnet_jax.checkpoints.published import PUBLISHED, Published, expected, find
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'
+PROMISE = 'its name promises a sha256 of '
 
 
 def save(path, state, **options):
@@ -227,9 +228,16 @@ def test_hash_in_the_name(command, refused, tmp_path, source):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     good = source.rename(tmp_path / f'hrnet-{digest[:8]}.pth')
     assert command(main, good, '--out', tmp_path / 'a')[0] == 0
-    wrong = good.rename(tmp_path / 'hrnet-0c10b180.pth')
-    assert digest[:8] in refused(main, wrong, '--out', tmp_path / 'b')
-    assert not (tmp_path / 'b').exists()
+    other = good.rename(tmp_path / 'hrnet-0c10b180.pth')
+    _, text, _ = command(main, other, '--out', tmp_path / 'b')
+    assert f'note: perhaps another file than its name says: {PROMISE}0c10b180...' in text
+    wrong = other.rename(tmp_path / 'hrnetv2_w18-8cb57bb9.pth')
+    text = refused(main, wrong, '--out', tmp_path / 'c')
+    assert f'is damaged or renamed: {PROMISE}8cb57bb9..., its content has {digest[:8]}' in text
+    assert not (tmp_path / 'c').exists()
+    code, text, _ = command(main, wrong, '--out', tmp_path / 'c', '--ignore-digest')
+    assert code == 0
+    assert f'note: perhaps another file than its name says: {PROMISE}8cb57bb9...' in text
 
 
 def test_wrong_arguments(command, refused, tmp_path, source):

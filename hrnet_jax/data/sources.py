@@ -155,6 +155,20 @@ class Source(Facts):
         return self.raw(first, stop).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """While a data set is opened: what is wrong with its files or their content is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        text = ' '.join(str(error).split())
+        if isinstance(error, OSError) and error.filename:
+            text = f'{error.filename}: {error.strerror}'
+        raise UserError(f'cannot read {name}: {text or type(error).__name__}') from error
+
+
 def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
     """Stops at a class, `original`, that is out of range or not that of its file name."""
     for name, label in zip(batch['name'], batch['original'], strict=True):

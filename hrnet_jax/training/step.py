@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hrnet_jax.checkpoints.transfer import matching
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
-from hrnet_jax.models import Path, Variables
+from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task
-from hrnet_jax.tasks.recipe import Recipe
+from hrnet_jax.tasks.recipe import Group, Recipe
 
 Array = jax.Array
 Batch = dict[str, Any]
@@ -95,40 +97,56 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    recipe: Recipe, schedule: optax.Schedule, last: Sequence[Path] = (('head', 'classifier'),)
+    recipe: Recipe, schedule: optax.Schedule, groups: Sequence[Group] | None = None
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW.
 
-    last: the layers that `recipe.head_lr` is for, by path in params: see `models.last_layers`.
+    Args:
+        groups: of `Task.parameter_groups`; by default those of a classifier.
+
+    Its `init` raises UserError where a group's pattern matches no array.
     """
-    decay = optax.add_decayed_weights(recipe.weight_decay, None if recipe.decay_norms else _kernels)
+    if groups is None:
+        groups = recipe.parameter_groups([('head', 'classifier')])
+
+    def decayed(updates: Variables, params: Variables) -> Variables:
+        factors = _factors([(group.pattern, group.decay) for group in groups], params)
+        rate = recipe.weight_decay
+        return jax.tree.map(lambda u, p, f: u + rate * f * p if f else u, updates, params, factors)
+
+    def rated(updates: Variables, params: Variables) -> Variables:
+        factors = _factors([(group.pattern, group.rate) for group in groups], params)
+        return jax.tree.map(lambda u, f: u if f == 1 else u * f, updates, factors)
+
+    def init(params: Variables) -> Any:
+        matching(params, *(group.pattern for group in groups))  # refuses what matches nothing
+        return whole.init(params)
+
+    decay = optax.stateless(decayed)
     if recipe.optimizer == 'sgd':
         rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
         rule = optax.chain(optax.scale_by_adam(), decay)
     # Always in these places, so that the names in a checkpoint do not depend on what is in use.
-    return optax.chain(
+    whole = optax.chain(
         optax.identity()
         if recipe.clip_norm is None
         else optax.clip_by_global_norm(recipe.clip_norm),
         rule,
-        optax.identity()
-        if recipe.head_lr == 1
-        else optax.masked(optax.scale(recipe.head_lr), functools.partial(_inside, last)),
+        optax.stateless(rated),
         optax.scale_by_learning_rate(schedule),
     )
+    return optax.GradientTransformation(init, whole.update)
 
 
-def _kernels(params: Variables) -> Variables:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+def _factors(groups: Sequence[tuple[str, float]], params: Variables) -> Variables:
+    """For each array the product of the factors whose pattern its path matches."""
 
+    def factor(path: Any, _: Any) -> float:
+        name = '/'.join(key.key for key in path)
+        return math.prod(value for pattern, value in groups if re.search(pattern, name))
 
-def _inside(places: Sequence[Path], params: Variables) -> Variables:
-    """True for the leaves below one of these paths."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(tuple(key.key for key in path[: len(p)]) == tuple(p) for p in places),
-        params,
-    )
+    return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def make_loss(

@@ -60,3 +60,9 @@ def test_folder_that_is_none(tmp_path):
     imagenet.picture(0, 9, 9).save(tmp_path / 'image.png')
     with pytest.raises(UserError, match='no folders of images'):
         data.open_dataset(str(tmp_path))
+
+
+def test_a_split_named_as_a_folder(folder):
+    said = f'name the folder above it, folder:{folder.parent}, in which {folder.name} is a split'
+    with pytest.raises(UserError, match=re.escape(said)):
+        data.open_dataset(f'folder:{folder}', 'train')

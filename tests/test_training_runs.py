@@ -269,8 +269,6 @@ def test_help_shows_the_defaults_of_the_recipe(command):
     text = ' '.join(out.split())
     assert 'probability given to all classes alike (default: 0.1)' in text
     assert 'alpha of CutMix' in text
-    for name in ('official', 'mmpretrain', 'strong', 'distill', 'finetune', 'digits'):
-        assert f'{name}: ' in text
 
 
 @pytest.mark.parametrize(
@@ -282,7 +280,7 @@ def test_help_shows_the_defaults_of_the_recipe(command):
         ),
         (('--accumulate', '3'), '3 parts do not divide a batch of 64'),
         (('--batch-size', '2048', '--bn-group-size', 'none'), 'less than a batch of 2048'),
-        (('--image-size', '40'), 'multiples of 32'),
+        (('--image-size', '40'), '--image-size 40 is no multiple of 32'),
         (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),
         (('--learning-rate', 'nan'), 'learning_rate must be from 0'),
         (('--dataset', 'nothing'), 'tfds has no data set of that name'),

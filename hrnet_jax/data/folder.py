@@ -16,7 +16,7 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff',
 
 def open_folder(path: str, split: str | None) -> Source:
     whole = os.path.normpath(os.path.expanduser(path))
-    root = os.path.join(whole, split or '')
+    root = os.path.join(whole, split) if split else whole
     if not os.path.isdir(root):
         hint = 'it should hold a folder of images for each class'
         if split and _holds_classes(whole):

@@ -244,10 +244,9 @@ class Experiment:
         meta = checkpoint.read_json(folder)
         if task_of(meta) is not self.task:
             raise UserError(f'the teacher {folder} is for {task_of(meta).name}')
-        if meta['num_classes'] != self.num_classes:
+        if (theirs := meta.get('num_classes', self.num_classes)) != self.num_classes:
             raise UserError(
-                f'the teacher {folder} has {meta["num_classes"]} classes, the data '
-                f'{self.num_classes}'
+                f'the teacher {folder} has {theirs} classes, the data {self.num_classes}'
             )
         model, variables = loading.load(folder, dtype=self.model.dtype)
         folded = fold(model, variables)
@@ -261,7 +260,8 @@ class Experiment:
         if (found := checkpoint.arch_name(before)) not in (None, self.arch):
             raise UserError(f'{folder} is a checkpoint of {found}, not {self.arch}')
         _, loaded = loading.load(folder)
-        new = before['num_classes'] != self.num_classes or task_of(before) is not self.task
+        theirs = before.get('num_classes', self.num_classes)
+        new = theirs != self.num_classes or task_of(before) is not self.task
         last = ['^' + '/'.join(path) + '/' for path in self.task.head_layers(self.model)]
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
         self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')

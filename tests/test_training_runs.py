@@ -32,7 +32,10 @@ def straight(once, digits_data):
         [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
         assert (code, err) == (0, '')
         assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
-        assert 'images of 10 classes, 32 x 32; evaluated on 599 of test at 32, 32' in out
+        assert (
+            'images of 10 classes, 32 x 32; evaluated on 599 of test: resize 32 crop 32 bilinear'
+            in out
+        )
         assert re.search(r'\ncompiling the training step; .*\ncompiled, after \d+ s\n', out)
         assert 'step 36' in out
 
@@ -76,7 +79,7 @@ def test_a_finished_run_has_nothing_to_do(straight, digits_data, tmp_path):
     run = shutil.copytree(straight, tmp_path / 'run')
     [(code, out, _)] = finish(launch(run, digits_data, *SETTING, '--eval-every', '7'))
     assert code == 0
-    assert 'note: until now the run was one with recipe.eval_every 5.0, not 7.0\n' in out
+    assert 'note: until now the run was one with recipe.eval_every 5, not 7.0\n' in out
     assert 'best' in out
     assert 'compiling' not in out
     assert digests(run) == digests(straight)

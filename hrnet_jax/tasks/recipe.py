@@ -141,9 +141,9 @@ class Recipe:
         for name, size in (('image_size', self.image_size), ('eval_crop', crop)):
             if size % STRIDE:
                 low = size // STRIDE * STRIDE
-                fit = f'{low} and {low + STRIDE}' if low else f'is {STRIDE}'
                 raise UserError(
-                    f'{flag(name)} {size} is no multiple of {STRIDE}; the next that fit are {fit}'
+                    f'{flag(name)} {size} is no multiple of {STRIDE}; the next that fit are {low} '
+                    f'and {low + STRIDE}'
                 )
         if crop > resize:
             raise UserError(

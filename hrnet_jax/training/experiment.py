@@ -181,7 +181,7 @@ class Experiment:
             + (f', teacher {r.teacher}' if r.teacher else ''),
             'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {r.image_size} x '
             f'{r.image_size}; evaluated on {self.held_out.num_examples:,} of '
-            f'{self.held_out.split} at {r.eval_resize}, {r.eval_crop}',
+            f'{self.held_out.split}: {r.transform.text}',
             'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
             + (
                 'finished, nothing to do'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import train as train_command
@@ -12,6 +14,7 @@ from hrnet_jax.tasks.classification import TASK
 from hrnet_jax.tasks.classification_recipes import Digits, Official, Strong
 from hrnet_jax.tasks.multilabel import Multilabel
 from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
+from hrnet_jax.tasks.recipe_flags import describe
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,14 @@ def test_help_of_one_recipe_is_whole(command, name):
     if needed:
         options = text.partition('what the result depends on')[2]
         assert '(needed)' in options.partition(f'{needed} STR')[2].partition(' --')[0]
+
+
+def test_a_recipe_without_a_docstring():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Recipe):
+        pass
+
+    assert describe({'own': Own}).splitlines()[1:] == ['  own  (no description)']
 
 
 def test_figures_that_can_say_something():

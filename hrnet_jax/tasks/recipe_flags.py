@@ -59,9 +59,15 @@ def _or_none(kind: type) -> Any:
 
 def describe(recipes: Mapping[str, type[Recipe]], chosen: str | None = None) -> str:
     """The docstring of the one that is chosen; otherwise a line for each."""
-    docs = {name: inspect.getdoc(cls) or ' ' for name, cls in recipes.items()}
+    docs = {name: _doc(cls) for name, cls in recipes.items()}
     if chosen in docs:
         return f'{chosen}: {docs[chosen]}'
     width = max(map(len, docs), default=0)
     lines = [f'  {name:{width}}  {text.splitlines()[0]}' for name, text in docs.items()]
     return '\n'.join(['recipes; --recipe NAME --help says more of one:', *lines])
+
+
+def _doc(cls: type[Recipe]) -> str:
+    """Its docstring; what a dataclass has in the place of none says nothing here."""
+    text = inspect.getdoc(cls) or ''
+    return text if text and not text.startswith(f'{cls.__name__}(') else '(no description)'

@@ -236,6 +236,7 @@ def opened(data: tf.data.Dataset) -> Iterator[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of TensorFlow's message, without the names of its nodes."""
+    """The first line of TensorFlow's message, without the names of its nodes and iterators."""
     text = getattr(error, 'message', str(error)) or 'no examples'
-    return re.sub(r'{{.*?}}|\[Op:.*', '', text.strip().splitlines()[0]).strip()
+    inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
+    return re.sub(inner, '', text.strip().splitlines()[0]).strip()

@@ -95,7 +95,7 @@ def test_ctrl_c_while_the_first_step_is_compiled(digits_data, tmp_path):
         started.send_signal(signal.SIGINT)
         _, err = started.communicate(timeout=60)
     assert started.returncode == 130
-    assert err == 'stopped before the first step: nothing to save\n'
+    assert err == 'stopped before the first step: nothing new to save\n'
     assert not rows(tmp_path / 'run', 'train')
 
 

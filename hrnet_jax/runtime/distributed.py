@@ -34,10 +34,9 @@ def start(args: argparse.Namespace) -> None:
     if any(asked) and not all(asked):
         raise UserError('--coordinator, --num-processes and --process-id belong together')
     on_tpu = not any(asked) and _may_be_tpu()
-    sizes = [os.environ.get(name, '') for name in _SIZES]
-    cluster = any(size.isdecimal() and int(size) > 1 for size in sizes) or ',' in os.environ.get(
-        _HOSTS, ''
-    )
+    sizes = (os.environ.get(name, '') for name in _SIZES)
+    several = any(int(size) > 1 for size in sizes if size.isdecimal())
+    cluster = several or ',' in os.environ.get(_HOSTS, '')
     if not all(asked) and not cluster and not on_tpu:
         return
     if all(asked) and not re.fullmatch(r'\S+:\d+', args.coordinator):

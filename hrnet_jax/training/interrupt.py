@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """While entered, SIGTERM and Ctrl-C set `number` instead of ending the process.
 
-    Until `armed` is set there is nothing to save: then the first ends it at once, too.
+    Until `armed` is set there is nothing new to save: then the first ends it at once, too.
 
     A thread gets them from the C handler, so that they are obeyed even while the main thread
     compiles or waits in a collective. Enter it after `jax.distributed.initialize`, which catches
@@ -58,7 +58,11 @@ class Interrupt:
                 continue
             now = time.monotonic()
             if not self.armed:
-                print('stopped before the first step: nothing to save', file=sys.stderr, flush=True)
+                print(
+                    'stopped before the first step: nothing new to save',
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(128 + data[0])
             if self.number is None:
                 self.number, first = data[0], now

@@ -113,8 +113,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x = nn.Conv(8, (3, 3), 4, name='first')(images)
-        x = nn.relu(nn.BatchNorm(not train, name='norm')(x))
+        x = nn.relu(nn.Conv(8, (3, 3), 4, name='first')(images))
         return nn.Dense(self.outputs, name='out')(jnp.mean(x, (1, 2)))
 
 
@@ -137,22 +136,27 @@ class Own(Angle):
         return Net(meta['outputs'])
 
     def parameter_groups(self, model, recipe):
-        return [Group('^out/', rate=10.0), Group('bias$', decay=0.0)]
+        return [Group('^out/', rate=0.1), Group('bias$', decay=0.0)]
 
 
 TASK = Own()
 """
 
 
-def test_a_model_of_its_own(folder):
-    """One without `arch` and other attributes of ours: trained, stopped, resumed."""
+def test_a_model_of_its_own(folder, monkeypatch):
+    """Without `arch`, other attributes of ours, and BatchNorm: trained, stopped, resumed."""
     (folder / 'own.py').write_text(OWN)
-    train(folder, 'own', '--stop-at', '4', task='own')
-    out = train(folder, 'own', task='own')
+    train(folder, 'own', '--ema', '0.9', '--stop-at', '4', task='own')
+    out = train(folder, 'own', '--ema', '0.9', task='own')
     assert 'model   tiny, 0.00 M parameters' in out
     assert 'going on after 4' in out
     assert json.loads((folder / 'own' / 'config.json').read_text())['arch'] == 'tiny'
     assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '12')['outputs'] == 2
+    monkeypatch.syspath_prepend(str(folder))
+    hrnet_jax.tasks.get_task('own:TASK')
+    model, variables = hrnet_jax.load(folder / 'own')
+    assert model.outputs == 2
+    assert list(variables) == ['params']
 
 
 @pytest.mark.parametrize(

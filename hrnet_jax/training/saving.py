@@ -267,7 +267,7 @@ class Store:
             opt_state=jax.tree_util.tree_unflatten(structure, flat),
             ema=trees.get('ema', {}),
             valid=np.ones((), bool),  # type: ignore[arg-type]
-            **trees['raw'],
+            **{'batch_stats': {}, **trees['raw']},
         )
 
     def _open(self) -> Any:

@@ -48,20 +48,25 @@ class TrainState:
 
     def variables(self, averaged: bool = False) -> Variables:
         """For `model.apply`; the averaged weights and statistics if asked and there are any."""
-        own = {'params': self.params, 'batch_stats': self.batch_stats}
-        return self.ema if averaged and self.ema else own
+        return self.ema if averaged and self.ema else _variables(self.params, self.batch_stats)
+
+
+def _variables(params: Variables, batch_stats: Variables) -> Variables:
+    """As of the model, which may be without BatchNorm."""
+    return {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
 
 
 def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bool) -> TrainState:
     """The state before the first step."""
-    variables = {'params': variables['params'], 'batch_stats': variables['batch_stats']}
+    params, batch_stats = variables['params'], variables.get('batch_stats', {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        opt_state=tx.init(variables['params']),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
         # Its own memory: the buffers of a donated state must not be the same twice.
-        ema=jax.tree.map(jnp.copy, variables) if ema else {},
+        ema=jax.tree.map(jnp.copy, _variables(params, batch_stats)) if ema else {},
         valid=jnp.ones((), bool),
-        **variables,
     )
 
 
@@ -185,7 +190,7 @@ def make_loss(
             apart = task.distance(outputs, soft, recipe)
             each = recipe.distill_weight * apart + (1 - recipe.distill_weight) * each
         sums = {name: jnp.sum(batch['weight'] * values) for name, values in figures.items()}
-        return jnp.sum(batch['weight'] * each), (narrow(new['batch_stats']), sums)
+        return jnp.sum(batch['weight'] * each), (narrow(new.get('batch_stats', {})), sums)
 
     return loss
 
@@ -266,9 +271,7 @@ def make_train_step(
             # Averages over a tenth of the run at most, so that short runs are not all beginning.
             count = state.step.astype(jnp.float32) + 1
             rate = 1 - jnp.minimum(recipe.ema, count / (count + 9))
-            ema = optax.incremental_update(
-                {'params': params, 'batch_stats': batch_stats}, ema, rate
-            )
+            ema = optax.incremental_update(_variables(params, batch_stats), ema, rate)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.valid)
         signals = jnp.sum(batch['signals'], 0)
         # A step without all its data, or that would spoil the state, is not taken; nor is any after

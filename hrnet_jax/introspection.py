@@ -172,7 +172,8 @@ def _declaring(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
 @functools.lru_cache(maxsize=16)
 def structure(model: Any) -> Structure:
     """Of one of our models, for images as it takes them. Of a folded one there are no layers."""
-    images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, model.in_channels), np.float32)
+    channels = getattr(model, 'in_channels', 3)
+    images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, channels), np.float32)
     if type(model).__module__.startswith('hrnet_jax.') and not model.folded:
         # Without the interceptor, which takes a tenth of the time: all inside has these blocks.
         return _traced(model.clone(blocks=Declared(model.blocks)).init, jax.random.key(0), images)

@@ -54,9 +54,24 @@ def test_folder_with_an_undecodable_image(folder, content):
     assert '{{' not in str(stop.value)
 
 
+def test_a_file_that_goes_before_it_is_read(folder):
+    source = data.open_dataset(str(folder))
+    (folder / 'b' / '2.JPeG').unlink()
+    with pytest.raises(UserError) as stop:
+        list(data.batches(source, SMALL, 2))
+    words = f'cannot read a file: {folder}/b/2.JPeG; No such file or directory'
+    assert str(stop.value) == f'{folder}: {words}'
+
+
 def test_folder_that_is_none(tmp_path):
     with pytest.raises(UserError, match='is not a folder'):
         data.open_dataset(str(tmp_path / 'nothing'))
     imagenet.picture(0, 9, 9).save(tmp_path / 'image.png')
     with pytest.raises(UserError, match='no folders of images'):
         data.open_dataset(str(tmp_path))
+
+
+def test_a_split_named_as_a_folder(folder):
+    said = f'name the folder above it, folder:{folder.parent}, in which {folder.name} is a split'
+    with pytest.raises(UserError, match=re.escape(said)):
+        data.open_dataset(f'folder:{folder}', 'train')

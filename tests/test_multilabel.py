@@ -112,6 +112,8 @@ def test_metric_sums_as_scikit_learn():
     expected = f1_score(labels[mask], scores[mask] >= 0, average='micro')
     assert result.f1 == pytest.approx(100 * expected, abs=1e-10)
     assert (result.num_examples, result.classes_that_occur) == (17, 3)
+    with pytest.raises(UserError, match='none of the 17 images has a label'):
+        metric.result(totals, {**examples, 'label': np.zeros_like(examples['label'])})
 
 
 def test_loss_as_pytorch():
@@ -154,11 +156,12 @@ def test_both_forms_of_a_csv(photos):
         ('file,a,b\n0.png,1\n', '0.png has 2 columns, the first line 3'),
         ('file,a,a\n0.png,1,0\n', 'names a class in two columns'),
         ('0.png,a\n0.png,b\n', 'names 0.png more than once'),
-        ('0.png,a\n9.png,b\n', 'these images are not there: 9.png'),
-        ('9.png,a\n0.png,b\n', 'these images are not there: 9.png'),
+        ('0.png,a\n9.png,b\n', 'these images are not there: .*/9.png'),
+        ('9.png,a\n0.png,b\n', 'these images are not there: .*/9.png'),
         ('0.png,"a, b"\n', 'separated by spaces, unlike a,'),
         ('file,a,\n0.png,1,\n', 'a column has no name'),
         ('file,labels\n0.png,\n', 'no image has a label'),
+        ('file,a,b\n0.png,0,0\n', 'no image has a label'),
     ],
 )
 def test_a_wrong_csv_is_one_line(tmp_path, text, words):

@@ -41,13 +41,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, run, *more):
+def train(folder, run, *more, task='angle'):
     options = (
-        f'--task angle:TASK --dataset folder:{folder} --split train --eval-split val '
+        f'--task {task}:TASK --dataset folder:{folder} --split train --eval-split val '
         '--image-size 32 --eval-resize 32 --eval-crop 32 '
         '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
-    where = {'recipe': 'angle', 'path': [folder], 'quick': True}
+    where = {'recipe': task, 'path': [folder], 'quick': True}
     started = runs.launch(folder / run, folder, *options, *more, **where)
     [(code, out, err)] = runs.finish(started)
     assert code == 0, err
@@ -97,3 +97,93 @@ def test_own_task(folder):
     assert done.returncode == 2
     assert "unknown task 'angle'" in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+OWN = """
+import dataclasses
+
+import flax.linen as nn
+from angle import Angle, Turned, jnp
+from hrnet_jax.tasks.recipe import Group
+
+
+class Net(nn.Module):
+    outputs: int
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(nn.Conv(8, (3, 3), 4, name='first')(images))
+        return nn.Dense(self.outputs, name='out')(jnp.mean(x, (1, 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Turned):
+    task = 'own'
+
+
+class Own(Angle):
+    name = 'own'
+    recipes = {'own': Plain}
+
+    def create_model(self, arch, num_outputs, **options):
+        return Net(num_outputs)
+
+    def describe(self, model):
+        return {'outputs': model.outputs}
+
+    def model_of(self, meta, **options):
+        return Net(meta['outputs'])
+
+    def parameter_groups(self, model, recipe):
+        return [Group('^out/', rate=0.1), Group('bias$', decay=0.0)]
+
+
+TASK = Own()
+"""
+
+
+def test_a_model_of_its_own(folder, monkeypatch):
+    """Without `arch`, other attributes of ours, and BatchNorm: trained, stopped, resumed."""
+    (folder / 'own.py').write_text(OWN)
+    train(folder, 'own', '--ema', '0.9', '--stop-at', '4', task='own')
+    out = train(folder, 'own', '--ema', '0.9', task='own')
+    assert 'model   tiny, 0.00 M parameters' in out
+    assert 'going on after 4' in out
+    assert json.loads((folder / 'own' / 'config.json').read_text())['arch'] == 'tiny'
+    assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '12')['outputs'] == 2
+    monkeypatch.syspath_prepend(str(folder))
+    hrnet_jax.tasks.get_task('own:TASK')
+    model, variables = hrnet_jax.load(folder / 'own')
+    assert model.outputs == 2
+    assert list(variables) == ['params']
+
+
+@pytest.mark.parametrize(
+    ('code', 'said'),
+    [
+        ("open('/nowhere/table')", 'cannot read folder:x: /nowhere/table: No such file'),
+        ("float('seven')", "cannot read folder:x: could not convert string to float: 'seven'"),
+    ],
+)
+def test_errors_of_its_own_are_one_line(folder, refused, monkeypatch, tmp_path, code, said):
+    import train as train_command
+
+    name = f'broken{len(code)}'
+    (folder / f'{name}.py').write_text(
+        f'import angle\nclass Broken(angle.Angle):\n    name = "{name}"\n    recipes = {{}}\n'
+        f'    def open_dataset(self, *a):\n        {code}\nTASK = Broken()\n'
+        f'class R(angle.Turned):\n    task = "{name}"\nBroken.recipes = {{"{name}": R}}\n'
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    run = ('--task', f'{name}:TASK', '--arch', 'tiny', '--dataset', 'folder:x')
+    assert said in refused(train_command.main, *run, '--workdir', tmp_path / 'run')
+
+
+def test_a_split_that_is_not_given(folder, refused, monkeypatch, tmp_path):
+    import train as train_command
+
+    monkeypatch.syspath_prepend(str(folder))
+    run = ('--task', 'angle:TASK', '--arch', 'tiny', '--dataset', f'folder:{folder}')
+    line = refused(train_command.main, *run, '--workdir', tmp_path / 'run')
+    assert line.startswith(f'error: --eval-split is not given: {folder}/None.csv is not there')

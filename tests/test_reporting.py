@@ -16,7 +16,7 @@ from PIL import Image
 from hrnet_jax.data.sources import tensorflow
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.classification import TASK
-from hrnet_jax.training import reporting
+from hrnet_jax.training import reporting, trainer
 from hrnet_jax.training.reporting import Reporter, curves, draw_curves, peak_flops
 
 FIGURES = TASK.figures
@@ -215,6 +215,20 @@ def test_what_is_missing(reporter, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
     assert len(rows(tmp_path)) == 2
     assert report.lines == ['step 1  loss 1.000  top-1 2.00 %']
+
+
+@pytest.mark.parametrize(('log_every', 'points'), [(50, [30, 60]), (7, [*range(7, 64, 7)])])
+def test_an_epoch_has_a_point(log_every, points):
+    recipe = types.SimpleNamespace(batch_size=16)
+    experiment = types.SimpleNamespace(
+        mesh=types.SimpleNamespace(size=1), task=TASK, recipe=recipe, flops=lambda: 1, total=10**9,
+        options=types.SimpleNamespace(log_every=log_every),
+        data=types.SimpleNamespace(steps_per_epoch=30),
+    )  # fmt: skip
+    names = ('loss', 'top1', 'gradient_norm', 'learning_rate', 'skipped')
+    meter = trainer.Meter(experiment)
+    found = [step for step in range(1, 64) if meter.add(step, dict.fromkeys(names, 1.0), 0.0)]
+    assert found == points
 
 
 def made_up(count):

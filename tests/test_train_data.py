@@ -13,6 +13,7 @@ from PIL import Image
 
 from hrnet_jax import data
 from hrnet_jax.data import tfds as data_tfds
+from hrnet_jax.data import training
 from hrnet_jax.data.training import TrainData, aligned
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.classification_recipes import Digits
@@ -233,3 +234,37 @@ def test_grey_and_odd_pictures_are_three_channels(tmp_path):
     [batch] = take(TrainData(data.open_dataset(str(tmp_path)), SMALL).batches(), 1)
     assert batch['image'].shape == (1, 8, 32, 32, 3)
     assert sorted(np.unique(batch['image']).tolist()) == [30 * i for i in range(8)]
+
+
+def test_the_pipeline_is_traced_once(folder, monkeypatch):
+    """Not in every epoch: it took half a second, for which a small set's training waited."""
+    traces = []
+    crop = training.random_resized_crop
+    monkeypatch.setattr(
+        training, 'random_resized_crop', lambda *a, **k: traces.append(1) or crop(*a, **k)
+    )
+    plain = TrainData(data.open_dataset(str(folder[0])), SMALL)
+    take(plain.batches(), 5 * plain.steps_per_epoch)
+    assert len(traces) == 1
+
+
+def test_images_that_are_not_there(folder):
+    root, files = folder
+    paths = [*map(str, files), f'{root}/dog/none.jpg', f'{root}/cow/0.jpg']
+    with pytest.raises(UserError) as stop:
+        data.open_files(data.Dataset('mine', 'train'), paths, {})
+    absent = f'{root}/dog/none.jpg, {root}/cow/0.jpg'
+    assert str(stop.value) == f'mine: these images are not there: {absent}'
+
+
+def test_an_image_that_goes_while_it_is_trained_on(folder):
+    """Its name, not TensorFlow's words."""
+    root, files = folder
+    source = data.open_dataset(str(root))
+    for file in files[3:8]:
+        file.unlink()
+    with pytest.raises(UserError, match='cannot be read') as stop:
+        take(TrainData(source, SMALL).batches(), 4)
+    assert f'{files[4]}' in str(stop.value)
+    assert 'No such file' not in str(stop.value)
+    assert '[' not in str(stop.value)

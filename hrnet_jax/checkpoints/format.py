@@ -134,6 +134,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f'{type(value).__name__} is no JSON: {value!r:.60}')
 
 
+def arch_name(meta: dict[str, Any]) -> str | None:
+    """The architecture in a checkpoint's JSON, if its task says one."""
+    arch = meta.get('arch')
+    return arch.get('name') if isinstance(arch, dict) else None
+
+
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

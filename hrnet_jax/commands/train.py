@@ -21,7 +21,8 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
-from hrnet_jax.tasks.recipe import Recipe, add_arguments, describe, from_arguments
+from hrnet_jax.tasks.recipe import Recipe
+from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments
 from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
@@ -36,15 +37,16 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     if not known:
         raise UserError(f'the task {own.name if own else ""} has no recipe')
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument('--recipe', default=usual)
-    cls = known.get(first.parse_known_args()[0].recipe, known[usual])
-    p.epilog = describe(known)
-    add_arch(p, 'the network (default: that of --init)')
+    first.add_argument('--recipe')
+    asked = first.parse_known_args()[0].recipe
+    cls = known.get(asked, known[usual])
+    p.epilog = describe(known, asked)
+    add_arch(p, 'the network; needed unless --init is given, which has one')
     p.add_argument(
         '--recipe',
         choices=list(known),
         default=usual,
-        help='see below; --recipe R --help shows its defaults',
+        help='see below; the defaults in this help are those of the recipe',
     )
     p.add_argument(
         '--workdir',
@@ -54,10 +56,12 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     p.add_argument(
         '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
     )
-    add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls())
+    add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls)
     g = p.add_argument_group('run', 'what the result does not depend on')
     g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
-    g.add_argument('--log-every', type=int, default=50, help='steps between records')
+    g.add_argument(
+        '--log-every', type=int, default=50, help='steps between records, at most an epoch'
+    )
     g.add_argument('--checkpoint-steps', type=int, default=2000, help='steps between checkpoints')
     g.add_argument('--checkpoint-minutes', type=float, default=15.0, help='and at most so long')
     g.add_argument('--keep', type=int, default=2, help='last checkpoints kept, beside the best')
@@ -87,7 +91,9 @@ def main() -> None:
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
-        args.arch = checkpoint.read_json(loading.find(recipe.init))['arch']['name']
+        args.arch = checkpoint.arch_name(checkpoint.read_json(loading.find(recipe.init)))
+        if args.arch is None:
+            raise UserError(f'--arch is needed: {recipe.init} does not say one')
     if args.wandb and importlib.util.find_spec('wandb') is None:
         raise UserError('wandb is missing: pip install wandb')
     if args.profile and args.profile[0] >= args.profile[1]:
@@ -128,7 +134,7 @@ def main() -> None:
                 tensorboard=options.tensorboard,
                 wandb=options.wandb,
                 config=experiment.config,
-                figures=experiment.task.figures,
+                figures=experiment.figures,
             )
             if 0 < step < experiment.total:
                 reporter.event(step, 'resumed', f'on {experiment.mesh.size} devices')

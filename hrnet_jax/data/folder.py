@@ -9,15 +9,23 @@ import numpy as np
 
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.sources import LABEL, Dataset, Facts, Field, Source, check_labels, tensorflow
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 def open_folder(path: str, split: str | None) -> Source:
-    root = os.path.join(os.path.expanduser(path), split or '')
+    whole = os.path.normpath(os.path.expanduser(path))
+    root = os.path.join(whole, split) if split else whole
     if not os.path.isdir(root):
-        raise UserError(f'{root} is not a folder; it should hold a folder of images for each class')
+        hint = 'it should hold a folder of images for each class'
+        if split and _holds_classes(whole):
+            parent, name = os.path.split(os.path.abspath(whole))
+            hint = (
+                f'{path} holds the classes themselves: name the folder above it, folder:{parent}, '
+                f'in which {name} is a split'
+            )
+        raise UserError(f'{root} is not a folder; {hint}')
     classes = sorted(x.name for x in os.scandir(root) if x.is_dir() and x.name[0] != '.')
     # Folders named by WordNet ids are ImageNet's classes, however many of the 1000 there are.
     known = list(imagenet.classes())
@@ -53,6 +61,16 @@ def open_folder(path: str, split: str | None) -> Source:
     )
 
 
+def _holds_classes(folder: str) -> bool:
+    """Whether there are images in the folders of this one."""
+    return os.path.isdir(folder) and any(
+        file.name.lower().endswith(EXTENSIONS)
+        for inner in os.scandir(folder)
+        if inner.is_dir()
+        for file in os.scandir(inner)
+    )
+
+
 def open_files(
     dataset: Dataset,
     paths: Sequence[str],
@@ -70,7 +88,16 @@ def open_files(
         dataset: its name and split.
         paths: of the images.
         targets: an array (len(paths), ...) for each of the `fields`, and for what `check` looks at.
+
+    Raises:
+        UserError: if files are not there.
     """
+    held: dict[str, set[str]] = {}  # a folder is listed once: to ask for each file takes longer
+    for folder in {os.path.dirname(path) for path in paths}:
+        held[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
+    split = ((path, *os.path.split(path)) for path in paths)
+    if absent := [path for path, folder, name in split if name not in held[folder]]:
+        raise UserError(f'{dataset.name}: these images are not there: {listed(absent)}')
     names = np.array(paths)
 
     def pick(numbers):

@@ -155,6 +155,20 @@ class Source(Facts):
         return self.raw(first, stop).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
 
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """While a data set is opened: what is wrong with its files or their content is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        text = ' '.join(str(error).split())
+        if isinstance(error, OSError) and error.filename:
+            text = f'{error.filename}: {error.strerror}'
+        raise UserError(f'cannot read {name}: {text or type(error).__name__}') from error
+
+
 def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
     """Stops at a class, `original`, that is out of range or not that of its file name."""
     for name, label in zip(batch['name'], batch['original'], strict=True):
@@ -222,6 +236,7 @@ def opened(data: tf.data.Dataset) -> Iterator[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of TensorFlow's message, without the names of its nodes."""
+    """The first line of TensorFlow's message, without the names of its nodes and iterators."""
     text = getattr(error, 'message', str(error)) or 'no examples'
-    return re.sub(r'{{.*?}}|\[Op:.*', '', text.strip().splitlines()[0]).strip()
+    inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
+    return re.sub(inner, '', text.strip().splitlines()[0]).strip()

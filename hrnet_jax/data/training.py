@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 LANES = 64
+AHEAD = 100  # steps before the end of an epoch, or more, at which the next is opened
 NAMED = 5  # unreadable images that a message names
 
 
@@ -112,13 +113,14 @@ class TrainData:
         """
         errors = tensorflow().errors.OpError  # named here: at exit the module may be gone
         epoch, first = divmod(start, self.steps_per_epoch)
+        ahead = max(self.steps_per_epoch // 5, AHEAD)
         try:
             data, following = self._open(epoch, first), None
             while True:
                 for i, batch in enumerate(self._epoch(epoch, first, data), first + 1):
                     yield batch
                     # Before this one ends, because it takes seconds to fill the buffers.
-                    if i == self.steps_per_epoch - self.steps_per_epoch // 5:
+                    if following is None and i >= self.steps_per_epoch - ahead:
                         following = beside(self._open, epoch + 1, 0)
                 epoch, first = epoch + 1, 0
                 data = following.result() if following else self._open(epoch, first)
@@ -144,8 +146,8 @@ class TrainData:
         options = tf.data.Options()
         options.deterministic = True
         options.threading.max_intra_op_parallelism = 1  # Parallel over images, not inside one.
-        parse = tf.autograph.experimental.do_not_convert(self.source.parse)
-        example = functools.partial(self._example, epoch, first, raw.map(parse).element_spec)
+        places, read = (tf.constant(x, tf.int64) for x in (epoch, first)), self._read
+        example = functools.partial(read, *places)
         data = (
             marked.enumerate()
             .map(tf.autograph.experimental.do_not_convert(example), tf.data.AUTOTUNE)
@@ -182,8 +184,9 @@ class TrainData:
         # Where there is no direct way to an example, each costs a pass over those before it.
         for number in numbers if self.source.pick else numbers[-1:]:
             try:
-                [example] = raw.skip(number).take(1).map(self.source.parse)
-                names.append(example['name'].numpy().decode())
+                # The name alone: a file that is not there is then not read.
+                [name] = raw.skip(number).take(1).map(lambda *x: self.source.parse(*x)['name'])
+                names.append(name.numpy().decode())
             except (ValueError, tensorflow().errors.OpError) as error:
                 names.append(f'a record ({first_line(error)})')
         return ', '.join(names)
@@ -211,8 +214,19 @@ class TrainData:
         )
         return tf.data.Dataset.choose_from_datasets(lanes, turn)
 
+    @functools.cached_property
+    def _read(self) -> Any:
+        """`_example`, traced once: it takes seconds, and every epoch would wait for it."""
+        tf, source = tensorflow(), self.source
+        number, end = tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.bool)
+        return tf.function(
+            functools.partial(self._example, source.records(0, 1).element_spec),
+            input_signature=(number, number, number, (source.raw(0, 1).element_spec, end)),
+            autograph=False,
+        )
+
     def _example(
-        self, epoch: int, first: int, specs: dict[str, Any], number: Any, marked: Any
+        self, specs: dict[str, Any], epoch: Any, first: Any, number: Any, marked: Any
     ) -> dict[str, Any]:
         """Parses, decodes and augments one example, given its number in `_raw`."""
         tf = tensorflow()

@@ -134,7 +134,8 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def _image(model: Classifier, size: int | tuple[int, int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *image_hw(size), model.in_channels), np.float32)
+    channels = getattr(model, 'in_channels', 3)
+    return jax.ShapeDtypeStruct((1, *image_hw(size), channels), np.float32)
 
 
 def _name(path: Sequence[str], depth: int) -> str:

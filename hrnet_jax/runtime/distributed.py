@@ -34,8 +34,9 @@ def start(args: argparse.Namespace) -> None:
     if any(asked) and not all(asked):
         raise UserError('--coordinator, --num-processes and --process-id belong together')
     on_tpu = not any(asked) and _may_be_tpu()
-    sizes = [int(os.environ.get(name, 1)) for name in _SIZES]
-    cluster = max(sizes) > 1 or ',' in os.environ.get(_HOSTS, '')
+    sizes = (os.environ.get(name, '') for name in _SIZES)
+    several = any(int(size) > 1 for size in sizes if size.isdecimal())
+    cluster = several or ',' in os.environ.get(_HOSTS, '')
     if not all(asked) and not cluster and not on_tpu:
         return
     if all(asked) and not re.fullmatch(r'\S+:\d+', args.coordinator):
@@ -43,10 +44,11 @@ def start(args: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(*(flags if all(asked) else ()))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would catch it and go on
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         if on_tpu and not cluster and isinstance(error, ValueError):
             return  # libtpu is installed, but this is no TPU VM
-        line = str(error).splitlines()[0]
+        missing = isinstance(error, KeyError)
+        line = f'{error} is not in the environment' if missing else str(error).splitlines()[0]
         raise Unavailable(f'cannot join the other processes: {line}') from error
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import jax
 
     from hrnet_jax.data.training import TrainData
-    from hrnet_jax.tasks.recipe import Recipe
+    from hrnet_jax.tasks.recipe import Group, Recipe
 
     Array = jax.Array
 else:
@@ -159,6 +159,11 @@ class Task(abc.ABC):
 
         return tuple(last_layers(model))
 
+    def parameter_groups(self, model: Any, recipe: Recipe) -> Sequence[Group]:
+        """Parameters with a learning rate or a weight decay of their own: by default those of
+        `head_layers`, as `head_lr` says, and what `decay_norms` leaves without decay."""
+        return recipe.parameter_groups(self.head_layers(model))
+
     def describe(self, model: Any) -> dict[str, Any]:
         """What checkpoint.json says of the model; JSON."""
         return {
@@ -234,6 +239,10 @@ class Task(abc.ABC):
     @property
     def best(self) -> Figure:
         return self.figures[0]
+
+    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+        """Those of `figures` that can say something of this model; they are shown."""
+        return self.figures
 
     # Training
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -15,18 +13,18 @@ def mix(
 ) -> tuple[Array, Array]:
     """Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or a coin's choice of the two.
 
-    Images mix within groups, the i-th with the i-th from the end, each group with its own draw: the
-    result does not depend on the number of devices, and where these hold whole groups nothing
-    travels.
+    Images mix within groups of equal size, each with the one before it, each group with its own
+    draw: the result does not depend on the number of devices, and where these hold whole groups
+    nothing travels.
 
     Args:
         images: (N, H, W, C) of any range.
         targets: (N, classes) probabilities.
         mixup, cutmix: alpha of the Beta distribution of each; 0 for none.
-        group: images that mix; the largest common divisor with N is taken.
+        group: largest size of a group, if N has a divisor from 2 to it; otherwise all are one.
     """
     n, height, width = images.shape[:3]
-    groups = n // math.gcd(n, group)
+    groups = n // max((d for d in range(2, max(group, 2) + 1) if n % d == 0), default=n)
     keys = jax.random.split(key, 5)
     cut = jax.random.bernoulli(keys[0], 0.5 if mixup and cutmix else float(cutmix > 0), (groups,))
     kept = jax.random.beta(keys[1], mixup or 1.0, mixup or 1.0, (groups,))
@@ -45,7 +43,7 @@ def mix(
 
     def blend(x: Array, weight: Array) -> Array:
         grouped = x.reshape((groups, n // groups, *x.shape[1:]))
-        return (weight * grouped + (1 - weight) * grouped[:, ::-1]).reshape(x.shape)
+        return (weight * grouped + (1 - weight) * jnp.roll(grouped, 1, 1)).reshape(x.shape)
 
     return blend(images, pixel[:, None, :, :, None]), blend(targets, label[:, None, None])
 

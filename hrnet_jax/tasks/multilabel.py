@@ -67,8 +67,12 @@ class Precision(Metric):
         occurs = np.flatnonzero(label.any(0))
         each = [average_precision(label[:, c], score[:, c]) for c in occurs]
         counts['classes_that_occur'] = len(each)
+        if not each:
+            raise UserError(
+                f'none of the {counted} images has a label: there is no mean average precision'
+            )
         metrics = {
-            'map': 100 * float(np.mean(each)) if each else 0.0,
+            'map': 100 * float(np.mean(each)),
             'f1': percent(2 * right, 2 * right + wrong),
         }
         return Result(counted, seen, not_finite, metrics, counts)
@@ -76,19 +80,24 @@ class Precision(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Multilabel(LabelRecipe):
-    """Several labels an image, from a classifier or from nothing. The values are ours.
+    """Several labels an image, or none: from a classifier or from nothing.
 
         python train.py --recipe multilabel --init converted/w18 \\
             --dataset folder:photos --split train --eval-split val --workdir runs/photos
 
     `photos/train.csv` and `photos/val.csv` name the images and their labels (docs/multilabel.md).
-    Without --init, --arch says which network, and more epochs are needed.
+    Without --init, --arch says which network, and more epochs are needed. The values are ours. Run
+    by us on small sets only.
     """
 
     task = 'multilabel'
-    required = ('dataset',)
+    unused = ('distill_loss', 'temperature')  # each label is compared with the teacher's
 
     dataset: str = setting('', 'folder:PATH with SPLIT.csv in it, or a tfds set with label lists')
+    split: str = setting('train', 'split to train on: of tfds, or PATH/SPLIT.csv')
+    eval_split: str | None = setting(
+        None, 'split to evaluate on: of tfds, or PATH/SPLIT.csv; None: the usual one of tfds', True
+    )
     epochs: float = 30
     batch_size: int = 64
     learning_rate: float = 0.05
@@ -146,6 +155,9 @@ class MultilabelClassification(Classification):
                 f'{source.dataset.name}: its labels are not those of the checkpoint, or in another '
                 'order; a file classes.txt beside the CSV says which there are'
             )
+
+    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+        return self.figures
 
     def metric(self, model: Any, **context: Any) -> Metric:
         return Precision()

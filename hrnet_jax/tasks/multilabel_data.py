@@ -105,21 +105,18 @@ def _open_csv(path: Path, split: str | None) -> Source:
     if classes is None:
         every = [_read(other)[1] for other in sorted(folder.glob('*.csv'))]
         classes = sorted({label for part in every for row in part for label in row})
-        if not classes:
-            raise UserError(f'{path}: no image has a label')
+    if not any(labels):
+        raise UserError(f'{path}: no image has a label')
     number = {label: i for i, label in enumerate(classes)}
     table = np.zeros((len(files), len(classes)), np.uint8)
     for i, row in enumerate(labels):
         if unknown := sorted(row - number.keys()):
             raise UserError(f'{path}: {files[i]} has {listed(unknown)}, which are no classes')
         table[i, [number[label] for label in row]] = 1
-    paths = [str(folder / file) for file in files]
-    if absent := [file for file, one in zip(files, paths, strict=True) if not Path(one).is_file()]:
-        raise UserError(f'{path}: these images are not there: {listed(absent)}')
     empty = [label for label, count in zip(classes, table.sum(0), strict=True) if not count]
     return open_files(
         Dataset(str(path), split or '', len(files)),
-        paths,
+        [str(folder / file) for file in files],
         {'label': table, 'wrong': np.zeros(len(files), np.int32)},
         fields=(_field(len(classes)),),
         num_classes=len(classes),

@@ -6,11 +6,10 @@ fields override those of `Recipe`, or add some. Each field is a flag of train.py
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from hrnet_jax.archs import STRIDE
@@ -23,23 +22,42 @@ Similarity = Literal['js', 'kl']
 Pair = tuple[float, float]
 
 
-def setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={'help': help})
+def setting(default: Any, help: str, evaluation: bool = False) -> Any:
+    """A field; of `evaluation` if no step of the training depends on it."""
+    return dataclasses.field(default=default, metadata={'help': help, 'evaluation': evaluation})
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters whose learning rate or weight decay is not that of the others.
+
+    Attributes:
+        pattern: regular expression that is searched in the path of an array in params, such as
+            '^head/classifier/' or '/bias$'. Where several groups match, their factors multiply.
+        rate: factor on the learning rate.
+        decay: factor on the weight decay.
+    """
+
+    pattern: str
+    rate: float = 1.0
+    decay: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """The fields of all recipes, with the values that most of them share.
 
-    `task` is the task's name; `required` names the fields that have no default worth having.
+    `task` is the task's name; `required` names the fields that have no default worth having;
+    `unused` those without effect in this recipe: they have no flag, and another value is refused.
     """
 
     task: ClassVar[str] = 'classification'
-    required: ClassVar[tuple[str, ...]] = ()
+    required: ClassVar[tuple[str, ...]] = ('dataset',)
+    unused: ClassVar[tuple[str, ...]] = ()
 
-    dataset: str = setting('imagenet2012', 'tfds data set, or folder:PATH of class folders')
-    split: str = setting('train', 'split to train on: of tfds, or a folder in PATH')
-    eval_split: str | None = setting(None, 'split to evaluate on; None: the usual one')
+    dataset: str = setting('', 'a prepared tfds data set, or folder:PATH')
+    split: str = setting('train', 'split to train on')
+    eval_split: str | None = setting(None, 'split to evaluate on; None: the usual one', True)
     epochs: float = setting(100, 'passes over the training split')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
     accumulate: int = setting(1, 'parts in which a step computes its gradient, to save memory')
@@ -51,8 +69,12 @@ class Recipe:
     flip: float = setting(0.5, 'probability of a horizontal flip')
     randaugment_ops: int = setting(0, 'RandAugment: operations an image; 0: none')
     randaugment_magnitude: int = setting(9, 'RandAugment: strength, 0 to 30')
-    eval_resize: int = setting(256, 'evaluation: shorter edge in pixels')
-    eval_crop: int = setting(224, 'evaluation: edge of the central square')
+    eval_resize: int | None = setting(
+        None, 'evaluation: shorter edge in pixels; None: eval_crop * 256 / 224', True
+    )
+    eval_crop: int | None = setting(
+        None, 'evaluation: edge of the central square; None: image_size', True
+    )
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum) or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
@@ -67,20 +89,22 @@ class Recipe:
     gamma: float = setting(0.1, 'step: by what')
     by_epoch: bool = setting(False, 'cosine: one value an epoch instead of one a step')
     warmup_epochs: float = setting(0.0, 'epochs of linear increase from 0')
-    ema: float | None = setting(None, 'decay a step of averaged weights; None: no average')
+    ema: float | None = setting(
+        None, 'averaged weights: part of the average that a step keeps; None: no average'
+    )
 
     dtype: Literal['bfloat16', 'float32'] = setting(
         'bfloat16', 'of the computation; weights, statistics and loss are float32'
     )
     bn_group_size: int | None = setting(32, 'images that share statistics; None: the whole batch')
     remat: bool = setting(False, 'recompute in the backward pass, to save memory')
-    init: str | None = setting(None, 'checkpoint or training folder to start from')
+    init: str | None = setting(None, 'checkpoint or training folder whose weights it starts from')
     head_lr: float = setting(1.0, 'factor on the learning rate of the last layer')
     teacher: str | None = setting(None, 'checkpoint whose predictions are the targets')
     distill_weight: float = setting(1.0, 'part of the loss that compares with the teacher')
     distill_loss: Similarity = setting('js', 'divergence from the teacher: Jensen-Shannon or KL')
     temperature: float = setting(1.0, 'distillation: of both softmaxes')
-    eval_every: float = setting(1.0, 'epochs between evaluations')
+    eval_every: float = setting(1.0, 'epochs between evaluations', True)
     max_corrupt: float = setting(0.001, 'part of the images of an epoch that may be unreadable')
 
     def __post_init__(self) -> None:
@@ -97,8 +121,10 @@ class Recipe:
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
                 raise UserError(f'{name} must be two increasing numbers above 0, not {pair}')
-        if self.image_size % STRIDE or self.eval_crop % STRIDE:
-            raise UserError(f'image_size and eval_crop must be multiples of {STRIDE}')
+        for name in self.unused:
+            if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f'{name} {value} has no effect in a recipe of {self.task}')
+        self._check_sizes()
         if self.batch_size % self.accumulate:
             raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
         group = self.bn_group_size
@@ -108,15 +134,50 @@ class Recipe:
                 f'groups of {group}; choose a multiple, another bn_group_size, or None'
             )
 
+    def _check_sizes(self) -> None:
+        """Fills in the sizes of the evaluation that are not given."""
+        crop = self.image_size if self.eval_crop is None else self.eval_crop
+        resize = round(crop * 256 / 224) if self.eval_resize is None else self.eval_resize
+        for name, size in (('image_size', self.image_size), ('eval_crop', crop)):
+            if size % STRIDE:
+                low = size // STRIDE * STRIDE
+                raise UserError(
+                    f'{flag(name)} {size} is no multiple of {STRIDE}; the next that fit are {low} '
+                    f'and {low + STRIDE}'
+                )
+        if crop > resize:
+            raise UserError(
+                f'--eval-crop {crop} is larger than --eval-resize {resize}: the border would be '
+                'black; give both, or neither'
+            )
+        object.__setattr__(self, 'eval_crop', crop)
+        object.__setattr__(self, 'eval_resize', resize)
+
     @property
     def microbatch(self) -> int:
         """Images that go through the network at once, over all devices."""
         return self.batch_size // self.accumulate
 
     @property
+    def bn_images(self) -> int:
+        """How many images share BatchNorm statistics."""
+        return min(self.bn_group_size or self.microbatch, self.microbatch)
+
+    @property
     def transform(self) -> Transform:
         """That of the evaluation."""
+        assert self.eval_resize  # `_check_sizes` has filled in both
+        assert self.eval_crop
         return Transform(self.eval_resize, self.eval_crop)
+
+    def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+        """Those of the fields `head_lr` and `decay_norms`; `head` has paths of layers in params."""
+        groups = []
+        if self.head_lr != 1:
+            groups += [Group(f'^{re.escape("/".join(path))}/', rate=self.head_lr) for path in head]
+        if not self.decay_norms:
+            groups.append(Group('(^|/)(?!kernel$)[^/]+$', decay=0.0))
+        return tuple(groups)
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -164,6 +225,14 @@ class LabelRecipe(Recipe):
     cutmix: float = setting(0.0, 'alpha of CutMix; 0: none; with Mixup, one of both by a coin')
     label_smoothing: float = setting(0.0, 'probability given to all classes alike')
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mixup or self.cutmix) and self.microbatch < 2:
+            raise UserError(
+                'Mixup and CutMix need 2 images at once, not 1 (batch_size / accumulate); take a '
+                'larger batch, or --mixup 0 --cutmix 0'
+            )
+
 
 def hints(cls: type[Recipe]) -> dict[str, Any]:
     """Field -> type."""
@@ -171,56 +240,25 @@ def hints(cls: type[Recipe]) -> dict[str, Any]:
     return {field.name: types[field.name] for field in dataclasses.fields(cls)}
 
 
-def add_arguments(parser: argparse._ArgumentGroup, defaults: Recipe) -> None:
-    """A flag for each field, with its help and the value it has in `defaults`."""
-    for name, hint in hints(type(defaults)).items():
-        flag, value = f'--{name.replace("_", "-")}', getattr(defaults, name)
-        text = f'{_help(type(defaults), name)} (default: %(default)s)'
-        options: dict[str, Any] = {'default': value, 'help': text}
-        if hint is bool:
-            options['action'] = argparse.BooleanOptionalAction
-        elif get_origin(hint) is tuple:
-            options |= {'type': float, 'nargs': '+', 'metavar': 'FLOAT'}
-        elif get_origin(hint) is Literal:
-            options['choices'] = get_args(hint)
-        else:
-            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-            options['type'] = _or_none(kinds[0]) if type(None) in get_args(hint) else kinds[0]
-            options['metavar'] = kinds[0].__name__.upper()
-        parser.add_argument(flag, **options)
+def flag(name: str) -> str:
+    """That of a field."""
+    return f'--{name.replace("_", "-")}'
 
 
-def from_arguments(cls: type[Recipe], args: argparse.Namespace) -> Recipe:
-    """The recipe that the flags of `add_arguments` describe.
-
-    Raises:
-        UserError: for values that make no sense.
-    """
-    for name in cls.required:
-        if getattr(args, name) in (None, ''):
-            raise UserError(f'this recipe needs --{name}')
-    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in dataclasses.fields(cls)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**values)
+def flags(cls: type[Recipe]) -> list[str]:
+    """The fields that have one."""
+    return [field.name for field in dataclasses.fields(cls) if field.name not in cls.unused]
 
 
-def _help(cls: type[Recipe], name: str) -> str:
-    """Of the field where it was first written: one that overrides it has none."""
+def evaluation_fields(cls: type[Recipe]) -> set[str]:
+    """Those that may change while a run goes on: no step of the training depends on them."""
+    return {f.name for f in dataclasses.fields(cls) if metadata(cls, f.name).get('evaluation')}
+
+
+def metadata(cls: type[Recipe], name: str) -> Mapping[str, Any]:
+    """Of the field where it was last written with `setting`: what overrides a value has none."""
     for base in cls.__mro__:
         field = base.__dict__.get('__dataclass_fields__', {}).get(name)
         if field is not None and 'help' in field.metadata:
-            return field.metadata['help']
-    return ''
-
-
-def _or_none(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        return None if text.lower() == 'none' else kind(text)
-
-    parse.__name__ = kind.__name__  # what argparse calls a value that does not parse
-    return parse
-
-
-def describe(recipes: Mapping[str, type[Recipe]]) -> str:
-    """Their docstrings."""
-    return '\n\n'.join(f'{name}: {inspect.getdoc(cls)}' for name, cls in recipes.items())
+            return field.metadata
+    return {}

@@ -17,6 +17,7 @@ from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.sources import Source, readable
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
@@ -26,7 +27,7 @@ from hrnet_jax.layers import Blocks
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
-from hrnet_jax.tasks.recipe import Recipe
+from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
 from hrnet_jax.training import saving
 from hrnet_jax.training.step import (
     TrainState,
@@ -68,7 +69,7 @@ class Experiment:
     """
 
     def __init__(self, arch: str, recipe: Recipe, options: Options, say: Callable[[str], None]):
-        self.recipe, self.options, self.say = recipe, options, say
+        self.arch, self.recipe, self.options, self.say = arch, recipe, options, say
         self.task = get_task(recipe.task)
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
@@ -85,7 +86,10 @@ class Experiment:
             if recipe.init and not workdir.steps(options.workdir):
                 loading.find(recipe.init, arch)
             if distributed.is_main():
-                saving.prepare(options.workdir, self.config, options.force)
+                free = {f'recipe.{name}' for name in evaluation_fields(type(recipe))}
+                changed = saving.prepare(options.workdir, self.config, options.force, free)
+                if changed:
+                    say(f'note: until now the run was one with {"; ".join(changed)}')
         saving.require_shared(options.workdir)
         self.teacher_variables = self.place(teacher_variables)
 
@@ -94,12 +98,13 @@ class Experiment:
         self.eval_steps = max(round(recipe.eval_every * epoch), 1)
         schedule = make_schedule(recipe, epoch)
         self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
-        self.tx = make_optimizer(recipe, schedule, self.task.head_layers(self.model))
+        self.tx = make_optimizer(recipe, schedule, self.task.parameter_groups(self.model, recipe))
         self.train_step = make_train_step(
             self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher,
             fields=[field.name for field in self.source.fields],
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
+        self.figures = self.task.figures_of(self.model)
         self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.metric)
         self.store = saving.Store(
             options.workdir,
@@ -114,7 +119,7 @@ class Experiment:
         """What must be the same when the run goes on."""
         return {
             'task': self.task.name,
-            'arch': self.model.arch.name,
+            'arch': self.arch,
             'num_classes': self.num_classes,
             'training_images': self.source.num_examples,
             'recipe': self.recipe.to_json(),
@@ -165,18 +170,19 @@ class Experiment:
         of = f' of {self.num_classes} classes' if self.source.num_classes else ''
         each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
         rows = {
-            'model': f'{self.model.arch.name}, {summary.parameters(self.model) / 1e6:.2f} M '
+            'model': f'{self.arch}, {summary.parameters(self.model) / 1e6:.2f} M '
             f'parameters, {summary.multiply_adds(self.model, r.image_size) / 1e9:.3f} G '
             f'multiply-adds an image of {r.image_size} pixels, {r.dtype}',
             'devices': f'{self.mesh.size} x {devices[0].device_kind} in {processes} '
             f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
             + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
             'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
-            f'{r.weight_decay:g}, BatchNorm over {r.bn_group_size or r.microbatch}'
+            f'{r.weight_decay:g}, BatchNorm over {r.bn_images}'
             + (f', averaged {r.ema:g}' if r.ema else '')
             + (f', teacher {r.teacher}' if r.teacher else ''),
-            'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, evaluated on '
-            f'{self.held_out.num_examples:,} of {self.held_out.split}',
+            'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {r.image_size} x '
+            f'{r.image_size}; evaluated on {self.held_out.num_examples:,} of '
+            f'{self.held_out.split}: {r.transform.text}',
             'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
             + (
                 'finished, nothing to do'
@@ -191,17 +197,20 @@ class Experiment:
             self.say(f'{name:8}{text}')
         for note in (*self.source.notes, *self.held_out.notes):
             self.say(f'note: {note}')
-        group = r.bn_group_size or r.microbatch
-        if self.mesh.size > 1 and r.microbatch >= group and each % group:
+        if self.mesh.size > 1 and each % r.bn_images:
             self.say(
-                f'note: {each} images a device are no multiple of the {group} that share BatchNorm '
-                'statistics, which therefore travel between devices at every layer'
+                f'note: {each} images a device are no multiple of the {r.bn_images} that share '
+                'BatchNorm statistics, which therefore travel between devices at every layer'
             )
 
     def _open_data(self) -> None:
         r, data_dir = self.recipe, self.options.data_dir
-        self.source = self.task.open_dataset(r.dataset, r.split, data_dir)
-        self.held_out = self.task.open_dataset(r.dataset, r.eval_split, data_dir)
+        self.source = self._open(r.split)
+        try:
+            self.held_out = self._open(r.eval_split)
+        except UserError as error:
+            given = f'--eval-split {r.eval_split}' if r.eval_split else '--eval-split is not given'
+            raise type(error)(f'{given}: {error}') from error
         self.task.check_training(self.source)
         self.num_classes = self.task.num_outputs(self.source)
         self.task.check_recipe(r, self.num_classes)
@@ -224,6 +233,11 @@ class Experiment:
                 f'{self.mesh.size} devices'
             )
 
+    def _open(self, split: str | None) -> Source:
+        name = self.recipe.dataset
+        with readable(name):
+            return self.task.open_dataset(name, split, self.options.data_dir)
+
     def _load_teacher(self) -> tuple[Any, Variables]:
         if self.recipe.teacher is None:
             return None, {}
@@ -231,10 +245,9 @@ class Experiment:
         meta = checkpoint.read_json(folder)
         if task_of(meta) is not self.task:
             raise UserError(f'the teacher {folder} is for {task_of(meta).name}')
-        if meta['num_classes'] != self.num_classes:
+        if (theirs := meta.get('num_classes', self.num_classes)) != self.num_classes:
             raise UserError(
-                f'the teacher {folder} has {meta["num_classes"]} classes, the data '
-                f'{self.num_classes}'
+                f'the teacher {folder} has {theirs} classes, the data {self.num_classes}'
             )
         model, variables = loading.load(folder, dtype=self.model.dtype)
         folded = fold(model, variables)
@@ -243,10 +256,13 @@ class Experiment:
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
         number of classes differs."""
-        folder = loading.find(str(self.recipe.init), self.model.arch.name)
+        folder = loading.find(str(self.recipe.init), self.arch)
         before = checkpoint.read_json(folder)
-        _, loaded = loading.load(folder, self.model.arch.name)
-        new = before['num_classes'] != self.num_classes or task_of(before) is not self.task
+        if (found := checkpoint.arch_name(before)) not in (None, self.arch):
+            raise UserError(f'{folder} is a checkpoint of {found}, not {self.arch}')
+        _, loaded = loading.load(folder)
+        theirs = before.get('num_classes', self.num_classes)
+        new = theirs != self.num_classes or task_of(before) is not self.task
         last = ['^' + '/'.join(path) + '/' for path in self.task.head_layers(self.model)]
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
         self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')

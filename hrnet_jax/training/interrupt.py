@@ -17,12 +17,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """While entered, SIGTERM and Ctrl-C set `number` instead of ending the process.
 
-    A thread gets them from the C handler, so that the second is obeyed even while the main thread
-    waits in a collective. Enter it after `jax.distributed.initialize`, which catches SIGTERM too.
+    Until `armed` is set there is nothing new to save: then the first ends it at once, too.
+
+    A thread gets them from the C handler, so that they are obeyed even while the main thread
+    compiles or waits in a collective. Enter it after `jax.distributed.initialize`, which catches
+    SIGTERM too.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.armed = False
 
     def __bool__(self) -> bool:
         return self.number is not None
@@ -53,6 +57,13 @@ class Interrupt:
             if data[0] not in SIGNALS:
                 continue
             now = time.monotonic()
+            if not self.armed:
+                print(
+                    'stopped before the first step: nothing new to save',
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(128 + data[0])
             if self.number is None:
                 self.number, first = data[0], now
                 print('stopping after this step; once more to leave at once', file=sys.stderr)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,18 @@ from hrnet_jax.training.step import TrainState
 _PATIENCE = 10  # seconds
 
 
-def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
+def prepare(
+    path: Path, config: dict[str, Any], force: bool, free: Collection[str] = ()
+) -> list[str]:
     """Makes the training folder, or checks that it is one of the same run.
 
     Args:
         config: what must not change; `write_config` writes it once the run can go on.
         force: allow another configuration.
+        free: names of what may change all the same, such as 'recipe.eval_every'.
+
+    Returns:
+        What has changed.
 
     Raises:
         UserError: if the folder cannot be written, or belongs to another run.
@@ -47,27 +53,31 @@ def prepare(path: Path, config: dict[str, Any], force: bool) -> None:
         raise UserError(f'{file} is damaged; its folder needs it to go on') from None
     if before is None and workdir.steps(path) and not force:
         raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
-    changed = [] if before is None else list(_changes(before, config))
-    if changed and not force:
+    changed = {} if before is None else dict(_changes(before, config))
+    if (refused := [text for name, text in changed.items() if name not in free]) and not force:
         raise UserError(
-            f'{path} is of a run with {"; ".join(changed)}; take another --workdir, or --force to '
+            f'{path} is of a run with {"; ".join(refused)}; take another --workdir, or --force to '
             'go on in spite of it'
         )
+    return list(changed.values())
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     files.write(path / workdir.CONFIG, json.dumps(config, indent=1) + '\n')
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any], name: str = '') -> Any:
+def _changes(
+    before: dict[str, Any], after: dict[str, Any], inside: str = ''
+) -> Iterator[tuple[str, str]]:
+    """Name and text of each difference."""
     for key in sorted(before.keys() | after.keys()):
         if key not in before:  # a field that a later version has added
             continue
-        old, new = before[key], after.get(key)
+        name, old, new = f'{inside}{key}', before[key], after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new, f'{name}{key}.')
+            yield from _changes(old, new, f'{name}.')
         elif old != new:
-            yield f'{name}{key} {old}, not {new}'
+            yield name, f'{name} {old}, not {new}'
 
 
 def require_shared(path: Path) -> None:
@@ -257,7 +267,7 @@ class Store:
             opt_state=jax.tree_util.tree_unflatten(structure, flat),
             ema=trees.get('ema', {}),
             valid=np.ones((), bool),  # type: ignore[arg-type]
-            **trees['raw'],
+            **{'batch_stats': {}, **trees['raw']},
         )
 
     def _open(self) -> Any:

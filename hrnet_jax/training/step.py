@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
-from hrnet_jax.models import Path, Variables
+from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task
-from hrnet_jax.tasks.recipe import Recipe
+from hrnet_jax.tasks.recipe import Group, Recipe
+from hrnet_jax.weights.transfer import matching
 
 Array = jax.Array
 Batch = dict[str, Any]
@@ -46,20 +48,25 @@ class TrainState:
 
     def variables(self, averaged: bool = False) -> Variables:
         """For `model.apply`; the averaged weights and statistics if asked and there are any."""
-        own = {'params': self.params, 'batch_stats': self.batch_stats}
-        return self.ema if averaged and self.ema else own
+        return self.ema if averaged and self.ema else _variables(self.params, self.batch_stats)
+
+
+def _variables(params: Variables, batch_stats: Variables) -> Variables:
+    """As of the model, which may be without BatchNorm."""
+    return {'params': params} | ({'batch_stats': batch_stats} if batch_stats else {})
 
 
 def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bool) -> TrainState:
     """The state before the first step."""
-    variables = {'params': variables['params'], 'batch_stats': variables['batch_stats']}
+    params, batch_stats = variables['params'], variables.get('batch_stats', {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        opt_state=tx.init(variables['params']),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
         # Its own memory: the buffers of a donated state must not be the same twice.
-        ema=jax.tree.map(jnp.copy, variables) if ema else {},
+        ema=jax.tree.map(jnp.copy, _variables(params, batch_stats)) if ema else {},
         valid=jnp.ones((), bool),
-        **variables,
     )
 
 
@@ -95,40 +102,56 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    recipe: Recipe, schedule: optax.Schedule, last: Sequence[Path] = (('head', 'classifier'),)
+    recipe: Recipe, schedule: optax.Schedule, groups: Sequence[Group] | None = None
 ) -> optax.GradientTransformation:
     """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW.
 
-    last: the layers that `recipe.head_lr` is for, by path in params: see `models.last_layers`.
+    Args:
+        groups: of `Task.parameter_groups`; by default those of a classifier.
+
+    Its `init` raises UserError where a group's pattern matches no array.
     """
-    decay = optax.add_decayed_weights(recipe.weight_decay, None if recipe.decay_norms else _kernels)
+    if groups is None:
+        groups = recipe.parameter_groups([('head', 'classifier')])
+
+    def decayed(updates: Variables, params: Variables) -> Variables:
+        factors = _factors([(group.pattern, group.decay) for group in groups], params)
+        rate = recipe.weight_decay
+        return jax.tree.map(lambda u, p, f: u + rate * f * p if f else u, updates, params, factors)
+
+    def rated(updates: Variables, params: Variables) -> Variables:
+        factors = _factors([(group.pattern, group.rate) for group in groups], params)
+        return jax.tree.map(lambda u, f: u if f == 1 else u * f, updates, factors)
+
+    def init(params: Variables) -> Any:
+        matching(params, *(group.pattern for group in groups))  # refuses what matches nothing
+        return whole.init(params)
+
+    decay = optax.stateless(decayed)
     if recipe.optimizer == 'sgd':
         rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
     else:
         rule = optax.chain(optax.scale_by_adam(), decay)
     # Always in these places, so that the names in a checkpoint do not depend on what is in use.
-    return optax.chain(
+    whole = optax.chain(
         optax.identity()
         if recipe.clip_norm is None
         else optax.clip_by_global_norm(recipe.clip_norm),
         rule,
-        optax.identity()
-        if recipe.head_lr == 1
-        else optax.masked(optax.scale(recipe.head_lr), functools.partial(_inside, last)),
+        optax.stateless(rated),
         optax.scale_by_learning_rate(schedule),
     )
+    return optax.GradientTransformation(init, whole.update)
 
 
-def _kernels(params: Variables) -> Variables:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+def _factors(groups: Sequence[tuple[str, float]], params: Variables) -> Variables:
+    """For each array the product of the factors whose pattern its path matches."""
 
+    def factor(path: Any, _: Any) -> float:
+        name = '/'.join(key.key for key in path)
+        return math.prod(value for pattern, value in groups if re.search(pattern, name))
 
-def _inside(places: Sequence[Path], params: Variables) -> Variables:
-    """True for the leaves below one of these paths."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(tuple(key.key for key in path[: len(p)]) == tuple(p) for p in places),
-        params,
-    )
+    return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def make_loss(
@@ -167,7 +190,7 @@ def make_loss(
             apart = task.distance(outputs, soft, recipe)
             each = recipe.distill_weight * apart + (1 - recipe.distill_weight) * each
         sums = {name: jnp.sum(batch['weight'] * values) for name, values in figures.items()}
-        return jnp.sum(batch['weight'] * each), (narrow(new['batch_stats']), sums)
+        return jnp.sum(batch['weight'] * each), (narrow(new.get('batch_stats', {})), sums)
 
     return loss
 
@@ -248,9 +271,7 @@ def make_train_step(
             # Averages over a tenth of the run at most, so that short runs are not all beginning.
             count = state.step.astype(jnp.float32) + 1
             rate = 1 - jnp.minimum(recipe.ema, count / (count + 9))
-            ema = optax.incremental_update(
-                {'params': params, 'batch_stats': batch_stats}, ema, rate
-            )
+            ema = optax.incremental_update(_variables(params, batch_stats), ema, rate)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.valid)
         signals = jnp.sum(batch['signals'], 0)
         # A step without all its data, or that would spoil the state, is not taken; nor is any after

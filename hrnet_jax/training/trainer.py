@@ -65,7 +65,8 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.callback(self.feed.close)
             stack.callback(self._guard, self._profile, None)
-            state, verdict = self._loop(state, step, last, stack)
+            stack.enter_context(self.interrupt)
+            state, verdict = self._loop(state, step, last)
             step = int(state.step)
             if verdict in ('stop', 'failed'):
                 self._save(state)
@@ -87,10 +88,8 @@ class Trainer:
             self._event(step, 'stopped', 'at --stop-at; the same command without it goes on')
         return 0
 
-    def _loop(
-        self, state: TrainState, step: int, last: int, stack: contextlib.ExitStack
-    ) -> tuple[TrainState, str | None]:
-        saved, first, no_batch = time.monotonic(), step, False
+    def _loop(self, state: TrainState, step: int, last: int) -> tuple[TrainState, str | None]:
+        saved, no_batch = time.monotonic(), False
         while True:
             if self._due(step) and step not in self.store.scores:
                 try:
@@ -111,12 +110,9 @@ class Trainer:
             no_batch = batch is None
             batch = batch or self._nothing()
             signals = self._signals(batch.pop('skipped'), no_batch)
-            state, metrics = self.experiment.train_step(
-                state, {**batch, 'signals': signals}, self.experiment.teacher_variables
-            )
-            if step == first:
-                # Until here there was nothing to lose: a signal ended it at once.
-                stack.enter_context(self.interrupt)
+            arguments = {**batch, 'signals': signals}, self.experiment.teacher_variables
+            with contextlib.nullcontext() if self.interrupt.armed else self._compiling():
+                state, metrics = self.experiment.train_step(state, *arguments)
             step += 1
             self.pending.append((step, metrics))
             if self.reporter:
@@ -130,6 +126,15 @@ class Trainer:
             if (by_step and not self._due(step)) or (late and self._valid()):
                 self._save(state)
                 saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Around the first step."""
+        start = time.perf_counter()
+        self.say('compiling the training step; it can take a minute or more ...')
+        yield
+        self.say(f'compiled, after {time.perf_counter() - start:.0f} s')
+        self.interrupt.armed = True
 
     def _due(self, step: int) -> bool:
         """Whether an evaluation belongs after this step."""
@@ -284,7 +289,8 @@ class Meter:
         self.paused += seconds
 
     def add(self, step: int, values: dict[str, float], waited: float) -> dict[str, float] | None:
-        """Takes the figures of a step; returns what to report, every `log_every` steps."""
+        """Takes the figures of a step; returns what to report, every `log_every` steps and at
+        least as often as an epoch is long."""
         now = time.perf_counter()
         self.rows.append(values)
         self.skipped += int(values['skipped'])
@@ -293,7 +299,8 @@ class Meter:
         else:
             self.timed += 1
         r = self.experiment.recipe
-        if step % self.experiment.options.log_every and step != self.experiment.total:
+        every = min(self.experiment.options.log_every, self.experiment.data.steps_per_epoch)
+        if step % every and step != self.experiment.total:
             return None
 
         def mean(name: str) -> float:

@@ -1,0 +1,73 @@
+"""The fields of a recipe as flags of train.py, and what its help says of recipes."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.recipe import Recipe, flag, flags, hints, metadata
+
+
+def add_arguments(parser: argparse._ArgumentGroup, cls: type[Recipe]) -> None:
+    """A flag for each field that is used, with its help and its default."""
+    types = hints(cls)
+    for name in flags(cls):
+        hint, text = types[name], metadata(cls, name).get('help', '')
+        default = cls.__dataclass_fields__[name].default
+        needed = name in cls.required and default in (None, '')
+        options: dict[str, Any] = {
+            'default': None if needed else default,
+            'help': f'{text} ({"needed" if needed else "default: %(default)s"})',
+        }
+        if hint is bool:
+            options['action'] = argparse.BooleanOptionalAction
+        elif get_origin(hint) is tuple:
+            options |= {'type': float, 'nargs': '+', 'metavar': 'FLOAT'}
+        elif get_origin(hint) is Literal:
+            options['choices'] = get_args(hint)
+        else:
+            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+            options['type'] = _or_none(kinds[0]) if type(None) in get_args(hint) else kinds[0]
+            options['metavar'] = kinds[0].__name__.upper()
+        parser.add_argument(flag(name), **options)
+
+
+def from_arguments(cls: type[Recipe], args: argparse.Namespace) -> Recipe:
+    """The recipe that the flags of `add_arguments` describe.
+
+    Raises:
+        UserError: for values that make no sense.
+    """
+    for name in cls.required:
+        if getattr(args, name) in (None, ''):
+            raise UserError(f'this recipe needs {flag(name)}')
+    values: dict[str, Any] = {name: getattr(args, name) for name in flags(cls)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**values)
+
+
+def _or_none(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        return None if text.lower() == 'none' else kind(text)
+
+    parse.__name__ = kind.__name__  # what argparse calls a value that does not parse
+    return parse
+
+
+def describe(recipes: Mapping[str, type[Recipe]], chosen: str | None = None) -> str:
+    """The docstring of the one that is chosen; otherwise a line for each."""
+    docs = {name: _doc(cls) for name, cls in recipes.items()}
+    if chosen in docs:
+        return f'{chosen}: {docs[chosen]}'
+    width = max(map(len, docs), default=0)
+    lines = [f'  {name:{width}}  {text.splitlines()[0]}' for name, text in docs.items()]
+    return '\n'.join(['recipes; --recipe NAME --help says more of one:', *lines])
+
+
+def _doc(cls: type[Recipe]) -> str:
+    """Its docstring; what a dataclass has in the place of none says nothing here."""
+    text = inspect.getdoc(cls) or ''
+    return text if text and not text.startswith(f'{cls.__name__}(') else '(no description)'

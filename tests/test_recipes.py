@@ -1,0 +1,142 @@
+"""Recipes: what is filled in, what is refused, their flags and their help."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import train as train_command
+from hrnet_jax.errors import UserError
+from hrnet_jax.runtime import distributed
+from hrnet_jax.tasks import recipes
+from hrnet_jax.tasks.classification import TASK
+from hrnet_jax.tasks.classification_recipes import Digits, Official, Strong
+from hrnet_jax.tasks.multilabel import Multilabel
+from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
+from hrnet_jax.tasks.recipe_flags import describe
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'given', 'resize', 'crop'),
+    [
+        (Official, {}, 256, 224),
+        (Official, {'image_size': 64}, 73, 64),
+        (Official, {'image_size': 128, 'eval_crop': 160}, 183, 160),
+        (Official, {'eval_crop': 288}, 329, 288),
+        (Official, {'eval_crop': 288, 'eval_resize': 288}, 288, 288),
+        (Official, {'eval_resize': 235}, 235, 224),
+        (Digits, {'image_size': 64}, 32, 32),
+    ],
+)
+def test_the_evaluation_has_the_size_of_the_training(recipe, given, resize, crop):
+    made = recipe(**given)
+    assert (made.transform.resize, made.transform.crop) == (resize, crop)
+    held = made.to_json()
+    assert (held['eval_resize'], held['eval_crop']) == (resize, crop)
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        ({'image_size': 100}, '--image-size 100 is no multiple of 32.* 96 and 128'),
+        ({'eval_crop': 230}, '--eval-crop 230 is no multiple of 32.* 224 and 256'),
+        ({'eval_resize': 64}, '--eval-crop 224 is larger than --eval-resize 64'),
+        ({'batch_size': 1, 'mixup': 0.1}, 'need 2 images at once'),
+        ({'batch_size': 8, 'accumulate': 8, 'cutmix': 1.0}, 'need 2 images at once'),
+    ],
+)
+def test_sizes_that_do_not_fit(given, said):
+    with pytest.raises(UserError, match=said) as stop:
+        Official(**given)
+    assert '\n' not in str(stop.value)
+
+
+def test_what_may_change_in_a_run():
+    expected = {'eval_split', 'eval_resize', 'eval_crop', 'eval_every'}
+    for cls in (Recipe, Digits, Multilabel):
+        assert evaluation_fields(cls) == expected
+
+
+def test_fields_without_effect_have_no_flag(refused, tmp_path):
+    run = ('--recipe', 'multilabel', '--dataset', 'folder:x', '--workdir', tmp_path / 'run')
+    for flags in (('--temperature', '2'), ('--distill-loss', 'kl')):
+        assert 'unrecognized arguments' in refused(train_command.main, *run, *flags)
+    with pytest.raises(UserError, match='temperature 2.0 has no effect'):
+        Multilabel(dataset='x', temperature=2.0)
+    assert Strong(temperature=2.0).temperature == 2.0
+
+
+def test_statistics_are_over_what_there_is():
+    assert Official(batch_size=16).bn_images == 16
+    assert Official(batch_size=64).bn_images == 32
+    assert Official(batch_size=64, accumulate=4, bn_group_size=None).bn_images == 16
+
+
+def test_help_of_all_recipes_is_a_line_each(command):
+    code, out, _ = command(train_command.main, '--help')
+    assert code == 0
+    for name in recipes():
+        [line] = [x for x in out.splitlines() if x.startswith(f'  {name} ')]
+        assert line.endswith('.')
+    assert 'Expect' not in out
+
+
+@pytest.mark.parametrize('name', list(recipes()))
+def test_help_of_one_recipe_is_whole(command, name):
+    code, out, _ = command(train_command.main, '--recipe', name, '--help')
+    assert code == 0
+    text = ' '.join(out.split())
+    assert f'{name}: ' in text
+    assert 'yet run to the end by us' in text or 'Run by us' in text
+    assert ('PATH/SPLIT.csv' in text) == (name == 'multilabel')
+    assert ('of class folders' in text) == (name != 'multilabel')
+    needed = {'distill': '--teacher', 'finetune': '--init', 'multilabel': '--dataset'}.get(name)
+    assert text.count('(needed)') == (needed is not None)
+    if needed:
+        options = text.partition('what the result depends on')[2]
+        assert '(needed)' in options.partition(f'{needed} STR')[2].partition(' --')[0]
+
+
+def test_a_recipe_without_a_docstring():
+    @dataclasses.dataclass(frozen=True)
+    class Own(Recipe):
+        pass
+
+    assert describe({'own': Own}).splitlines()[1:] == ['  own  (no description)']
+
+
+def test_figures_that_can_say_something():
+    class Model:
+        num_classes = 5
+
+    assert [figure.name for figure in TASK.figures_of(Model)] == ['top1']
+    Model.num_classes = 6
+    assert [figure.name for figure in TASK.figures_of(Model)] == ['top1', 'top5']
+
+
+@pytest.mark.parametrize('value', ['', 'many', '1'])
+def test_a_launcher_that_says_nothing(monkeypatch, value):
+    """One process: what is empty or no number is as if it were not there."""
+    for name in (*distributed._SIZES, distributed._HOSTS):
+        monkeypatch.setenv(name, '' if name == distributed._HOSTS else value)
+    started = []
+    monkeypatch.setattr('jax.distributed.initialize', lambda *a: started.append(a))
+    monkeypatch.setattr(distributed, '_may_be_tpu', lambda: False)
+    none = type('Flags', (), dict.fromkeys(('coordinator', 'num_processes', 'process_id')))
+    distributed.start(none)
+    assert not started
+
+
+def test_a_launcher_that_says_too_little(monkeypatch):
+    """JAX then asks for what is not there."""
+    monkeypatch.setenv(distributed._SIZES[0], '2')
+
+    def initialize():
+        raise KeyError('SLURM_PROCID')
+
+    monkeypatch.setattr('jax.distributed.initialize', initialize)
+    monkeypatch.setattr(distributed, '_may_be_tpu', lambda: False)
+    none = type('Flags', (), dict.fromkeys(('coordinator', 'num_processes', 'process_id')))
+    with pytest.raises(UserError, match="'SLURM_PROCID' is not in the environment"):
+        distributed.start(none)

@@ -54,6 +54,16 @@ for i in range(1, len(sys.argv), 3):
 """
 
 
+@pytest.fixture(autouse=True)
+def lines():
+    """Operations know the lines that they come from, as for users: exported programs must not."""
+    name = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, name)
+    jax.config.update(name, 100)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """The converted digits checkpoint."""

@@ -178,7 +178,12 @@ def main(descriptor: int) -> None:
             os._exit(1)  # without another attempt to write
 
     try:
-        for part in _parts():
+        sources.tensorflow()  # takes longest, and the same for every request
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:  # the first process has ended without one
+            return
+        for part in parts(request):
             send(part)
     except ImportError as error:
         send(evaluation.missing(error))
@@ -187,12 +192,8 @@ def main(descriptor: int) -> None:
         send(error if known else RuntimeError(traceback.format_exc()))
 
 
-def _parts() -> Iterator[Any]:
-    sources.tensorflow()  # takes longest, and the same for every request
-    try:
-        request: Request = pickle.load(sys.stdin.buffer)
-    except EOFError:  # the first process has ended without one
-        return
+def parts(request: Request) -> Iterator[Any]:
+    """An `Opened`, the batches, None."""
     with sources.readable(request.name):
         source = request.opener.open_dataset(request.name, request.split, request.data_dir)
     count = None if source.num_classes is None else request.opener.num_outputs(source)

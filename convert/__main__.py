@@ -228,8 +228,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
 
 def to_file(args: Any) -> None:
     """A converted or training folder -> a .pth or .safetensors file, and JSON beside it."""
-    folder = loading.find(args.source, args.arch)
-    meta = checkpoint.read_json(folder)
+    folder, meta = loading.described(args.source, args.arch, args.weights)
     task = task_of_checkpoint(args.task, meta)
     if args.to not in task.layouts:
         known = f'known: {", ".join(task.layouts)}' if task.layouts else 'it has none'

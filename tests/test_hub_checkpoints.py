@@ -10,9 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
+from convert import __main__ as convert
 from convert import from_torch
 from hrnet_jax import checkpoint
+from hrnet_jax.commands import export, visualize
+from hrnet_jax.weights import hub_cache
 
 DIGITS = hub.ROOT / 'examples' / 'tiny_digits.pth'
 # Each argument is one step; prints what each gave, arrays as their digests.
@@ -193,3 +198,29 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
         hrnet_jax.load('hf:a/b')
     assert asked[0] == (checkpoint.JSON, False)
     assert [local for _, local in asked[1:]] == [True, True]
+
+
+def test_every_command_asks_for_the_weights(command, monkeypatch, tmp_path):
+    """A repository may have averaged weights and others: each are a folder of their own."""
+    asked = []
+
+    def fetch(origin, weights=None):
+        asked.append(weights)
+        raise hrnet_jax.UserError('stop')
+
+    monkeypatch.setattr(hub_cache, 'fetch', fetch)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    flags = ('--ckpt', 'hf:a/b', '--weights', 'raw')
+    for main, *arguments in (
+        (eval_command.main, *flags),
+        (predict_command.main, 'a.png', *flags),
+        (export.main, '--out', tmp_path / 'a.stablehlo', *flags),
+        (visualize.main, 'a.png', '--out', tmp_path / 'a.png', *flags),
+        (convert.main, 'hf:a/b', '--to', 'timm', '--out', tmp_path / 'a.pth', *flags[2:]),
+    ):
+        before = len(asked)
+        assert command(main, *arguments)[0] == 2
+        assert len(asked) > before
+    with pytest.raises(hrnet_jax.UserError, match='stop'):
+        hrnet_jax.push_to_hub('hf:a/b', 'me/net', weights='raw')
+    assert set(asked) == {'raw'}

@@ -65,7 +65,6 @@ def main() -> None:
         import jax
         import jax.numpy as jnp
 
-        from hrnet_jax.checkpoints import format as checkpoint
         from hrnet_jax.inference.evaluation import evaluate
         from hrnet_jax.inference.folding import fold
         from hrnet_jax.runtime import compilation, distributed
@@ -74,8 +73,7 @@ def main() -> None:
     distributed.start(args)
     compilation.enable_cache()
     with distributed.fail_together():
-        folder = loading.find(args.ckpt, args.arch)
-        meta = checkpoint.read_json(folder)
+        folder, meta = loading.described(args.ckpt, args.arch, args.weights)
         task = task_of_checkpoint(args.task, meta)
         transform = task.protocol.from_json(meta['transform'])
         transform = transform.override(STRIDE, **given(args, of_protocol))

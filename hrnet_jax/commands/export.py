@@ -74,8 +74,7 @@ def main() -> None:
     for path in (out, described_in, weights_file)[: 2 + args.weights_beside]:
         refuse_unwritable(path)
         refuse_existing(path, args.force)
-    folder = loading.find(args.ckpt, args.arch)
-    meta = checkpoint.read_json(folder)
+    folder, meta = loading.described(args.ckpt, args.arch, args.weights)
     task_of_checkpoint(args.task, meta)
     transform = Transform.from_json(meta['transform'])
     size = transform.crop if args.image_size is None else args.image_size

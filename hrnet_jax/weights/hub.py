@@ -81,9 +81,9 @@ def push_to_hub(
         meta |= {'transform': Transform().to_json()}
         meta |= {'source': {'file': None, 'origin': 'memory', 'sha256': None}}
     else:
-        folder = loading.find(source, arch)
+        folder, found = loading.described(source, arch, weights)
         model, variables = loading.load(folder, arch, weights=weights)
-        meta |= checkpoint.of_the_model(checkpoint.read_json(folder))
+        meta |= checkpoint.of_the_model(found)
     meta |= {'transform': transform.to_json()} if transform else {}
     if class_names is not None and len(class_names):
         meta['class_names'] = [str(name) for name in class_names]

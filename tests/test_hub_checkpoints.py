@@ -140,8 +140,13 @@ def test_damage_is_found(converted, tmp_path):
     assert 'was edited: its digest differs' in edited
 
 
-def test_push_of_a_model_in_memory(converted, monkeypatch):
-    """What is uploaded, and what is refused before anything is."""
+def test_push_of_a_model_in_memory(converted, monkeypatch, tmp_path):
+    """What is uploaded, and what is refused before anything is; what was in the cache goes."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    old = [hub_cache.place_of('me/net', 'v1', weights) for weights in (None, 'ema', 'raw')]
+    other = hub_cache.place_of('me/net', None)
+    for place in (*old, other):
+        place.mkdir(parents=True)
     sent = {}
 
     def create_commit(repository, operations, revision=None, **options):
@@ -157,6 +162,7 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     small = hrnet_jax.Transform(32, 32)
     url = hrnet_jax.push_to_hub((model, halves), 'me/net@v1', transform=small)
     assert url == 'https://hub/me/net'
+    assert list(other.parent.iterdir()) == [other]
     assert sent['revision'] == 'v1'
     meta = json.loads(sent[checkpoint.JSON])
     rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), halves)

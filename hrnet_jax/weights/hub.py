@@ -67,7 +67,7 @@ def push_to_hub(
             f'{repository} is followed by @{named}, and revision says {revision!r}: leave one out'
         )
     revision = revision or named
-    cached = place_of(repository, revision)
+    cached = [place_of(repository, revision, kind) for kind in (None, 'ema', 'raw')]
     try:
         import huggingface_hub as hub
         from safetensors.numpy import save_file
@@ -118,5 +118,6 @@ def push_to_hub(
             )
         except Exception as error:  # the hub's, and those of its HTTP library
             raise UserError(f'{repository} cannot be pushed: {reason_of(error)}') from error
-    remove(cached)
+    for place in cached:
+        remove(place)
     return str(done.commit_url)

@@ -137,7 +137,8 @@ def _plain(value: Any) -> Any:
 def arch_name(meta: dict[str, Any]) -> str | None:
     """The architecture in a checkpoint's JSON, if its task says one."""
     arch = meta.get('arch')
-    return arch.get('name') if isinstance(arch, dict) else None
+    name = arch.get('name') if isinstance(arch, dict) else arch
+    return name if isinstance(name, str) else None
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def main() -> None:
         }
         described = meta | {'transform': transform.to_json()}
         beside.write(stack, out, temporary, described, args.force, **said)
-    name = meta['arch']['name'] if 'arch' in meta else type(model).__name__
+    name = checkpoint.arch_name(meta) or type(model).__name__
     print(
         f'{out}: {name}, {said["images"]} -> {", ".join(said["outputs"])}, for '
         f'{", ".join(platforms)}, {out.stat().st_size / 1e6:.1f} MB; beside it {described_in.name}'

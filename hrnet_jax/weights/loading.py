@@ -11,7 +11,7 @@ import numpy as np
 
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.checkpoints.format import ARRAYS, JSON, model_of, read_json, restore
+from hrnet_jax.checkpoints.format import ARRAYS, JSON, arch_name, model_of, read_json, restore
 from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
@@ -70,7 +70,7 @@ def described(
 
 def _arch_name(folder: Path) -> str | None:
     try:
-        return read_json(folder)['arch']['name']
+        return arch_name(read_json(folder))
     except UserError:  # a damaged neighbour must not hide the others
         return None
 
@@ -102,8 +102,8 @@ def load(
     folder, meta = described(path, arch, weights)
     model = model_of(meta, **options)
     named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
-    if arch is not None and arch != model.arch.name and not named:
-        raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
+    if arch not in (None, held := arch_name(meta)) and not named:
+        raise UserError(f'{folder} is a checkpoint of {held or "another model"}, not {arch}')
     shapes = variable_shapes(model)
     converted = (meta.get('source') or {}).get('weights')  # which of a file's
     if weights == 'ema' and not meta.get('ema') and converted != 'ema':

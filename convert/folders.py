@@ -161,6 +161,8 @@ def _told(
     """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
     content, remark = beside.read(source.path, source.sha256)
     notes = [remark] if remark else []
+    if content and (wrong := _misfit(content, done.num_classes)):
+        return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
     if content:
         return content, [f'{_taken(content)}: taken from {beside.place(source.path).name}']
     config = beside.parsed(_config(source, offline))
@@ -175,6 +177,30 @@ def _told(
         del told['class_names']
         more.append(f'{timm.CONFIG} has {len(names)} class names, which are not taken')
     return told, [*notes, *more, f'{_taken(told)}: taken from {timm.CONFIG}']
+
+
+def _misfit(content: dict[str, Any], num_classes: int) -> str | None:
+    """What cannot be right in the JSON beside a file of so many classes."""
+    task, transform = content.get('task', DEFAULT), content.get('transform')
+    names, published = content.get('class_names'), content.get('published') or {}
+    fits = {
+        'task': isinstance(task, str),
+        'layout': content.get('layout') in tuple(LAYOUTS),
+        'class_names': names is None
+        or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        'published': isinstance(published, dict) and isinstance(published.get('name', ''), str),
+        'transform': transform is None or isinstance(transform, dict),
+    }
+    if wrong := [field for field, fit in fits.items() if not fit]:
+        return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'
+    if names and len(names) != num_classes:
+        return f'it has {len(names)} class names, the file has {num_classes} classes'
+    try:
+        if transform:
+            get_task(task).protocol.from_json(transform)
+    except (UserError, TypeError) as error:
+        return str(error)
+    return None
 
 
 def _taken(told: dict[str, Any]) -> str:

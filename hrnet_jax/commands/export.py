@@ -12,7 +12,6 @@ import numpy as np
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.commands.arguments import add_checkpoint
-from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import export
 from hrnet_jax.runtime import cli, compilation
@@ -36,8 +35,10 @@ def parser() -> cli.Parser:
     p.add_argument(
         '--image-size',
         type=int,
+        nargs='+',
         metavar='N',
-        help="height and width of the images, a multiple of 32 (default: the checkpoint's crop)",
+        help='edge of the images, or height and width; multiples of 32 (default: those of the '
+        'checkpoint)',
     )
     p.add_argument(
         '--platforms',
@@ -75,22 +76,24 @@ def main() -> None:
         refuse_unwritable(path)
         refuse_existing(path, args.force)
     folder, meta = loading.described(args.ckpt, args.arch, args.weights)
-    task_of_checkpoint(args.task, meta)
-    transform = Transform.from_json(meta['transform'])
-    size = transform.crop if args.image_size is None else args.image_size
+    transform = task_of_checkpoint(args.task, meta).protocol.from_json(meta['transform'])
+    given = args.image_size
+    size = transform.image_size if given is None else (given[0], given[-1])
+    if size is None or len(given or ()) > 2:
+        raise UserError('--image-size is needed: one number, or height and width')
     try:  # now, not after the model is loaded
-        export.check_size(checkpoint.model_of(meta), size, size)
+        export.check_size(checkpoint.model_of(meta), *size)
+        transform = transform.at_size(*size) if given else transform
     except UserError as error:
-        flag = f'--image-size {size}' if args.image_size is not None else f'{folder}'
+        flag = f'--image-size {" ".join(map(str, given))}' if given else f'{folder}'
         raise UserError(f'{flag}: {error}') from None
-    transform = transform.override(crop=size)
     compilation.enable_cache()
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     fast = export.fold_for(model, variables, platforms)
     program = export.export(
         fast.model,
         fast.variables,
-        image_size=transform.crop,
+        image_size=size,
         batch=batch,
         platforms=platforms,
         transform=transform if args.preprocess else None,

@@ -146,7 +146,7 @@ def report(
     from hrnet_jax.checkpoints.format import arch_name
 
     name, partial = source.dataset.name, source.is_partial or total < source.num_examples
-    published = None if partial else expected(meta['published'], transform, name)
+    published = {} if partial else expected(meta, transform, name, source.split)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
@@ -159,12 +159,14 @@ def report(
         print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
     shown = task.figures_of(model)
-    for i, figure in enumerate(task.figures):
+    for figure in task.figures:
         if figure not in shown:
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(f'{figure.name}_correct')
-        theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
+        theirs = ['', '']
+        if (reached := published.get(figure.name)) is not None:
+            theirs = [f'{reached:.3f}', f'{value - reached:+.3f}']
         number = '' if correct is None else f'{correct:,}'
         rows.append([figure.label, f'{value:.3f}', number, *theirs])
     rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
@@ -183,7 +185,7 @@ def report(
             'task': task.name,
             'metrics': dict(result.metrics),
             'partial': partial,
-            'published': list(published) if published else None,
+            'published': published or None,
             'transform': transform.to_json(),
             'protocol': transform.text,
             'dtype': args.dtype,

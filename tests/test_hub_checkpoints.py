@@ -17,6 +17,7 @@ from convert import __main__ as convert
 from convert import from_torch
 from hrnet_jax import checkpoint
 from hrnet_jax.commands import export, visualize
+from hrnet_jax.tasks.classification import Classification
 from hrnet_jax.weights import hub_cache
 
 DIGITS = hub.ROOT / 'examples' / 'tiny_digits.pth'
@@ -171,6 +172,12 @@ def test_push_of_a_model_in_memory(converted, monkeypatch, tmp_path):
     names = np.array(list('abcdefghij'))
     hrnet_jax.push_to_hub((model, variables), 'me/net', class_names=names)
     assert json.loads(sent[checkpoint.JSON])['class_names'] == names.tolist()
+    assert json.loads(sent[checkpoint.JSON])['transform'] == hrnet_jax.Transform().to_json()
+    small_task = type('Small', (Classification,), {'name': 'small', 'recipes': {}})()
+    small_task.protocol = lambda: small
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'small': small_task})
+    hrnet_jax.push_to_hub((model.clone(task='small'), variables), 'me/net')
+    assert json.loads(sent[checkpoint.JSON])['transform'] == small.to_json()
     sent.clear()
     for source, options, reason in (
         ((hrnet_jax.create_model('tiny', 9), variables), {}, 'params/head/classifier/bias'),

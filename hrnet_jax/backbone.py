@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -136,6 +136,8 @@ class HRNet(Network):
         in_channels, remat, upsample, align_corners: by keyword, see `Network`.
         dtype, param_dtype, bn_group_size, frozen_norm: by keyword, see `layers.Options`.
     """
+
+    task: ClassVar[str] = 'backbone'  # what a checkpoint of it says
 
     arch: Arch | str
     outputs: int = 4

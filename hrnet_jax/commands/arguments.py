@@ -47,7 +47,8 @@ def _arch(name: str) -> str:
 
 
 def every_task() -> list[Task]:
-    return [get_task(name) for name in names()]
+    """Those that evaluate and predict."""
+    return [task for task in map(get_task, names()) if task.figures]
 
 
 def add_protocols(parser: Parser, tasks: Iterable[Task]) -> list[str]:

@@ -77,6 +77,8 @@ def main() -> None:
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         task = task_of_checkpoint(args.task, meta)
+        if not task.figures:
+            task.refuse('evaluation')
         transform = task.protocol.from_json(meta['transform'])
         transform = transform.override(STRIDE, **given(args, of_protocol))
         if args.dataset is None:

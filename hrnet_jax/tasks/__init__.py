@@ -22,6 +22,7 @@ DEFAULT = 'classification'  # of checkpoints that do not say
 _PLACES = {
     'classification': 'hrnet_jax.tasks.classification:TASK',
     'multilabel': 'hrnet_jax.tasks.multilabel:TASK',
+    'backbone': 'hrnet_jax.tasks.backbone:TASK',
 }
 _REGISTERED: dict[str, Task] = {}
 
@@ -80,7 +81,8 @@ def create_model(
     Args:
         arch: a name of `list_models()` or an `Arch`.
         num_classes: length of the logits.
-        task: what it is for: 'classification', 'multilabel', or one of your own.
+        task: what it is for: 'classification', 'multilabel', or one of your own; 'backbone': an
+            `HRNet`, without a use for `num_classes`.
         **options: in_channels, channels, head, features; dtype, param_dtype, remat,
             bn_group_size, ...: see `hrnet_jax.models.create_model` and `hrnet_jax.HRNet`.
 

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -122,12 +122,12 @@ class Prediction:
     probability: float
 
 
-class Task(abc.ABC):
-    """See the module. Attributes:
+class Task:
+    """See the module. What a task has not, it refuses in one line. Attributes:
 
     name: in checkpoint.json and in recipes.
     recipes: name -> `Recipe`, what --recipe takes.
-    figures: of an evaluation; the first decides which checkpoint is best.
+    figures: of an evaluation; the first decides which checkpoint is best; none without one.
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     one_class: the outputs are logits of classes of which one is right.
@@ -137,12 +137,16 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     recipes: ClassVar[Mapping[str, type[Recipe]]] = {}
-    figures: ClassVar[tuple[Figure, ...]]
+    figures: ClassVar[tuple[Figure, ...]] = ()
     training_figures: ClassVar[tuple[str, ...]] = ()
     default_dataset: ClassVar[str | None] = None
     one_class: ClassVar[bool] = False
     layouts: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises UserError: the task has no `what`, such as evaluation."""
+        raise UserError(f'{self.name} has no {what}')
 
     # The model
 
@@ -178,17 +182,9 @@ class Task(abc.ABC):
         Raises:
             Unknown: if this program knows no such model.
         """
-        from hrnet_jax.archs import ARCHS
         from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
 
-        try:
-            items = meta['arch'].items()
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-            arch = ClassifierArch(**values)
-        except (AttributeError, TypeError):
-            raise Unknown('an architecture this program does not know') from None
-        if arch.name in ARCHS and arch != classifier_arch(arch.name):
-            raise Unknown(f'another {arch.name} than this program')
+        arch = arch_of(meta, ClassifierArch, classifier_arch)
         channels = meta['in_channels']
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
 
@@ -218,13 +214,13 @@ class Task(abc.ABC):
             raise UserError(f'{source.dataset.name} does not say how many classes it has')
         return source.num_classes
 
-    def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
+    def check_training(self, source: Facts) -> None:
         """Raises UserError for a set that cannot be trained on."""
 
-    def check_recipe(self, recipe: Any, outputs: int) -> None:  # noqa: B027
+    def check_recipe(self, recipe: Any, outputs: int) -> None:
         """Raises UserError for a recipe that is not for a network with so many outputs."""
 
-    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:  # noqa: B027
+    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:
         """Raises UserError for a set that is not for the checkpoint with this JSON."""
 
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
@@ -233,8 +229,8 @@ class Task(abc.ABC):
 
     # Evaluation
 
-    @abc.abstractmethod
-    def metric(self, model: Any, **context: Any) -> Metric: ...
+    def metric(self, model: Any, **context: Any) -> Metric:
+        self.refuse('evaluation')
 
     @property
     def best(self) -> Figure:
@@ -252,15 +248,15 @@ class Task(abc.ABC):
         """The batch as the loss wants it, traced; may change images (uint8, or float 0 to 255)."""
         return batch
 
-    @abc.abstractmethod
     def loss(
         self, outputs: Any, batch: dict[str, Array], recipe: Any
     ) -> tuple[Array, dict[str, Array]]:
         """(N,) loss of each image; and for each of `training_figures` (N,). Traced, float32."""
+        self.refuse('training')
 
     def distance(self, outputs: Array, teacher: Array, recipe: Any) -> Array:
         """(N,) how far the outputs are from a teacher's: the loss of distillation."""
-        raise UserError(f'{self.name} has no distillation')
+        self.refuse('distillation')
 
     # Prediction
 
@@ -270,13 +266,13 @@ class Task(abc.ABC):
             raise UserError(f'{self.name} has no option {", ".join(options)} to predict with')
         return {}
 
-    @abc.abstractmethod
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         """A hashable function, traced: outputs -> arrays (N, ...)."""
+        self.refuse('prediction')
 
-    @abc.abstractmethod
     def found(self, decoded: Any, options: Mapping[str, Any]) -> Any:
         """What `hrnet_jax.predict` returns for one image, of its decoded NumPy arrays."""
+        self.refuse('prediction')
 
     def lines(self, found: Any) -> list[str]:
         """What predict.py prints below the name of an image."""
@@ -290,10 +286,33 @@ class Task(abc.ABC):
         form: str,
     ) -> None:  # fmt: skip
         """Writes a picture of all images with what was found."""
-        raise UserError(f'{self.name} draws no pictures')
+        self.refuse('pictures')
 
-    def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:  # noqa: B027
+    def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:
         """Flags of predict.py, with None as default; their names are options of `predict`."""
+
+
+def arch_of(meta: Mapping[str, Any], kind: type, known: Callable[[str], Any]) -> Any:
+    """The architecture in a checkpoint's JSON.
+
+    Args:
+        kind: its class.
+        known: gives that of a name in the table.
+
+    Raises:
+        Unknown: if it is another than `known` gives, or none.
+    """
+    from hrnet_jax.archs import ARCHS
+
+    try:
+        items = meta['arch'].items()
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+        arch = kind(**values)
+    except (AttributeError, TypeError):
+        raise Unknown('an architecture this program does not know') from None
+    if arch.name in ARCHS and arch != known(arch.name):
+        raise Unknown(f'another {arch.name} than this program')
+    return arch
 
 
 def percent(part: float, whole: float) -> float:

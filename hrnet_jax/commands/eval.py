@@ -165,7 +165,7 @@ def report(
         if figure not in shown:
             continue
         value = result.metrics[figure.name]
-        correct = result.counts.get(f'{figure.name}_correct')
+        correct = result.counts.get(figure.count or '')
         theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
         number = '' if correct is None else f'{correct:,}'
         rows.append([figure.label, f'{value:.3f}', number, *theirs])
@@ -177,6 +177,7 @@ def report(
         content = {
             **result.metrics,
             **result.counts,
+            **result.details,
             'arch': arch_name(meta),
             'dataset': name,
             'version': source.version,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hrnet_jax.archs import STRIDE, Arch, get_arch, whole_number
+from hrnet_jax.archs import STRIDE, Arch, at_least_one, get_arch, whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
 from hrnet_jax.upsampling import Upsample, upsample
@@ -111,6 +111,7 @@ class Network(Configured, kw_only=True):
     def __post_init__(self) -> None:
         if self.upsample not in get_args(Upsample):
             raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
+        object.__setattr__(self, 'in_channels', at_least_one('in_channels', self.in_channels))
         super().__post_init__()
 
     @nn.nowrap

@@ -54,6 +54,16 @@ for i in range(1, len(sys.argv), 3):
 """
 
 
+@pytest.fixture(autouse=True)
+def lines():
+    """Operations know the lines that they come from, as for users: exported programs must not."""
+    name = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, name)
+    jax.config.update(name, 100)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """The converted digits checkpoint."""
@@ -104,6 +114,8 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         assert told['class_names'] == [f'digit {i}' for i in range(10)]
         assert told['sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert told['normalised_inside'] == ('--preprocess' in options)
+        assert told['jax'] == jax.__version__
+        assert f'written by JAX {jax.__version__}; JAX promises to read it for 6 months' in out
         size = 64 if '--image-size' in options else 32
         assert told['transform'] == TRANSFORM.override(crop=size).to_json()
         result = tmp_path / f'{name}_logits.npy'
@@ -130,6 +142,50 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         assert 'params/backbone/conv1/kernel' in stored
     plain = hrnet_jax.fold(model, variables, 'tpu').variables
     assert total == sum(leaf.size for leaf in jax.tree.leaves(plain))
+
+
+SHARDED = """
+import sys
+import jax
+jax.config.update('jax_num_cpu_devices', 8)
+import jax.export
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+mesh = Mesh(np.array(jax.devices()), ('data',))
+everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ('data',)))
+for program, images, weights in zip(*[iter(sys.argv[1:])] * 3):
+    call = jax.jit(jax.export.deserialize(bytearray(open(program, 'rb').read())).call)
+    images = np.load(images)
+    weights = [dict(np.load(weights))] if weights else []
+    one = np.asarray(call(*weights, images))
+    several = call(*jax.device_put(weights, everywhere), jax.device_put(images, split))
+    assert several.sharding.is_equivalent_to(split, 2), several.sharding
+    assert np.abs(np.asarray(several) - one).max() <= 1e-5 * np.abs(one).max()
+"""
+
+
+def test_images_on_eight_devices(source, tmp_path):
+    """Of every form of the file: normalised inside or not, the weights inside or beside."""
+    model, variables, _ = source
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    arguments = []
+    for name, inside, weights_beside in (
+        ('a', False, False), ('b', True, False), ('c', False, True), ('d', True, True),
+    ):  # fmt: skip
+        transform = TRANSFORM if inside else None
+        program = export.export(
+            model, variables, image_size=32, transform=transform, weights_beside=weights_beside
+        )
+        (tmp_path / name).write_bytes(program.serialize())
+        np.save(tmp_path / f'{name}.npy', pixels if inside else normalize(pixels, TRANSFORM))
+        if weights_beside:
+            fast = export.fold_for(model, variables, export.known_platforms(None))
+            np.savez(tmp_path / f'{name}.npz', **export.flat_weights(fast.variables))
+        weights = tmp_path / f'{name}.npz' if weights_beside else ''
+        arguments += [tmp_path / name, tmp_path / f'{name}.npy', weights]
+    command = [sys.executable, '-c', SHARDED, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_form_and_precision(source):

@@ -121,7 +121,7 @@ def main() -> None:
     )
     result.check(total)
     if main_process:
-        report(args, meta, task, source, transform, result, total)
+        report(args, meta, task, source, transform, result, total, fast.model)
 
 
 def default_batch() -> int:
@@ -144,24 +144,30 @@ def report(
     transform: Protocol,
     result: Result,
     total: int,
+    model: Any,
 ) -> None:
     """Prints the table and writes the JSON."""
+    from hrnet_jax.checkpoints.format import arch_name
+
     name, partial = source.dataset.name, source.is_partial or total < source.num_examples
     published = None if partial else expected(meta['published'], transform, name)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
     print(
-        f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
+        f'{arch_name(meta) or task.name}{f", published as {known}," if known else ""} on {name}, '
         f'split {source.split or "-"}, {transform.text}'
     )
     if partial:
         whole = max(source.dataset.num_examples or 0, source.num_examples)
         print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
+    shown = task.figures_of(model)
     for i, figure in enumerate(task.figures):
+        if figure not in shown:
+            continue
         value = result.metrics[figure.name]
-        correct = result.counts.get(f'{figure.name}_correct')
+        correct = result.counts.get(figure.count or '')
         theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
         number = '' if correct is None else f'{correct:,}'
         rows.append([figure.label, f'{value:.3f}', number, *theirs])
@@ -173,7 +179,8 @@ def report(
         content = {
             **result.metrics,
             **result.counts,
-            'arch': meta['arch']['name'],
+            **result.details,
+            'arch': arch_name(meta),
             'dataset': name,
             'version': source.version,
             'split': source.split,

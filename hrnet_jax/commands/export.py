@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from hrnet_jax.checkpoints import beside
@@ -110,6 +111,7 @@ def main() -> None:
             'outputs': [aval.str_short() for aval in program.out_avals],
             'platforms': platforms,
             'normalised_inside': args.preprocess,
+            'jax': jax.__version__,
         }
         described = meta | {'transform': transform.to_json()}
         beside.write(stack, out, temporary, described, args.force, **said)
@@ -118,7 +120,10 @@ def main() -> None:
         f'{out}: {name}, {said["images"]} -> {", ".join(said["outputs"])}, for '
         f'{", ".join(platforms)}, {out.stat().st_size / 1e6:.1f} MB; beside it {described_in.name}'
     )
-    for line in (*beside.lines(meta, args.weights), result):
+    promise = (
+        f'written by JAX {jax.__version__}; JAX promises to read it for 6 months, in newer releases'
+    )
+    for line in (*beside.lines(meta, args.weights), result, promise):
         print(line)
 
 

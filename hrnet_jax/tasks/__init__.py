@@ -68,6 +68,16 @@ def task_of(meta: Mapping[str, Any]) -> Task:
     return get_task(meta.get('task', DEFAULT))
 
 
+def task_of_model(model: Any) -> Task:
+    """What a model says that it is for; raises UserError if it says nothing."""
+    task = getattr(model, 'task', None)
+    if task is None:
+        raise UserError(
+            f'{type(model).__name__} does not say what it is for, as a Classifier does: give a task'
+        )
+    return get_task(task)
+
+
 def recipes() -> dict[str, type[Recipe]]:
     """Those of all tasks, by name."""
     return {name: cls for task in names() for name, cls in get_task(task).recipes.items()}

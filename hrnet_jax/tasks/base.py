@@ -32,6 +32,7 @@ else:
     Array = Any
 Totals = dict[str, Any]
 Batch = Mapping[str, Any]
+Variables = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Figure:
         name: its key; `label`: what people call it.
         unit: '%' where 0 to 1 of a training step is shown as 0 to 100.
         higher_is_better: for the choice of the best checkpoint.
+        count: the name of the count behind it, which is printed beside it.
     """
 
     name: str
     label: str
     unit: str = '%'
     higher_is_better: bool = True
+    count: str | None = None
 
     def text(self, value: float, digits: int = 2) -> str:
         return f'{value:.{digits}f}{" " * bool(self.unit)}{self.unit}'
@@ -63,6 +66,7 @@ class Result:
         not_finite: examples with NaN or infinity in the network's output; `evaluate` refuses them.
         metrics: `Figure.name` -> value, in the figure's unit.
         counts: integers behind them.
+        details: what is for the JSON alone, such as a figure for each class: JSON types.
     """
 
     num_examples: int
@@ -70,6 +74,7 @@ class Result:
     not_finite: int = 0
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         for held in ('metrics', 'counts'):
@@ -248,6 +253,18 @@ class Task:
         """The batch as the loss wants it, traced; may change images (uint8, or float 0 to 255)."""
         return batch
 
+    def forward(
+        self, apply: Callable[..., Any], images: Array, batch: dict[str, Array], key: Array
+    ) -> tuple[Any, Variables]:
+        """The network's outputs in training and its new statistics, traced.
+
+        Args:
+            apply: (images, ...) -> both; takes rngs={'dropout': key} and further arguments of the
+                model's call.
+            batch: with the fields of `prepare`, for networks that need targets inside.
+        """
+        return apply(images)
+
     def loss(
         self, outputs: Any, batch: dict[str, Array], recipe: Any
     ) -> tuple[Array, dict[str, Array]]:
@@ -269,6 +286,18 @@ class Task:
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         """A hashable function, traced: outputs -> arrays (N, ...)."""
         self.refuse('prediction')
+
+    def parts(
+        self, transform: Any, image: Any, index: int, options: Mapping[str, Any]
+    ) -> list[tuple[np.ndarray, Any]]:
+        """What the network is given of image number `index`: uint8 (H, W, 3), such as one crop for
+        each person, and what `joined` must know of each."""
+        return [(transform.prepare(image), None)]
+
+    def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
+        """The result of an image, of what was decoded of each of its `parts`, in their order."""
+        [(decoded, _)] = parts
+        return self.found(decoded, options)
 
     def found(self, decoded: Any, options: Mapping[str, Any]) -> Any:
         """What `hrnet_jax.predict` returns for one image, of its decoded NumPy arrays."""

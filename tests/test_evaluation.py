@@ -344,13 +344,58 @@ def test_a_folder_of_class_folders(command, refused, setting, tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / name(i + 1)).write_bytes(jpeg(i + 1))
     by_id, out = run(command, setting, tmp_path, '--dataset', ids)
-    assert '12 of the 1000 classes' in out
+    there = len(set(labels[:12]))
+    assert f'note: {there} of the 1000 classes occur; all 1000 compete (--restrict: only' in out
     assert by_id['top1_correct'] == int((ranking[:12, 0] == labels[:12]).sum())
+    assert not by_id['restricted']
+    few, out = run(command, setting, tmp_path, '--dataset', ids, '--restrict')
+    assert f'note: {there} of the 1000 classes occur; only those {there} compete' in out
+    first = [next(c for c in row if c in labels[:12]) for row in ranking[:12]]
+    assert few['restricted']
+    assert few['top1_correct'] == int((first == labels[:12]).sum()) != by_id['top1_correct']
     for c in range(1000):
         (root / f'{c:04d}').mkdir(exist_ok=True)
     result, _ = run(command, setting, tmp_path, '--dataset', f'folder:{root}')
     assert result['num_examples'] == 12
     assert result['top1_correct'] == int((ranking[:12, 0] == labels[:12]).sum())
+
+
+def test_classes_are_found_by_name(command, refused, setting, tmp_path):
+    """A checkpoint of the twelve classes in another order than the folders have."""
+    data_dir, ckpt, ranking, labels = setting
+    meta = checkpoint.read_json(checkpoint.find(ckpt))
+    _, variables = hrnet_jax.load(ckpt)
+    kept = list(dict.fromkeys(map(int, labels[:12])))
+    kept = [*kept[::2], *kept[1::2]]
+    head = variables['params']['head']['classifier']
+    head |= {key: np.asarray(value)[..., kept] for key, value in head.items()}
+    names = [f'class {c}' for c in kept]
+    for kind, given in (('named', names), ('nameless', None)):
+        model = create_model('tiny', len(kept))
+        described = checkpoint.describe(model) | {
+            'transform': meta['transform'], 'published': None, 'source': {'sha256': ''},
+            'class_names': given,
+        }  # fmt: skip
+        checkpoint.save(tmp_path / kind / 'tiny', variables, described)
+    root = tmp_path / 'set'
+    for i in range(12):
+        place = root / f'class {labels[i]}'
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1))
+    right = sum(next(c for c in ranking[i] if c in kept) == labels[i] for i in range(12))
+    file = tmp_path / 'names.txt'
+    file.write_text('\n'.join(names))
+    for kind, flags, said in (
+        ('named', (), 'in another order; they are found by name'),
+        ('nameless', ('--class-names', file), ''),
+    ):
+        flags = ('--dataset', root, *flags)
+        result, out = run(command, (data_dir, tmp_path / kind), tmp_path, *flags)
+        assert result['top1_correct'] == right > 0
+        assert said in out
+    (root / f'class {kept[0]}').rename(root / 'other')
+    line = refused(eval_command.main, '--ckpt', tmp_path / 'named', '--dataset', root)
+    assert f'classes other, which the checkpoint has not and lacks class {kept[0]}' in line
 
 
 def test_wrong_arguments(refused, setting, tmp_path):

@@ -11,6 +11,7 @@ from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.published import expected
 from hrnet_jax.commands.arguments import add_checkpoint, add_protocols, every_task, given
 from hrnet_jax.data import sources
+from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
@@ -44,6 +45,17 @@ def parser() -> tuple[cli.Parser, list[str]]:
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
     )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    p.add_argument(
+        '--class-names',
+        metavar='FILE',
+        help="text file of the data set's classes, one a line: the first is the checkpoint's class "
+        '0; None: by the names in the checkpoint, or in the order of the data set',
+    )
+    p.add_argument(
+        '--restrict',
+        action='store_true',
+        help="only the data set's classes compete, where the checkpoint has more",
+    )
     p.add_argument('--json', metavar='FILE', help='write the result there')
     protocol = add_protocols(p, every_task())
     p.add_hosts()
@@ -57,6 +69,7 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    order = read_names(args.class_names) if args.class_names else None
     if args.json:
         files.refuse_unwritable(Path(args.json))
     with files.uninterrupted():  # extensions of JAX crash if they are interrupted
@@ -85,6 +98,8 @@ def main() -> None:
             if args.dataset is None:
                 raise UserError(f'--dataset is needed: {folder} is for {task.name}')
             args.split = args.split or recipe.get('eval_split')
+        if args.restrict and not task.one_class:
+            raise UserError(f'--restrict is for one class an image, not for {task.name}')
         args.batch_size = args.batch_size or default_batch()
         request = Request(
             name=args.dataset,
@@ -93,6 +108,9 @@ def main() -> None:
             num_classes=meta.get('num_classes'),
             transform=transform,
             batch_size=args.batch_size,
+            class_names=meta.get('class_names'),
+            order=order,
+            restrict=args.restrict,
             limit=args.limit,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -179,6 +197,7 @@ def report(
             'task': task.name,
             'metrics': dict(result.metrics),
             'partial': partial,
+            'restricted': source.dataset.restricted,
             'published': list(published) if published else None,
             'transform': transform.to_json(),
             'protocol': transform.text,

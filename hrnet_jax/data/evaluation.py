@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hrnet_jax.data.classes import renumbered
 from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import Source, basename, first_line, opened, tensorflow
+from hrnet_jax.data.sources import DATASETS, Source, basename, first_line, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
 from hrnet_jax.errors import UserError
 
@@ -183,14 +184,33 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
     """
     if not source.dataset.restricted:
         return None
-    tf = tensorflow()
+    if source.present is not None and source.class_names is not None:
+        return np.flatnonzero(np.isin(source.class_names, source.present))
+    tf, known = tensorflow(), source.dataset.name in DATASETS
     name = f'{source.dataset.name}:{source.version}'
-    whole = open_tfds(name, source.dataset.split, data_dir)
+    whole = open_tfds(name, source.dataset.split if known else source.split, data_dir)
+    if source.class_names not in (None, whole.class_names):
+        whole = renumbered(whole, source.class_names)
     labels = whole.records(0, whole.num_examples).map(lambda record: record['label']).batch(1024)
     try:
         return np.unique(np.concatenate([np.unique(x) for x in labels.as_numpy_iterator()]))
     except tf.errors.OpError as error:
         raise UserError(f'cannot read {source.dataset.name}: {first_line(error)}') from error
+
+
+def competing(source: Source, restrict: bool) -> Source:
+    """The source with a note on classes that do not occur; `restrict`: only the others compete."""
+    dataset, present = source.dataset, source.present
+    if restrict:
+        source = dataclasses.replace(source, dataset=dataclasses.replace(dataset, restricted=True))
+    if present is None or len(present) == source.num_classes:
+        return source
+    which = (
+        f'only those {len(present)} compete'
+        if restrict
+        else (f'all {source.num_classes} compete (--restrict: only those {len(present)})')
+    )
+    return source.noted(f'{len(present)} of the {source.num_classes} classes occur; {which}')
 
 
 def _culprit(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hrnet_jax.data import evaluation
+from hrnet_jax.data import classes, evaluation
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts, Source
@@ -197,6 +197,10 @@ class Task(abc.ABC):
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
+
+    def renumbered(self, source: Source, names: Sequence[str]) -> Source:
+        """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
+        return classes.renumbered(source, names)
 
     def batches(self, source: Source, transform: Any, *share: Any) -> Iterator[Batch]:
         """Those of `data.evaluation.batches`, whose arguments these are."""

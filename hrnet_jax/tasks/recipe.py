@@ -58,6 +58,9 @@ class Recipe:
     dataset: str = setting('', 'a prepared tfds data set, or folder:PATH')
     split: str = setting('train', 'split to train on')
     eval_split: str | None = setting(None, 'split to evaluate on; None: the usual one', True)
+    class_names: str | None = setting(
+        None, 'text file of the classes in their order, one a line; None: the order of the data'
+    )
     epochs: float = setting(100, 'passes over the training split')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
     accumulate: int = setting(1, 'parts in which a step computes its gradient, to save memory')

@@ -17,6 +17,7 @@ from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading, workdir
 from hrnet_jax.checkpoints.transfer import transfer
 from hrnet_jax.data import imagenet
+from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.sources import Source, readable
 from hrnet_jax.errors import UserError, listed
@@ -194,7 +195,7 @@ class Experiment:
         }
         for name, text in rows.items():
             self.say(f'{name:8}{text}')
-        for note in (*self.source.notes, *self.held_out.notes):
+        for note in dict.fromkeys((*self.source.notes, *self.held_out.notes)):
             self.say(f'note: {note}')
         if self.mesh.size > 1 and each % r.bn_images:
             self.say(
@@ -235,7 +236,10 @@ class Experiment:
     def _open(self, split: str | None) -> Source:
         name = self.recipe.dataset
         with readable(name):
-            return self.task.open_dataset(name, split, self.options.data_dir)
+            source = self.task.open_dataset(name, split, self.options.data_dir)
+        if self.recipe.class_names:
+            source = self.task.renumbered(source, read_names(self.recipe.class_names))
+        return source
 
     def _load_teacher(self) -> tuple[Any, Variables]:
         if self.recipe.teacher is None:
@@ -270,8 +274,8 @@ class Experiment:
 
     def _describe(self) -> dict[str, Any]:
         names = self.source.class_names
-        if names and set(names) <= set(imagenet.classes()):
-            names = None  # WordNet ids: predict.py has better names for them
+        if names == tuple(imagenet.classes()):
+            names = None  # what a checkpoint of 1000 classes has by default
         return {
             **checkpoint.describe(self.model, self.task),
             'transform': self.recipe.transform.to_json(),

@@ -11,6 +11,7 @@ from imagenet import examples
 from PIL import Image
 
 from hrnet_jax import data
+from hrnet_jax.data import evaluation
 from hrnet_jax.data.preprocess import Transform, resize_crop
 from hrnet_jax.errors import UserError
 
@@ -60,8 +61,8 @@ def test_a_file_that_goes_before_it_is_read(folder):
     (folder / 'b' / '2.JPeG').unlink()
     with pytest.raises(UserError) as stop:
         list(data.batches(source, SMALL, 2))
-    words = f'cannot read a file: {folder}/b/2.JPeG; No such file or directory'
-    assert str(stop.value) == f'{folder}: {words}'
+    words = f'1 of 4 images cannot be read: {folder}/b/2.JPeG: No such file or directory; remove'
+    assert str(stop.value).startswith(f'{folder}: {words}')
 
 
 def test_folder_that_is_none(tmp_path):
@@ -186,3 +187,33 @@ def test_links(tmp_path):
     (tmp_path / 'set' / 'a' / 'loop').symlink_to(tmp_path / 'set')
     source = data.open_dataset(str(tmp_path / 'set'))
     assert held(source) == {'a/1.jpg': 'a', 'b/1.jpg': 'b'}
+
+
+@pytest.mark.parametrize('broken', [('a/1.jpg', 'b/3.png'), ('b/4.jpg',), ('a/0.jpg', 'a/1.jpg')])
+def test_all_unreadable_files_are_named_at_once(tmp_path, broken):
+    files = ['a/0.jpg', 'a/1.jpg', 'a/2.jpg', 'b/3.png', 'b/4.jpg']
+    put(tmp_path, *files)
+    (tmp_path / 'a' / '2.jpg').rename(tmp_path / 'a' / 'x')
+    put(tmp_path, 'x.png')
+    (tmp_path / 'x.png').rename(tmp_path / 'a' / '2.jpg')  # a PNG file of that name is fine
+    (tmp_path / 'a' / 'x').unlink()
+    for i, file in enumerate(broken):
+        whole = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(b'' if i else whole[: len(whole) // 2])
+    source = data.open_dataset(str(tmp_path))
+    with pytest.raises(UserError) as stop:
+        list(data.batches(source, SMALL, 2))
+    assert f'{len(broken)} of 5 images cannot be read: ' in str(stop.value)
+    assert '--max-corrupt' in str(stop.value)
+    for file in files:
+        assert (f'{tmp_path}/{file}: ' in str(stop.value)) == (file in broken)
+    batches = list(data.batches(source, SMALL, 2, max_corrupt=len(broken) / 5))
+    assert len(examples(batches)) == 5 - len(broken)
+    left_out = [b['index'].tolist() for b in batches], [b['unreadable'].sum() for b in batches]
+    assert sum(left_out[1]) == len(broken)
+    kept = sorted(i for row in left_out[0] for i in row if i >= 0)
+    assert kept == [i for i, file in enumerate(files) if file not in broken]
+    checked = evaluation.check_files
+    with pytest.raises(UserError, match=f'{len(broken)} of 5 images cannot be read: '):
+        checked(source, SMALL, 0.0)
+    checked(source, SMALL, len(broken) / 5)

@@ -22,6 +22,7 @@ from PIL import Image
 
 import eval as eval_command
 import hrnet_jax
+import train as train_command
 from convert.reference import reference_of
 from hrnet_jax import checkpoint
 from hrnet_jax.data import imagenet
@@ -398,6 +399,40 @@ def test_classes_are_found_by_name(command, refused, setting, tmp_path):
     assert f'classes other, which the checkpoint has not and lacks class {kept[0]}' in line
 
 
+@pytest.mark.parametrize('broken', [(3,), (0, 10)])
+def test_unreadable_images_are_counted(command, refused, setting, tmp_path, broken):
+    _, ckpt, ranking, labels = setting
+    root = tmp_path / 'set'
+    for i in range(12):
+        place = root / list(imagenet.classes())[labels[i]]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1)[: 300 if i in broken else None])
+    line = refused(eval_command.main, '--ckpt', ckpt, '--dataset', root)
+    assert f'{len(broken)} of 12 images cannot be read: ' in line
+    assert all(f'/{i}.jpg: ' in line for i in broken)
+    result, out = run(command, setting, tmp_path, '--dataset', root, '--max-corrupt', 0.2)
+    kept = [i for i in range(12) if i not in broken]
+    assert result['top1_correct'] == int((ranking[kept, 0] == labels[kept]).sum())
+    assert (result['num_examples'], result['unreadable']) == (len(kept), len(broken))
+    assert result['partial']
+    assert 'top-1*' in out
+    assert f'* {len(broken)} of 12 images cannot be read and are left out' in out
+
+
+def test_training_looks_for_cut_off_files_first(refused, tmp_path):
+    """Of the evaluation split, before a model is made."""
+    for i in range(12):
+        place = tmp_path / 'set' / ('train', 'val')[i % 2] / ('cat', 'dog')[i % 4 // 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1)[: -40 if i in (3, 5) else None])
+    line = refused(
+        train_command.main, '--arch', 'tiny', '--recipe', 'finetune', '--workdir', tmp_path / 'w',
+        '--dataset', tmp_path / 'set', '--eval-split', 'val', '--batch-size', 2,
+    )  # fmt: skip
+    assert '2 of 6 images cannot be read: ' in line
+    assert all(f'/{i}.jpg: ' in line for i in (3, 5))
+
+
 def test_wrong_arguments(refused, setting, tmp_path):
     data_dir, ckpt = setting[:2]
     right = ('--ckpt', ckpt, '--data-dir', data_dir)
@@ -411,6 +446,7 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ((*right, '--dataset', 'nosuchset'), 'tfds has no data set of that name'),
         ((*right, '--split', 'test'), 'validation'),
         ((*right, '--limit', 0), '--limit'),
+        ((*right, '--max-corrupt', 2), '--max-corrupt must be from 0 to 1'),
         ((*right, '--batch-size', 0), '--batch-size'),
         ((*right, '--crop', 100), 'multiple of 32'),
         ((*right, '--json', tmp_path / 'none' / 'r.json'), 'its folder does not exist'),

@@ -56,6 +56,13 @@ def parser() -> tuple[cli.Parser, list[str]]:
         action='store_true',
         help="only the data set's classes compete, where the checkpoint has more",
     )
+    p.add_argument(
+        '--max-corrupt',
+        type=float,
+        default=0.0,
+        metavar='PART',
+        help='part of the images that may be unreadable; they are left out and counted',
+    )
     p.add_argument('--json', metavar='FILE', help='write the result there')
     protocol = add_protocols(p, every_task())
     p.add_hosts()
@@ -69,6 +76,8 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if not 0 <= args.max_corrupt <= 1:
+        raise UserError(f'--max-corrupt must be from 0 to 1, not {args.max_corrupt:g}')
     order = read_names(args.class_names) if args.class_names else None
     if args.json:
         files.refuse_unwritable(Path(args.json))
@@ -111,6 +120,7 @@ def main() -> None:
             class_names=meta.get('class_names'),
             order=order,
             restrict=args.restrict,
+            max_corrupt=args.max_corrupt,
             limit=args.limit,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -162,7 +172,8 @@ def report(
     total: int,
 ) -> None:
     """Prints the table and writes the JSON."""
-    name, partial = source.dataset.name, source.is_partial or total < source.num_examples
+    name, unreadable = source.dataset.name, result.unreadable
+    partial = source.is_partial or total < source.num_examples or unreadable > 0
     published = None if partial else expected(meta['published'], transform, name)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
@@ -173,14 +184,17 @@ def report(
     )
     if partial:
         whole = max(source.dataset.num_examples or 0, source.num_examples)
-        print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
+        count = total - unreadable
+        print(f'PARTIAL: {count:,} of {whole:,} images; not comparable with published figures')
+    if unreadable:
+        print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
     for i, figure in enumerate(task.figures):
         value = result.metrics[figure.name]
         correct = result.counts.get(f'{figure.name}_correct')
         theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
         number = '' if correct is None else f'{correct:,}'
-        rows.append([figure.label, f'{value:.3f}', number, *theirs])
+        rows.append([figure.label + '*' * bool(unreadable), f'{value:.3f}', number, *theirs])
     rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
     known = [column for column in zip(*rows, strict=True) if any(column[1:])]
     for label, *cells in zip(*known, strict=True):
@@ -194,6 +208,7 @@ def report(
             'version': source.version,
             'split': source.split,
             'num_examples': result.num_examples,
+            'unreadable': unreadable,
             'task': task.name,
             'metrics': dict(result.metrics),
             'partial': partial,

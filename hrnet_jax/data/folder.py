@@ -201,6 +201,7 @@ def open_files(
         official={},
         fields=fields,
         present=present,
+        paths=tuple(paths),
         raw=lambda first, stop: pick(np.arange(first, stop)),
         pick=pick,
         parse=parse,

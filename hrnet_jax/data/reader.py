@@ -35,7 +35,9 @@ class Opener(Protocol):
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
     def num_outputs(self, source: sources.Facts) -> int | None: ...
     def renumbered(self, source: sources.Source, names: Sequence[str]) -> sources.Source: ...
-    def batches(self, source: sources.Source, transform: Any, *share: Any) -> Iterator[Any]: ...
+    def batches(
+        self, source: sources.Source, transform: Any, *share: Any, **allowed: Any
+    ) -> Iterator[Any]: ...
 
 
 class Default:
@@ -62,6 +64,7 @@ class Request:
         class_names: of the model, by which the data set's classes are found; None: it has none.
         order: names of the data set's classes in the order that the user says; None: their own.
         restrict: only the classes of the data set compete.
+        max_corrupt: part of the images that may be unreadable.
         transform, limit, process_index, process_count: of `evaluation.batches`.
         batch_size: of all processes.
         devices: of this process; its share of a batch is a multiple.
@@ -77,6 +80,7 @@ class Request:
     class_names: Sequence[str] | None = None
     order: Sequence[str] | None = None
     restrict: bool = False
+    max_corrupt: float = 0.0
     limit: int | None = None
     process_index: int = 0
     process_count: int = 1
@@ -226,5 +230,6 @@ def _parts() -> Iterator[Any]:
         steps=math.ceil(math.ceil(total / request.process_count) / share),
     )
     places = request.process_index, request.process_count
-    yield from opener.batches(source, request.transform, share, *places, request.limit)
+    allowed = {'max_corrupt': request.max_corrupt} if request.max_corrupt else {}
+    yield from opener.batches(source, request.transform, share, *places, request.limit, **allowed)
     yield None

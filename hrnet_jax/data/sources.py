@@ -131,6 +131,7 @@ class Source(Facts):
         pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
         parse: a tuple -> one example as `records` has it.
         check: (source, batch) raises UserError at an example that cannot be right.
+        paths: of the files of the images, if each has its own.
     """
 
     raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False, kw_only=True)
@@ -141,6 +142,7 @@ class Source(Facts):
     check: Callable[[Source, Mapping[str, np.ndarray]], None] = dataclasses.field(
         repr=False, kw_only=True, default=lambda source, batch: check_labels(source, batch)
     )
+    paths: tuple[str, ...] = dataclasses.field(default=(), repr=False, kw_only=True)
 
     @property
     def facts(self) -> Facts:

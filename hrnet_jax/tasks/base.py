@@ -63,6 +63,7 @@ class Result:
         not_finite: examples with NaN or infinity in the network's output; `evaluate` refuses them.
         metrics: `Figure.name` -> value, in the figure's unit.
         counts: integers behind them.
+        unreadable: examples that were left out, because their images cannot be read.
     """
 
     num_examples: int
@@ -70,6 +71,7 @@ class Result:
     not_finite: int = 0
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unreadable: int = 0
 
     def __getattr__(self, name: str) -> Any:
         for held in ('metrics', 'counts'):
@@ -78,8 +80,8 @@ class Result:
         raise AttributeError(f'no metric or count {name!r}')
 
     def check(self, total: int) -> None:
-        """Raises RuntimeError unless every one of `total` examples was seen."""
-        if self.seen != total:
+        """Raises RuntimeError unless every one of `total` examples was seen or cannot be read."""
+        if self.seen + self.unreadable != total:
             raise RuntimeError(f'counted {self.seen} of {total} examples')
 
 
@@ -202,9 +204,11 @@ class Task(abc.ABC):
         """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
         return classes.renumbered(source, names)
 
-    def batches(self, source: Source, transform: Any, *share: Any) -> Iterator[Batch]:
+    def batches(
+        self, source: Source, transform: Any, *share: Any, **allowed: Any
+    ) -> Iterator[Batch]:
         """Those of `data.evaluation.batches`, whose arguments these are."""
-        return evaluation.batches(source, transform, *share)
+        return evaluation.batches(source, transform, *share, **allowed)
 
     def training_data(self, source: Source, recipe: Recipe, *share: int) -> TrainData:
         """What gives the batches of training: see `data.training.TrainData`.

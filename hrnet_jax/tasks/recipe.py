@@ -109,6 +109,7 @@ class Recipe:
     temperature: float = setting(1.0, 'distillation: of both softmaxes')
     eval_every: float = setting(1.0, 'epochs between evaluations', True)
     max_corrupt: float = setting(0.001, 'part of the images of an epoch that may be unreadable')
+    eval_max_corrupt: float = setting(0.0, 'the same of the evaluation', True)
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -217,6 +218,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'temperature': (1e-6, 1e6),
     'eval_every': (1e-9, 1e9),
     'max_corrupt': (0, 1),
+    'eval_max_corrupt': (0, 1),
 }
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import loading, workdir
 from hrnet_jax.checkpoints.transfer import transfer
-from hrnet_jax.data import imagenet
+from hrnet_jax.data import evaluation, imagenet
 from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.sources import Source, readable
@@ -224,6 +224,8 @@ class Experiment:
                 f'classes; they differ in {listed(apart)}'
             )
         self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
+        if distributed.is_main() and isinstance(r.transform, Transform):
+            evaluation.check_files(self.held_out, r.transform, r.eval_max_corrupt)
         self.context = self.task.context(self.held_out, data_dir)
         places = jax.process_index(), jax.process_count()
         self.data = self.task.training_data(self.source, r, *places)

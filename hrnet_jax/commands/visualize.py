@@ -7,7 +7,7 @@ from pathlib import Path
 from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint
-from hrnet_jax.data.imagenet import default_class_names
+from hrnet_jax.data.imagenet import default_class_names, readable
 from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, require_classifier, view
@@ -43,7 +43,7 @@ def main() -> None:
     folder = loading.find(args.ckpt, args.arch)
     meta = read_json(folder)
     require_classifier(task_of_checkpoint(args.task, meta))
-    names = meta.get('class_names') or default_class_names(meta['num_classes'])
+    names = readable(meta.get('class_names') or default_class_names(meta['num_classes']))
     target = None if args.target is None else find_class(args.target, names)
     transform = Transform.from_json(meta['transform'])
     transform = transform.override(STRIDE, resize=args.resize, crop=args.crop)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
-from hrnet_jax.data import evaluation
+from hrnet_jax.data import classes, evaluation
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts, Source
@@ -67,6 +67,7 @@ class Result:
         metrics: `Figure.name` -> value, in the figure's unit.
         counts: integers behind them.
         details: what is for the JSON alone, such as a figure for each class: JSON types.
+        unreadable: examples that were left out, because their images cannot be read.
     """
 
     num_examples: int
@@ -75,6 +76,7 @@ class Result:
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unreadable: int = 0
 
     def __getattr__(self, name: str) -> Any:
         for held in ('metrics', 'counts'):
@@ -83,8 +85,8 @@ class Result:
         raise AttributeError(f'no metric or count {name!r}')
 
     def check(self, total: int) -> None:
-        """Raises RuntimeError unless every one of `total` examples was seen."""
-        if self.seen != total:
+        """Raises RuntimeError unless every one of `total` examples was seen or cannot be read."""
+        if self.seen + self.unreadable != total:
             raise RuntimeError(f'counted {self.seen} of {total} examples')
 
 
@@ -199,9 +201,15 @@ class Task:
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
 
-    def batches(self, source: Source, transform: Any, *share: Any) -> Iterator[Batch]:
+    def renumbered(self, source: Source, names: Sequence[str]) -> Source:
+        """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
+        return classes.renumbered(source, names)
+
+    def batches(
+        self, source: Source, transform: Any, *share: Any, **allowed: Any
+    ) -> Iterator[Batch]:
         """Those of `data.evaluation.batches`, whose arguments these are."""
-        return evaluation.batches(source, transform, *share)
+        return evaluation.batches(source, transform, *share, **allowed)
 
     def training_data(self, source: Source, recipe: Recipe, *share: int) -> TrainData:
         """What gives the batches of training: see `data.training.TrainData`.

@@ -207,7 +207,9 @@ def names_of(model: Any, class_names: Sequence[str] | None) -> tuple[str, ...]:
     from hrnet_jax.models import check_class_names
 
     given = () if class_names is None else tuple(map(str, class_names))
-    names = given or tuple(imagenet.default_class_names(model.num_classes))
+    names = tuple(imagenet.readable(given)) or tuple(
+        imagenet.default_class_names(model.num_classes)
+    )
     check_class_names(names, model.num_classes)
     return names
 

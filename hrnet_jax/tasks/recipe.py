@@ -58,6 +58,9 @@ class Recipe:
     dataset: str = setting('', 'a prepared tfds data set, or folder:PATH')
     split: str = setting('train', 'split to train on')
     eval_split: str | None = setting(None, 'split to evaluate on; None: the usual one', True)
+    class_names: str | None = setting(
+        None, 'text file of the classes in their order, one a line; None: the order of the data'
+    )
     epochs: float = setting(100, 'passes over the training split')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
     accumulate: int = setting(1, 'parts in which a step computes its gradient, to save memory')
@@ -110,6 +113,7 @@ class Recipe:
     temperature: float = setting(1.0, 'distillation: of both softmaxes')
     eval_every: float = setting(1.0, 'epochs between evaluations', True)
     max_corrupt: float = setting(0.001, 'part of the images of an epoch that may be unreadable')
+    eval_max_corrupt: float = setting(0.0, 'the same of the evaluation', True)
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
@@ -220,6 +224,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     'temperature': (1e-6, 1e6),
     'eval_every': (1e-9, 1e9),
     'max_corrupt': (0, 1),
+    'eval_max_corrupt': (0, 1),
 }
 
 

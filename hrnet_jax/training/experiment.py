@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.data import imagenet
+from hrnet_jax.data import evaluation, imagenet
+from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.sources import Source, readable
 from hrnet_jax.errors import UserError, listed
@@ -202,7 +203,7 @@ class Experiment:
         }
         for name, text in rows.items():
             self.say(f'{name:8}{text}')
-        for note in (*self.source.notes, *self.held_out.notes):
+        for note in dict.fromkeys((*self.source.notes, *self.held_out.notes)):
             self.say(f'note: {note}')
         if self.mesh.size > 1 and each % r.bn_images:
             self.say(
@@ -231,6 +232,8 @@ class Experiment:
                 f'classes; they differ in {listed(apart)}'
             )
         self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
+        if distributed.is_main() and isinstance(r.transform, Transform):
+            evaluation.check_files(self.held_out, r.transform, r.eval_max_corrupt)
         self.context = self.task.context(self.held_out, data_dir)
         places = jax.process_index(), jax.process_count()
         self.data = self.task.training_data(self.source, r, *places)
@@ -243,7 +246,10 @@ class Experiment:
     def _open(self, split: str | None) -> Source:
         name = self.recipe.dataset
         with readable(name):
-            return self.task.open_dataset(name, split, self.options.data_dir)
+            source = self.task.open_dataset(name, split, self.options.data_dir)
+        if self.recipe.class_names:
+            source = self.task.renumbered(source, read_names(self.recipe.class_names))
+        return source
 
     def _normalising(self, recipe: Recipe) -> Recipe:
         """With the mean and std that the run has until now, or else those of what it starts from.
@@ -298,8 +304,8 @@ class Experiment:
 
     def _describe(self) -> dict[str, Any]:
         names = self.source.class_names
-        if names and set(names) <= set(imagenet.classes()):
-            names = None  # WordNet ids: predict.py has better names for them
+        if names == tuple(imagenet.classes()):
+            names = None  # what a checkpoint of 1000 classes has by default
         return {
             **checkpoint.describe(self.model, self.task),
             'transform': self.recipe.transform.to_json(),

@@ -8,8 +8,9 @@ Installed, the command is hrnet-convert.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from convert import files, folders
 from convert.conversion import Converted, array, official_names
@@ -21,12 +22,21 @@ from hrnet_jax.checkpoints.published import PUBLISHED
 from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
+from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.flag import add_task, task_of_checkpoint
+from hrnet_jax.upsampling import Upsample
 from hrnet_jax.weights import loading
 
+_TRANSFORM = ('resize', 'crop', 'interpolation', 'mean', 'std')
+_FUSION = ('upsample', 'align_corners')
+_TO_FLAX = (
+    *('name', 'prefix', 'backbone', 'ignore_digest', 'verify', 'class_names'),
+    *_TRANSFORM,
+    *_FUSION,
+)
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 
 
@@ -71,6 +81,22 @@ def parser() -> cli.Parser:
         help='where SRC holds several networks: what the names of the one to take begin with',
     )
     g.add_argument(
+        '--backbone',
+        action='store_true',
+        help='take the trunk alone, which gives maps, whatever head or decoder SRC has, or none',
+    )
+    g.add_argument(
+        '--upsample',
+        choices=get_args(Upsample),
+        help='of a backbone, how its fusion upsamples: nearest (classification, pose, detection), '
+        'bilinear (official segmentation) or bilinear_two_step (mmsegmentation) (default: nearest)',
+    )
+    g.add_argument(
+        '--align-corners',
+        action=argparse.BooleanOptionalAction,
+        help="PyTorch's flag of that name, for the bilinear ways (default: no)",
+    )
+    g.add_argument(
         '--ignore-digest',
         action='store_true',
         help='take a file of a published name though its content has another hash',
@@ -105,6 +131,14 @@ def parser() -> cli.Parser:
         choices=list(SUPPORT),
         help='the filter of that resizing (default: likewise; else bilinear)',
     )
+    numbers: dict[str, Any] = {'type': float, 'nargs': 3, 'metavar': ('R', 'G', 'B')}
+    g.add_argument(
+        '--mean',
+        **numbers,
+        help='what was subtracted from the pixels, from 0 to 1 (default: likewise; else that of '
+        'ImageNet)',
+    )
+    g.add_argument('--std', **numbers, help='what they were then divided by (default: likewise)')
     g.add_argument(
         '--class-names',
         metavar='FILE',
@@ -125,31 +159,37 @@ def main() -> None:
     if not args.to:
         from_file(args)
         return
-    own = (
-        'name',
-        'prefix',
-        'ignore_digest',
-        'verify',
-        'resize',
-        'crop',
-        'interpolation',
-        'class_names',
-    )
-    if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
-        raise UserError(f'{", ".join(other)} cannot be combined with --to')
+    _apart(args, '--to', *_TO_FLAX)
     to_file(args)
+
+
+def _apart(args: Any, flag: str, *others: str) -> None:
+    """Raises UserError where one of the others is given, too."""
+    if other := [f'--{name.replace("_", "-")}' for name in others if getattr(args, name)]:
+        raise UserError(f'{", ".join(other)} cannot be combined with {flag}')
 
 
 def from_file(args: Any) -> None:
     """SRC -> OUT/NAME/."""
-    given = Path(args.source)
-    ours = any((given / name).is_file() for name in (checkpoint.JSON, workdir.META))
-    if ours or workdir.is_run(given):
+    source = Path(args.source)
+    ours = any((source / name).is_file() for name in (checkpoint.JSON, workdir.META))
+    if ours or workdir.is_run(source):
         raise UserError(
             f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
         )
     names = _class_names(args.class_names)
-    own = {name: getattr(args, name) for name in ('resize', 'crop', 'interpolation')}
+    own = {name: getattr(args, name) for name in _TRANSFORM}
+    fusion = {name: getattr(args, name) for name in _FUSION}
+    fusion = {name: value for name, value in fusion.items() if value is not None}
+    if args.backbone:
+        _apart(args, '--backbone', 'task', 'class_names')
+    elif fusion:
+        raise UserError('--upsample and --align-corners are for --backbone')
+    if args.verify and fusion.get('upsample', 'nearest') != 'nearest':
+        raise UserError(
+            f'--verify compares with a network that upsamples by nearest, not by '
+            f'{args.upsample}: leave one of the two out'
+        )
     Transform().override(STRIDE, **own)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
@@ -162,6 +202,7 @@ def from_file(args: Any) -> None:
         weights=args.weights,
         prefix=args.prefix,
         check_digest=not args.ignore_digest,
+        backbone=args.backbone,
     )
     done, known = file.done, file.known
     if names is not None and len(names) != done.num_classes:
@@ -175,14 +216,19 @@ def from_file(args: Any) -> None:
     refuse_existing(out, args.force, checkpoint.JSON)
 
     transform = (file.transform or Transform()).override(STRIDE, **own)
-    meta = folders.describe(file, transform, names, args.task)
+    meta = folders.describe(file, transform, names, args.task, **fusion)
     if args.verify:
         verify(checkpoint.model_of(meta), done, file.source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
-    for note in (*file.notes, *_guessed(file, transform, any(own.values()))):
+    given = {name for name, value in (own | fusion).items() if value is not None}
+    for note in (*file.notes, *_guessed(file, transform, given)):
         print(f'note: {note}')
     for line in beside.lines(meta, None) if meta['class_names'] else ():
         print(line)
+    if args.backbone:
+        maps = [f'{part.channels} (stride {part.stride})' for part in done.model.feature_info]
+        print(f'{out}: the backbone of {done.arch.name}; channels of its maps: {", ".join(maps)}')
+        return
     layout = ' or '.join(file.layouts)
     figures = ''
     if known:
@@ -194,17 +240,34 @@ def from_file(args: Any) -> None:
     print(f'{out}: {done.arch.name}, {done.num_classes} classes, {layout} layout{figures}')
 
 
-def _guessed(file: folders.File, transform: Transform, given: bool) -> list[str]:
+def _guessed(file: folders.File, transform: Transform, given: set[str]) -> list[str]:
     """What was taken for granted, because neither flags nor the file say it."""
-    if given or file.transform:
-        return []
-    fit = [p.name for p in PUBLISHED.values() if p.fits(file.done.arch.name, file.done.num_classes)]
-    if fit:
+    done, notes = file.done, []
+    whole = isinstance(done.model, Classifier)
+    # The heads of timm, and one map alone, as of pose, are on networks that upsample by nearest.
+    if not (whole or done.widened or 'upsample' in given) and len(done.model.feature_info) > 1:
+        notes.append(
+            'the fusion is taken to upsample by nearest; if the file is of a segmentation network, '
+            'say --upsample bilinear (official) or bilinear_two_step (mmsegmentation)'
+        )
+    if file.transform:
+        return notes
+    fit = [p.name for p in PUBLISHED.values() if whole and p.fits(done.arch.name, done.num_classes)]
+    if fit and not given:
         return [f'not a published file by its name; if it is one, say --name {"|".join(fit)}']
-    return [
-        'images are taken to be resized and cropped as for ImageNet, to '
-        f'{transform.resize} and {transform.crop} pixels; else say --resize and --crop'
-    ]
+    taken, flags = [], []
+    if whole and not given & {'resize', 'crop', 'interpolation'}:
+        taken.append(f'resized to {transform.resize} and cropped to {transform.crop} pixels')
+        flags += ['--resize', '--crop']
+    if not given & {'mean', 'std'}:
+        taken.append('normalised')
+        flags += ['--mean', '--std']
+    if taken:
+        notes.append(
+            f'images are taken to be {" and ".join(taken)} as for ImageNet; else say '
+            f'{" ".join(flags)}'
+        )
+    return notes
 
 
 def verify(model: Any, done: Converted, tensors: Any) -> None:
@@ -217,7 +280,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         from convert import reference
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
-    names = official_names(done.network)
+    names = official_names(done.network, done.num_classes is None)
     state = {key: array(tensors[name]) for key, name in names.items()}
     worst = reference.verify(model, done.variables, state)
     print('worst difference from PyTorch, relative to the largest value:')

@@ -17,7 +17,7 @@ from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
 from hrnet_jax.checkpoints.published import Published, find_published
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.models import create_model
+from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.version import __version__
 
@@ -56,7 +56,7 @@ class File:
         said = self.told.get('transform')
         if self.known and not (said and 'sha256' in self.told):
             return self.known.transform
-        protocol = get_task(self.told.get('task', DEFAULT)).protocol
+        protocol = get_task(self.told.get('task', self.done.model.task)).protocol
         return protocol.from_json(said) if said else None
 
 
@@ -68,6 +68,7 @@ def read(
     weights: str | None = None,
     prefix: str | None = None,
     check_digest: bool = True,
+    backbone: bool | None = False,
 ) -> File:
     """A file, or `hf:OWNER/REPO`, and what lies beside it.
 
@@ -75,7 +76,7 @@ def read(
         arch: refused unless it is this architecture.
         name: of a published checkpoint, which it must fit; or another.
         offline: a file of the hub is looked for in the cache alone.
-        weights, prefix: see `convert.from_torch`.
+        weights, prefix, backbone: see `convert.from_torch`.
         check_digest: see `readers.read`.
 
     Raises:
@@ -83,13 +84,15 @@ def read(
     """
     source = readers.read(origin, offline, weights, check_digest)
     try:
-        done = convert(source.tensors, arch, prefix=prefix, weights=weights)
+        done = convert(source.tensors, arch, prefix=prefix, weights=weights, backbone=backbone)
         readers.require_weights(weights, source.weights or done.weights)
     except UserError as error:
         raise UserError(f'{origin}: {error}') from error
     told, notes = _told(source, done, offline)
     known = find_published(name, origin)
     known = known or find_published((told.get('published') or {}).get('name'), '')
+    if not isinstance(done.model, Classifier):  # a published checkpoint is more than its backbone
+        known = None
     if known and not known.fits(done.arch.name, done.num_classes):
         if find_published(name, ''):
             raise UserError(
@@ -105,25 +108,30 @@ def describe(
     transform: Protocol | None = None,
     class_names: Sequence[str] | None = None,
     task: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """The JSON of the checkpoint: see `hrnet_jax.checkpoint`. A classifier's file does not show
     whether one class is right or several: `task`, or what lies beside the file, says it.
+
+    Args:
+        **options: fields of the model that no file shows: of a backbone, how it upsamples.
 
     Raises:
         UserError: if the task is not converted from such files.
     """
     source, done = file.source, file.done
-    known = file.known.task if file.known else DEFAULT
-    found = get_task(task or file.told.get('task', known))
-    layouts = [name for name in file.layouts if name in found.layouts]
+    found, layouts = get_task(done.model.task), file.layouts
+    if isinstance(done.model, Classifier):
+        known = file.known.task if file.known else DEFAULT
+        found = get_task(task or file.told.get('task', known))
+        layouts = [name for name in file.layouts if name in found.layouts]
     if not layouts:
         raise UserError(
             f'{found.name} is not converted from files of the {" or ".join(file.layouts)} layout'
         )
-    model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
     names = file.told.get('class_names') if class_names is None else list(class_names)
     return {
-        **checkpoint.describe(model, found),
+        **checkpoint.describe(done.model.clone(**options), found),
         'hrnet_jax': __version__,
         'transform': (transform or file.transform or found.protocol()).to_json(),
         'published': file.known.to_json() if file.known else None,
@@ -161,17 +169,21 @@ def _told(
     """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
     content, remark = beside.read(source.path, source.sha256)
     notes = [remark] if remark else []
-    if content and (wrong := _misfit(content, done.num_classes)):
-        return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
     if content:
+        content = _of_use(content, done)
+        if wrong := _misfit(content, done.num_classes):
+            return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
         return content, [f'{_taken(content)}: taken from {beside.place(source.path).name}']
     config = beside.parsed(_config(source, offline))
-    arch = timm.MODELS.get(str(config.get('architecture')), ('',))[0]
-    if not arch:
+    model = timm.model_of(config)
+    if model is None:
         return {}, notes
-    if (arch, config.get('num_classes')) != (done.arch.name, done.num_classes):
+    arch, classes = model
+    of_other_classes = classes is not None and done.num_classes not in (None, classes)
+    if arch != done.arch.name or of_other_classes:
         return {}, [*notes, f'nothing is taken from {timm.CONFIG}: it is of another model']
     told, more = timm.told(config)
+    told = _of_use(told, done)
     names = told.get('class_names')
     if names and len(names) != done.num_classes:
         del told['class_names']
@@ -179,7 +191,7 @@ def _told(
     return told, [*notes, *more, f'{_taken(told)}: taken from {timm.CONFIG}']
 
 
-def _misfit(content: dict[str, Any], num_classes: int) -> str | None:
+def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
     """What cannot be right in the JSON beside a file of so many classes."""
     task, transform = content.get('task', DEFAULT), content.get('transform')
     names, published = content.get('class_names'), content.get('published') or {}
@@ -201,6 +213,13 @@ def _misfit(content: dict[str, Any], num_classes: int) -> str | None:
     except (UserError, TypeError) as error:
         return str(error)
     return None
+
+
+def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
+    """Of a backbone alone only how images are prepared."""
+    if isinstance(done.model, Classifier):
+        return told
+    return {name: told[name] for name in ('transform', 'layout') if name in told}
 
 
 def _taken(told: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ _TRUNK = 'stage2.0.branches.0.'  # every HRNet has it, whatever the task
 _WRAPPERS = re.compile(
     r'(?<![^.])(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.'
 )
-_SHOWN = 6  # names in a note
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,11 +28,13 @@ class Network:
         prefix: what its names begin with, such as 'model.'; without wrappers.
         layout: None where the head is none that is known.
         names: its names without prefix and wrappers -> the names in the file.
+        beside: names in the file of what belongs to no network.
     """
 
     prefix: str
     layout: Layout | None
     names: Mapping[str, str]
+    beside: tuple[str, ...] = ()
 
 
 def find(
@@ -43,8 +44,8 @@ def find(
     what: Callable[[Network], str],
     values: Callable[[Any], np.ndarray],
 ) -> tuple[Network, list[str], str | None]:
-    """The network of a state dict; remarks on what lies beside it; 'ema' or 'raw' where there is
-    one of averaged weights.
+    """The network of a state dict; remarks on the choice; 'ema' or 'raw' where there is one of
+    averaged weights.
 
     Args:
         prefix: which of several.
@@ -62,7 +63,7 @@ def find(
     averaged = [n for n in found if any(map(is_averaged, n.prefix.split('.')))]
     kind = None
     if prefix is not None:
-        wanted = _WRAPPERS.sub('', f'{prefix.rstrip(".")}.').lstrip('.')
+        wanted = cleaned(f'{prefix.rstrip(".")}.').lstrip('.')
         chosen = [network for network in found if network.prefix == wanted]
         if not chosen:
             raise UserError(f'--prefix {prefix}: the networks begin with {", ".join(called)}')
@@ -88,37 +89,35 @@ def find(
             )
     if chosen[0] in averaged:
         kind = 'ema'
-    taken = {name for network in found for name in network.names.values()}
-    if beside := [name for name in tensors if name not in taken]:
-        notes.append(
-            f'ignored {len(beside)} tensors beside the network, whose names begin with '
-            f'{chosen[0].prefix}: {listed(beside, _SHOWN)}'
-        )
     return chosen[0], notes, kind
 
 
 def networks(tensors: Iterable[str]) -> list[Network]:
     """Every HRNet, in the order of the names."""
-    cleaned: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in tensors:
-        short = _WRAPPERS.sub('', name)
-        cleaned[name if short in cleaned else short] = name
-    outer = {key[: key.index(_TRUNK)]: None for key in cleaned if _TRUNK in key}
-    found = [_layout(start, cleaned) for start in outer]
+        short = cleaned(name)
+        names[name if short in names else short] = name
+    outer = {key[: key.index(_TRUNK)]: None for key in names if _TRUNK in key}
+    found = [_layout(start, names) for start in outer]
     prefixes = [prefix for prefix, _ in found]
 
     def inside(key: str, prefix: str) -> bool:
         longer = (p for p in prefixes if len(p) > len(prefix) and p.startswith(prefix))
         return key.startswith(prefix) and not any(map(key.startswith, longer))
 
-    return [
-        Network(
-            prefix,
-            layout,
-            {k.removeprefix(prefix): name for k, name in cleaned.items() if inside(k, prefix)},
-        )
-        for prefix, layout in found
+    held = [
+        {k.removeprefix(prefix): name for k, name in names.items() if inside(k, prefix)}
+        for prefix in prefixes
     ]
+    taken = {name for own in held for name in own.values()}
+    beside = tuple(name for name in names.values() if name not in taken)
+    return [Network(*one, own, beside) for one, own in zip(found, held, strict=True)]
+
+
+def cleaned(name: str) -> str:
+    """A name without wrappers."""
+    return _WRAPPERS.sub('', name)
 
 
 def _layout(outer: str, names: Iterable[str]) -> tuple[str, Layout | None]:

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from hrnet_jax.checkpoints.published import PUBLISHED
-from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data import imagenet
+from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
 
 CONFIG = 'config.json'
@@ -16,6 +17,7 @@ MODELS = {
     for entry in PUBLISHED.values()
     if entry.hub
 }
+_DEFAULT = Transform(interpolation='bicubic')  # of timm
 
 
 def config(meta: dict[str, Any], head_bias: bool) -> dict[str, Any] | None:
@@ -48,43 +50,90 @@ def config(meta: dict[str, Any], head_bias: bool) -> dict[str, Any] | None:
     }
 
 
+def model_of(content: dict[str, Any]) -> tuple[str, int | None] | None:
+    """The architecture in a config.json, and the number of classes if it says one; None if it is of
+    another program. That of transformers' TimmWrapper is one of timm, too."""
+    name = str(content.get('architecture')).split('.')[0]
+    if name not in MODELS:
+        return None
+    names = _names(content)
+    said = (content.get('num_classes'), len(names) if names else None)
+    counts = [n for n in (*said, _fields(content).get('num_classes')) if isinstance(n, int)]
+    return MODELS[name][0], next(iter(counts), None)
+
+
 def told(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a config.json says, as the JSON of a checkpoint would; remarks on what is no such thing.
+    """What a config.json says, as the JSON of a checkpoint would; remarks on what is not taken.
 
     A config.json of another program says nothing.
     """
-    if str(content.get('architecture')) not in MODELS:
+    if model_of(content) is None:
         return {}, []
     said: dict[str, Any] = {'layout': 'timm'}
-    notes = []
     try:
-        said['transform'] = _transform(content.get('pretrained_cfg', content)).to_json()
-    except (UserError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        notes.append(f'the transform of {CONFIG} is not taken: {error}')
-    names = content.get('label_names')
-    if isinstance(names, dict):  # number -> name
-        order = [names.get(str(i)) for i in range(len(names))]
-        names = order if all(order) else None
-    if names:
-        said['class_names'] = list(map(str, names))
+        transform, notes = _transform(_fields(content))
+        said['transform'] = transform.to_json()
+    except (UserError, TypeError, ValueError, ZeroDivisionError) as error:
+        notes = [f'the transform of {CONFIG} is not taken: {error}']
+    names = _names(content)
+    if names == []:
+        notes.append(f'the class names of {CONFIG} are not taken: they are not numbered from 0')
+    elif names and names != list(imagenet.classes()):  # for which predict.py has better ones
+        said['class_names'] = names
     return said, notes
 
 
-def _transform(fields: dict[str, Any]) -> Transform:
-    """timm resizes the shorter edge to the whole part of size / crop_pct."""
-    *_, height, width = fields['input_size']
+def _fields(content: dict[str, Any]) -> dict[str, Any]:
+    """Those of the images; in old files beside the architecture."""
+    inner = content.get('pretrained_cfg')
+    return inner if isinstance(inner, dict) else content
+
+
+def _names(content: dict[str, Any]) -> list[str] | None:
+    """Of the classes, in order; [] if the order is not clear, None if there are none."""
+    keys = ('label_names', 'labels', 'id2label')  # of timm, of old timm, of transformers
+    held = [place[key] for place in (content, _fields(content)) for key in keys if place.get(key)]
+    names = next(iter(held), None)
+    if isinstance(names, dict):  # number -> name
+        names = [names.get(str(i)) for i in range(len(names))]
+        names = names if all(names) else []
+    if not isinstance(names, list):
+        return None
+    names = [str(name) for name in names]
+    unnamed = names and names == [f'LABEL_{i}' for i in range(len(names))]  # as transformers says
+    return None if unnamed else names
+
+
+def _transform(fields: dict[str, Any]) -> tuple[Transform, list[str]]:
+    """timm resizes the shorter edge to the whole part of size / crop_pct. Remarks on what is taken
+    in the place of what is not there, or not done here."""
+    usual: dict[str, Any] = {
+        'input_size': [3, _DEFAULT.crop, _DEFAULT.crop],
+        'crop_pct': 0.875,
+        'interpolation': _DEFAULT.interpolation,
+        'mean': _DEFAULT.mean,
+        'std': _DEFAULT.std,
+    }
+    held = usual | {name: fields[name] for name in usual if fields.get(name) is not None}
+    notes = []
+    if lacking := [name for name in usual if fields.get(name) is None]:
+        notes.append(f'{CONFIG} does not say {", ".join(lacking)}: taken as timm has it by default')
+    if (mode := fields.get('crop_mode') or 'center') != 'center':
+        notes.append(
+            f'crop_mode {mode} of {CONFIG} is not done here: images are resized by their shorter '
+            'edge and cropped at the centre, which gives other figures than timm'
+        )
+    if held['interpolation'] not in SUPPORT:
+        notes.append(
+            f'interpolation {held["interpolation"]} of {CONFIG} is not done here: taken as '
+            f'{_DEFAULT.interpolation}; else say --interpolation'
+        )
+        held['interpolation'] = _DEFAULT.interpolation
+    *_, height, width = held['input_size']
     if height != width:
         raise UserError(f'images of {height} x {width} are not square')
-    if (mode := fields.get('crop_mode', 'center')) != 'center':
-        raise UserError(f'crop_mode {mode} is none of ours')
-    default = Transform(interpolation='bicubic')
-    return Transform(
-        math.floor(width / fields.get('crop_pct', 0.875)),
-        width,
-        fields.get('interpolation', default.interpolation),
-        fields.get('mean', default.mean),
-        fields.get('std', default.std),
-    )
+    resize = math.floor(width / held['crop_pct'])
+    return Transform(resize, width, held['interpolation'], held['mean'], held['std']), notes
 
 
 def _crop_pct(transform: Transform) -> float:

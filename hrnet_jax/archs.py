@@ -51,6 +51,14 @@ def whole_number(value: object) -> int | None:
         return None
 
 
+def at_least_one(name: str, value: object) -> int:
+    """The value as an integer; raises UserError unless it is one above 0."""
+    number = whole_number(value)
+    if number is None or number < 1:
+        raise UserError(f'{name} is a whole number, at least 1, not {value!r}')
+    return number
+
+
 def check_sizes(arch: Arch, lengths: dict[str, int]) -> None:
     """Makes these fields tuples of so many integers; 0: one integer.
 

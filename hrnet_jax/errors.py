@@ -13,12 +13,12 @@ def listed(names: Sequence[str], shown: int = 5, separator: str = ', ') -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, at most 200 characters; if there is none, the name of
+    """The first line of a library's message, at most 500 characters; if there is none, the name of
     the error. TensorFlow's is without the names of nodes and iterators."""
     text = str(getattr(error, 'message', None) or error).strip()
     inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
     line = re.sub(inner, '', text.partition('\n')[0]).strip()
-    return line[:200] or type(error).__name__
+    return line[:500] or type(error).__name__
 
 
 class UserError(ValueError):

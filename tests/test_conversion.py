@@ -218,7 +218,7 @@ def test_other_files():
     trunk = {
         k: v for k, v in made().items() if k.startswith(('conv', 'bn', 'layer1', 'stage', 'trans'))
     }
-    with pytest.raises(hrnet_jax.UserError, match='without a classification head'):
+    with pytest.raises(hrnet_jax.UserError, match='this is HRNet tiny, but no whole classifier'):
         from_torch(trunk)
     with pytest.raises(hrnet_jax.UserError, match='holds tiny, not w18'):
         from_torch(made(), 'w18')

@@ -58,8 +58,8 @@ def test_converts_loads_and_describes(command, tmp_path):
     assert meta['source'] | {'container': 'state_dict', 'head_bias': True} == meta['source']
 
     _, again, _ = command(main, DIGITS, '--out', tmp_path / 'd')
-    assert 'to 256 and 224 pixels; else say --resize and --crop' in again
-    assert 'images are taken' not in out
+    assert 'resized to 256 and cropped to 224 pixels and normalised as for ImageNet' in again
+    assert 'images are taken to be normalised as for ImageNet; else say --mean --std' in out
 
     model, variables = hrnet_jax.load(tmp_path / 'c', arch='tiny')
     jax.tree.map(np.testing.assert_array_equal, variables, from_torch(DIGITS)[1])

@@ -19,7 +19,7 @@ class Noded(Exception):
         (ValueError('\n no such key \nmore'), 'no such key'),
         (Noded('other'), 'file is cut'),
         (StopIteration(), 'StopIteration'),
-        (OSError('x' * 300), 'x' * 200),
+        (OSError('x' * 600), 'x' * 500),
     ],
 )
 def test_first_line(error, line):

@@ -16,9 +16,12 @@ from imagenet import jpeg, make_imagenet, name, prepare
 
 import eval as eval_command
 import hrnet_jax
+import train as train_command
+from hrnet_jax import checkpoint
 from hrnet_jax.commands.eval import report
 from hrnet_jax.data import imagenet, reader
 from hrnet_jax.data.sources import Dataset, Facts
+from hrnet_jax.models import create_model
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.base import Result
 
@@ -222,13 +225,92 @@ def test_a_folder_of_class_folders(command, refused, setting, tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         (place / name(i + 1)).write_bytes(jpeg(i + 1))
     by_id, out = run(command, setting, tmp_path, '--dataset', ids)
-    assert '12 of the 1000 classes' in out
+    there = len(set(labels[:12]))
+    assert f'note: {there} of the 1000 classes occur; all 1000 compete (--restrict: only' in out
     assert by_id['top1_correct'] == int((ranking[:12, 0] == labels[:12]).sum())
+    assert not by_id['restricted']
+    few, out = run(command, setting, tmp_path, '--dataset', ids, '--restrict')
+    assert f'note: {there} of the 1000 classes occur; only those {there} compete' in out
+    first = [next(c for c in row if c in labels[:12]) for row in ranking[:12]]
+    assert few['restricted']
+    assert few['top1_correct'] == int((first == labels[:12]).sum()) != by_id['top1_correct']
     for c in range(1000):
         (root / f'{c:04d}').mkdir(exist_ok=True)
     result, _ = run(command, setting, tmp_path, '--dataset', f'folder:{root}')
     assert result['num_examples'] == 12
     assert result['top1_correct'] == int((ranking[:12, 0] == labels[:12]).sum())
+
+
+def test_classes_are_found_by_name(command, refused, setting, tmp_path):
+    """A checkpoint of the twelve classes in another order than the folders have."""
+    data_dir, ckpt, ranking, labels = setting
+    meta = checkpoint.read_json(checkpoint.find(ckpt))
+    _, variables = hrnet_jax.load(ckpt)
+    kept = list(dict.fromkeys(map(int, labels[:12])))
+    kept = [*kept[::2], *kept[1::2]]
+    head = variables['params']['head']['classifier']
+    head |= {key: np.asarray(value)[..., kept] for key, value in head.items()}
+    names = [f'class {c}' for c in kept]
+    for kind, given in (('named', names), ('nameless', None)):
+        model = create_model('tiny', len(kept))
+        described = checkpoint.describe(model) | {
+            'transform': meta['transform'], 'published': None, 'source': {'sha256': ''},
+            'class_names': given,
+        }  # fmt: skip
+        checkpoint.save(tmp_path / kind / 'tiny', variables, described)
+    root = tmp_path / 'set'
+    for i in range(12):
+        place = root / f'class {labels[i]}'
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1))
+    right = sum(next(c for c in ranking[i] if c in kept) == labels[i] for i in range(12))
+    file = tmp_path / 'names.txt'
+    file.write_text('\n'.join(names))
+    for kind, flags, said in (
+        ('named', (), 'in another order; they are found by name'),
+        ('nameless', ('--class-names', file), ''),
+    ):
+        flags = ('--dataset', root, *flags)
+        result, out = run(command, (data_dir, tmp_path / kind), tmp_path, *flags)
+        assert result['top1_correct'] == right > 0
+        assert said in out
+    (root / f'class {kept[0]}').rename(root / 'other')
+    line = refused(eval_command.main, '--ckpt', tmp_path / 'named', '--dataset', root)
+    assert f'classes other, which the checkpoint has not and lacks class {kept[0]}' in line
+
+
+@pytest.mark.parametrize('broken', [(3,), (0, 10)])
+def test_unreadable_images_are_counted(command, refused, setting, tmp_path, broken):
+    _, ckpt, ranking, labels = setting
+    root = tmp_path / 'set'
+    for i in range(12):
+        place = root / list(imagenet.classes())[labels[i]]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1)[: 300 if i in broken else None])
+    line = refused(eval_command.main, '--ckpt', ckpt, '--dataset', root)
+    assert f'{len(broken)} of 12 images cannot be read: ' in line
+    assert all(f'/{i}.jpg: ' in line for i in broken)
+    result, out = run(command, setting, tmp_path, '--dataset', root, '--max-corrupt', 0.2)
+    kept = [i for i in range(12) if i not in broken]
+    assert result['top1_correct'] == int((ranking[kept, 0] == labels[kept]).sum())
+    assert (result['num_examples'], result['unreadable']) == (len(kept), len(broken))
+    assert result['partial']
+    assert 'top-1*' in out
+    assert f'* {len(broken)} of 12 images cannot be read and are left out' in out
+
+
+def test_training_looks_for_cut_off_files_first(refused, tmp_path):
+    """Of the evaluation split, before a model is made."""
+    for i in range(12):
+        place = tmp_path / 'set' / ('train', 'val')[i % 2] / ('cat', 'dog')[i % 4 // 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1)[: -40 if i in (3, 5) else None])
+    line = refused(
+        train_command.main, '--arch', 'tiny', '--recipe', 'finetune', '--workdir', tmp_path / 'w',
+        '--dataset', tmp_path / 'set', '--eval-split', 'val', '--batch-size', 2,
+    )  # fmt: skip
+    assert '2 of 6 images cannot be read: ' in line
+    assert all(f'/{i}.jpg: ' in line for i in (3, 5))
 
 
 def test_wrong_arguments(refused, setting, tmp_path):
@@ -244,6 +326,7 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ((*right, '--dataset', 'nosuchset'), 'tfds has no data set of that name'),
         ((*right, '--split', 'test'), 'validation'),
         ((*right, '--limit', 0), '--limit'),
+        ((*right, '--max-corrupt', 2), '--max-corrupt must be from 0 to 1'),
         ((*right, '--batch-size', 0), '--batch-size'),
         ((*right, '--crop', 100), 'multiple of 32'),
         ((*right, '--json', tmp_path / 'none' / 'r.json'), 'its folder does not exist'),

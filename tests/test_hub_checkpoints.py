@@ -178,6 +178,13 @@ def test_push_of_a_model_in_memory(converted, monkeypatch, tmp_path):
     monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'small': small_task})
     hrnet_jax.push_to_hub((model.clone(task='small'), variables), 'me/net')
     assert json.loads(sent[checkpoint.JSON])['transform'] == small.to_json()
+    backbone = hrnet_jax.HRNet('tiny', upsample='bilinear', align_corners=True)
+    own = {k: v['backbone'] for k, v in variables.items()}
+    hrnet_jax.push_to_hub((backbone, own), 'me/backbone')
+    meta = json.loads(sent[checkpoint.JSON])
+    assert (meta['task'], meta['class_names']) == ('backbone', None)
+    again = checkpoint.model_of(meta)
+    assert (again.outputs, again.upsample, again.align_corners) == (4, 'bilinear', True)
     sent.clear()
     for source, options, reason in (
         ((hrnet_jax.create_model('tiny', 9), variables), {}, 'params/head/classifier/bias'),
@@ -186,7 +193,7 @@ def test_push_of_a_model_in_memory(converted, monkeypatch, tmp_path):
         (tuple(vars(hrnet_jax.fold(model, variables)).values()), {}, 'folded'),
         ((model.clone(upsample='bilinear'), variables), {}, 'does not say upsample, which'),
         ((model, variables), {'revision': 'v2'}, "v1, and revision says 'v2': leave one out"),
-        ((hrnet_jax.HRNet('tiny'), variables), {}, 'HRNet does not say what it is for'),
+        ((hrnet_jax.FeatureMaps('tiny'), variables), {}, 'FeatureMaps does not say what it is'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=reason):
             hrnet_jax.push_to_hub(source, 'me/net@v1', **options)

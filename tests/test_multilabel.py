@@ -388,3 +388,21 @@ def test_from_a_classifier(photos, tmp_path, standard_promotion):
     for name in started['head'].keys() - {'classifier'}:
         expected['head'][name] = before['params']['head'][name]
     jax.tree.map(np.testing.assert_array_equal, started, expected)
+
+
+def test_labels_in_another_order(tmp_path):
+    """By the names of a checkpoint, or of --class-names."""
+    for i in range(3):
+        Image.new('RGB', (20, 20)).save(tmp_path / f'{i}.png')
+    (tmp_path / 'a.csv').write_text('file,cat,dog,owl\n0.png,1,0,0\n1.png,0,1,1\n2.png,0,0,1\n')
+    task = get_task('multilabel')
+    source = task.open_dataset(f'folder:{tmp_path}', 'a', None)
+    for names, wanted in (
+        (['owl', 'cat', 'dog'], [[0, 1, 0], [1, 0, 1], [1, 0, 0]]),
+        (['dog', 'owl', 'cat'], [[0, 0, 1], [1, 1, 0], [0, 1, 0]]),
+    ):
+        changed = task.renumbered(source, names)
+        found = [x['label'].tolist() for x in changed.records(0, 3).as_numpy_iterator()]
+        assert found == wanted
+    with pytest.raises(UserError, match='has 3 labels, not 4'):
+        task.renumbered(source, ['owl', 'cat', 'dog', 'cow'])

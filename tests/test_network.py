@@ -260,6 +260,13 @@ def test_options_that_make_no_network(tiny):
     for make, words in (
         (lambda: create_model('tiny', upsample='bicubic'), 'bicubic'),
         (lambda: Options(bn_group_size=0), 'bn_group_size'),
+        (lambda: create_model('tiny', bn_group_size=0), 'bn_group_size'),
+        (lambda: hrnet_jax.HRNet('tiny', bn_group_size='a'), 'bn_group_size .*, not .a.'),
+        (lambda: create_model('tiny', dtype='flot32'), 'dtype is a floating-point type'),
+        (lambda: hrnet_jax.HRNet('tiny', param_dtype=jnp.int32), 'param_dtype is a floating'),
+        (lambda: hrnet_jax.HRNet('tiny', in_channels=0), 'in_channels is a whole number'),
+        (lambda: hrnet_jax.Classifier('tiny', -1), 'num_classes is a whole number'),
+        (lambda: hrnet_jax.Classifier('tiny', 'ten'), 'num_classes is a whole number'),
         (lambda: create_model('tiny', features=True), 'features is a whole number above 0'),
         (lambda: create_model('tiny', features=0), 'features .*, not 0'),
         (lambda: create_model('tiny', channels=()), 'channels .*, not '),

@@ -188,12 +188,15 @@ def test_wrong_arrays(digits):
         ([np.zeros((8, 8, 3), np.float32)], {}, 'uint8'),
         ([np.zeros((8, 8, 5), np.uint8)], {}, 'channels'),
         ([np.zeros((8, 8), np.uint8)], {'topk': 11}, 'topk 11'),
+        ([np.zeros((8, 8), np.uint8)], {'topk': 2.5}, 'topk 2.5'),
         (np.zeros((8, 8, 3), np.uint8), {}, 'a list, or an array'),
         ([np.zeros((8, 8), np.uint8)], {'batch_size': 0}, 'batch_size'),
         ([np.zeros((8, 8), np.uint8)], {'class_names': ['a']}, '1 class names'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.predict(model, variables, images, transform=TRANSFORM, **options)
+    with pytest.raises(hrnet_jax.UserError, match='HRNet does not say what it is for'):
+        hrnet_jax.predict(hrnet_jax.HRNet('tiny'), variables, [])
     fast = hrnet_jax.fold(model, variables)
     with pytest.raises(hrnet_jax.UserError, match='fast.model, fast.variables'):
         hrnet_jax.predict(fast, variables, [])

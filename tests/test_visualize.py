@@ -236,7 +236,7 @@ def test_another_task_is_one_line(refused, digits, tmp_path, monkeypatch):
     checkpoint.save(tmp_path / 'tiny', from_torch(DIGITS)[1], {'task': 'other'})
     flags = ('--ckpt', tmp_path / 'tiny', '--out', tmp_path / 'x.png')
     line = refused(visualize_command.main, digits / 'nine.png', *flags)
-    assert 'tiny is for other; views are of classifiers' in line
+    assert 'is for other; views are of classifiers' in line
 
 
 def test_wrong_arguments(digits):

@@ -22,7 +22,7 @@ from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
-from hrnet_jax.tasks import get_task, task_of
+from hrnet_jax.tasks import get_task, task_of, task_of_model
 from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
@@ -90,12 +90,7 @@ def describe(model: Any, task: str | Task | None = None) -> dict[str, Any]:
     Raises:
         UserError: if neither says it.
     """
-    task = getattr(model, 'task', None) if task is None else task
-    if task is None:
-        raise UserError(
-            f'{type(model).__name__} does not say what it is for, as a Classifier does: give a task'
-        )
-    found = get_task(task)
+    found = task_of_model(model) if task is None else get_task(task)
     return {'task': found.name, **found.describe(model)}
 
 

@@ -48,7 +48,7 @@ class Published:
     def transform(self) -> Any:
         return next(iter(self.results))
 
-    def fits(self, arch: str, num_classes: int) -> bool:
+    def fits(self, arch: str, num_classes: int | None) -> bool:
         """Whether a file of this content may be it."""
         return (self.arch, self.num_classes) == (arch, num_classes)
 

@@ -47,7 +47,8 @@ def _arch(name: str) -> str:
 
 
 def every_task() -> list[Task]:
-    return [get_task(name) for name in names()]
+    """Those that evaluate and predict."""
+    return [task for task in map(get_task, names()) if task.figures]
 
 
 def add_protocols(parser: Parser, tasks: Iterable[Task]) -> list[str]:
@@ -73,8 +74,14 @@ def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
 
 
 def _add(parser: Parser, title: str, add: Callable[[Any], None]) -> list[str]:
-    # Tasks may share a flag, which then means the same.
-    group = parser.add_argument_group(title, conflict_handler='resolve')
-    before = list(parser._actions)
-    add(group)
-    return [action.dest for action in parser._actions if action not in before]
+    """Adds flags in a group of their own; one that another task has, too, means the same."""
+    own = argparse.ArgumentParser(add_help=False)
+    add(own)
+    group = parser.add_argument_group(title)
+    for action in own._actions:
+        known = parser._option_string_actions.get(action.option_strings[0])
+        if known is None:
+            group._add_action(action)
+        elif (type(known), known.type, known.nargs) != (type(action), action.type, action.nargs):
+            raise UserError(f'{title}: {action.option_strings[0]} is another flag already')
+    return [action.dest for action in own._actions]

@@ -11,6 +11,7 @@ from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.published import expected
 from hrnet_jax.commands.arguments import add_checkpoint, add_protocols, every_task, given
 from hrnet_jax.data import sources
+from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
@@ -44,6 +45,24 @@ def parser() -> tuple[cli.Parser, list[str]]:
         '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
     )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
+    p.add_argument(
+        '--class-names',
+        metavar='FILE',
+        help="text file of the data set's classes, one a line: the first is the checkpoint's class "
+        '0; None: by the names in the checkpoint, or in the order of the data set',
+    )
+    p.add_argument(
+        '--restrict',
+        action='store_true',
+        help="only the data set's classes compete, where the checkpoint has more",
+    )
+    p.add_argument(
+        '--max-corrupt',
+        type=float,
+        default=0.0,
+        metavar='PART',
+        help='part of the images that may be unreadable; they are left out and counted',
+    )
     p.add_argument('--json', metavar='FILE', help='write the result there')
     protocol = add_protocols(p, every_task())
     p.add_hosts()
@@ -57,6 +76,9 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
+    if not 0 <= args.max_corrupt <= 1:
+        raise UserError(f'--max-corrupt must be from 0 to 1, not {args.max_corrupt:g}')
+    order = read_names(args.class_names) if args.class_names else None
     if args.json:
         files.refuse_unwritable(Path(args.json))
     with files.uninterrupted():  # extensions of JAX crash if they are interrupted
@@ -75,6 +97,8 @@ def main() -> None:
     with distributed.fail_together():
         folder, meta = loading.described(args.ckpt, args.arch, args.weights)
         task = task_of_checkpoint(args.task, meta)
+        if not task.figures:
+            task.refuse('evaluation')
         transform = task.protocol.from_json(meta['transform'])
         transform = transform.override(STRIDE, **given(args, of_protocol))
         if args.dataset is None:
@@ -83,6 +107,8 @@ def main() -> None:
             if args.dataset is None:
                 raise UserError(f'--dataset is needed: {folder} is for {task.name}')
             args.split = args.split or recipe.get('eval_split')
+        if args.restrict and not task.one_class:
+            raise UserError(f'--restrict is for one class an image, not for {task.name}')
         args.batch_size = args.batch_size or default_batch()
         request = Request(
             name=args.dataset,
@@ -91,6 +117,10 @@ def main() -> None:
             num_classes=meta.get('num_classes'),
             transform=transform,
             batch_size=args.batch_size,
+            class_names=meta.get('class_names'),
+            order=order,
+            restrict=args.restrict,
+            max_corrupt=args.max_corrupt,
             limit=args.limit,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -145,7 +175,8 @@ def report(
     """Prints the table and writes the JSON."""
     from hrnet_jax.checkpoints.format import arch_name
 
-    name, partial = source.dataset.name, source.is_partial or total < source.num_examples
+    name, unreadable = source.dataset.name, result.unreadable
+    partial = source.is_partial or total < source.num_examples or unreadable > 0
     published = {} if partial else expected(meta, transform, name, source.split)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
@@ -156,19 +187,22 @@ def report(
     )
     if partial:
         whole = max(source.dataset.num_examples or 0, source.num_examples)
-        print(f'PARTIAL: {total:,} of {whole:,} images; not comparable with published figures')
+        count = total - unreadable
+        print(f'PARTIAL: {count:,} of {whole:,} images; not comparable with published figures')
+    if unreadable:
+        print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
     shown = task.figures_of(model)
     for figure in task.figures:
         if figure not in shown:
             continue
         value = result.metrics[figure.name]
-        correct = result.counts.get(f'{figure.name}_correct')
+        correct = result.counts.get(figure.count or '')
         theirs = ['', '']
         if (reached := published.get(figure.name)) is not None:
             theirs = [f'{reached:.3f}', f'{value - reached:+.3f}']
         number = '' if correct is None else f'{correct:,}'
-        rows.append([figure.label, f'{value:.3f}', number, *theirs])
+        rows.append([figure.label + '*' * bool(unreadable), f'{value:.3f}', number, *theirs])
     rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
     known = [column for column in zip(*rows, strict=True) if any(column[1:])]
     for label, *cells in zip(*known, strict=True):
@@ -177,14 +211,17 @@ def report(
         content = {
             **result.metrics,
             **result.counts,
+            **result.details,
             'arch': arch_name(meta),
             'dataset': name,
             'version': source.version,
             'split': source.split,
             'num_examples': result.num_examples,
+            'unreadable': unreadable,
             'task': task.name,
             'metrics': dict(result.metrics),
             'partial': partial,
+            'restricted': source.dataset.restricted,
             'published': published or None,
             'transform': transform.to_json(),
             'protocol': transform.text,

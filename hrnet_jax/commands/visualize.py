@@ -6,10 +6,10 @@ from pathlib import Path
 
 from hrnet_jax.archs import STRIDE
 from hrnet_jax.commands.arguments import add_checkpoint
-from hrnet_jax.data.imagenet import default_class_names
+from hrnet_jax.data.imagenet import default_class_names, readable
 from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, view
+from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, require_classifier, view
 from hrnet_jax.runtime import cli, compilation, files
 from hrnet_jax.tasks.flag import task_of_checkpoint
 from hrnet_jax.weights import loading
@@ -40,9 +40,8 @@ def main() -> None:
     from hrnet_jax.inference.drawing import draw_view
 
     folder, meta = loading.described(args.ckpt, args.arch, args.weights)
-    if not (task := task_of_checkpoint(args.task, meta)).one_class:
-        raise UserError(f'{folder} is for {task.name}; views are of classifiers')
-    names = meta.get('class_names') or default_class_names(meta['num_classes'])
+    require_classifier(task_of_checkpoint(args.task, meta))
+    names = readable(meta.get('class_names') or default_class_names(meta['num_classes']))
     target = None if args.target is None else find_class(args.target, names)
     transform = Transform.from_json(meta['transform'])
     transform = transform.override(STRIDE, resize=args.resize, crop=args.crop)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.classes import renumbered
 from hrnet_jax.data.folder import open_folder
+from hrnet_jax.data.integrity import suspects
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import Source, basename, opened, tensorflow
+from hrnet_jax.data.sources import DATASETS, Source, basename, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
-from hrnet_jax.errors import UserError, first_line
+from hrnet_jax.errors import UserError, first_line, listed
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+NAMED = 100  # unreadable images that a message names
 
 
 def open_dataset(name: str, split: str | None = None, data_dir: str | None = None) -> Source:
@@ -81,6 +84,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
+    max_corrupt: float = 0.0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The share of one process, in as many batches on every process; decoding begins at once.
 
@@ -91,16 +95,19 @@ def batches(
         batch_size: of this process.
         process_index, process_count: which share of how many.
         limit: only so many examples, the first of the whole set.
+        max_corrupt: part of the images that may be unreadable; they are left out.
 
     Yields:
         image: uint8 (batch_size, crop, crop, 3), 0 in padding.
         The fields of the source: label, int32 (batch_size,), or (batch_size, room), filled up with
             -1; or others.
         index: int32 (batch_size,), the place of the example in the whole set; -1 in padding.
-        mask: bool (batch_size,), False for padding.
+        mask: bool (batch_size,), False for padding and for an image that cannot be read.
+        unreadable: bool (batch_size,), True for the latter.
 
     Raises:
-        UserError: if an image cannot be decoded, a label is wrong, or examples are missing.
+        UserError: if more images cannot be read, which it names; if a label is wrong, or examples
+            are missing.
     """
     if limit is None:
         limit = source.num_examples
@@ -112,7 +119,9 @@ def batches(
     total = min(limit, source.num_examples)
     first, stop = (total * i // process_count for i in (process_index, process_index + 1))
     largest = -(-total // process_count)
-    return _batches(source, transform, batch_size, first, stop, -(-largest // batch_size))
+    return _batches(
+        source, transform, batch_size, first, stop, -(-largest // batch_size), max_corrupt
+    )
 
 
 def local_batch(batch_size: int, processes: int, devices: int) -> int:
@@ -121,55 +130,180 @@ def local_batch(batch_size: int, processes: int, devices: int) -> int:
 
 
 def _batches(
-    source: Source, transform: Transform, batch_size: int, first: int, stop: int, steps: int
+    source: Source,
+    transform: Transform,
+    batch_size: int,
+    first: int,
+    stop: int,
+    steps: int,
+    max_corrupt: float,
 ) -> Iterator[dict[str, np.ndarray]]:
     tf = tensorflow()
 
     @tf.autograph.experimental.do_not_convert  # There is nothing to convert, and it takes a second.
-    def decode(record):
-        return {**record, 'image': evaluation_image(record['image'], transform)}
-
-    def pad(array, value=0):
-        width = [(0, batch_size - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return np.pad(array, width, constant_values=value) if width[0][1] else array
+    def decode(number, raw):
+        record = source.parse(*raw)
+        return {**record, 'image': evaluation_image(record['image'], transform), 'number': number}
 
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_warm_start = True  # While the model is loaded and compiled.
     options.threading.max_intra_op_parallelism = 1  # Parallel over images, not inside one.
-    records = source.records(first, stop)
-    data = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
-    data = data.with_options(options)
-    nothing = {
+    raw = source.raw(first, stop).map(lambda *parts: parts).enumerate()
+    data = raw.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    held = {
         name: np.zeros((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
         for name, spec in data.element_spec.items()
     }
-    iterator = opened(data)
+    paddings = {'image': 0, **{field.name: field.padding for field in source.fields}}
+
+    def batched(data: Any) -> Iterator[dict[str, np.ndarray]]:
+        return opened(data.batch(batch_size).prefetch(2).with_options(options))
+
+    def every() -> Iterator[dict[str, np.ndarray]]:
+        done = 0
+        try:
+            for batch in first_try:
+                yield batch
+                done += len(batch['number'])
+        except tf.errors.OpError:
+            # An image, or the files of the data set? To ignore errors of these may never end.
+            with _files_of(source):
+                for _ in raw:
+                    pass
+            rest = raw.skip(done).map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+            yield from batched(rest.ignore_errors())
+
+    first_try = batched(data)
+    iterator = every()
+
+    def part(end: int) -> dict[str, np.ndarray]:
+        """What can be read of the examples before number `end`, without those of the last call."""
+        nonlocal held
+        while not len(held['number']) or held['number'][-1] < end - 1:
+            more = next(iterator, None)
+            if more is None:
+                break
+            held = {k: np.concatenate([v, more[k]]) if len(v) else more[k] for k, v in held.items()}
+        count = int(np.searchsorted(held['number'], end))
+        batch = {k: v[:count] for k, v in held.items()}
+        held = {k: v[count:] for k, v in held.items()}
+        return batch
 
     def whole() -> Iterator[dict[str, np.ndarray]]:
-        done = 0
-        for _ in range(steps):
-            try:
-                batch = next(iterator, nothing)
-            except tf.errors.OpError as error:
-                raise _culprit(source, records.skip(done), transform, error) from error
+        missing: list[int] = []
+        for step in range(steps):
+            start = min(step * batch_size, stop - first)
+            end = min(start + batch_size, stop - first)
+            batch = part(end)
             source.check(source, batch)
-            count = len(batch['image'])
-            index = np.arange(first + done, first + done + count, dtype=np.int32)
-            done += count
+            places = batch['number'] - start
+            mask = np.zeros(batch_size, bool)
+            mask[places] = True
+            unreadable = (np.arange(batch_size) < end - start) & ~mask
+            missing += (np.flatnonzero(unreadable) + start).tolist()
+            if len(missing) > math.floor(max_corrupt * (stop - first)):
+                # The rest is read, too: all are named at once.
+                later = part(stop - first)['number']
+                missing += sorted(set(range(end, stop - first)) - set(later.tolist()))
+                break
+
+            def placed(values: np.ndarray, padding: float, places: np.ndarray = places) -> Any:
+                if len(values) == batch_size:
+                    return values
+                whole = np.full((batch_size, *values.shape[1:]), padding, values.dtype)
+                whole[places] = values
+                return whole
+
             yield {
-                'image': pad(batch['image']),
-                **{field.name: pad(batch[field.name], field.padding) for field in source.fields},
-                'index': pad(index, -1),
-                'mask': np.arange(batch_size) < count,
+                **{name: placed(batch[name], value) for name, value in paddings.items()},
+                'index': placed((batch['number'] + first).astype(np.int32), -1),
+                'mask': mask,
+                'unreadable': unreadable,
             }
-        if done != stop - first:
-            raise UserError(
-                f'{source.dataset.name}: its files hold {done} examples where dataset_info.json '
-                f'says {stop - first}; they are damaged, prepare it again'
-            )
+        if missing:
+            found = _unreadable(source, transform, first, stop, missing)
+            if len(missing) > math.floor(max_corrupt * (stop - first)):
+                raise _too_many(source, len(missing), stop - first, found)
 
     return whole()
+
+
+@contextlib.contextmanager
+def _files_of(source: Source) -> Iterator[None]:
+    """What is wrong with the files of a data set, not with an image in them, is a UserError."""
+    try:
+        yield
+    except tensorflow().errors.OpError as error:
+        raise UserError(
+            f'{source.dataset.name}: cannot read a file: {first_line(error)}'
+        ) from error
+
+
+def _too_many(source: Source, count: int, total: int, found: list[str]) -> UserError:
+    return UserError(
+        f'{source.dataset.name}: {count} of {total} images cannot be read: '
+        f'{listed(found, NAMED, "; ")}; remove them, or leave out a part of the images: '
+        '--max-corrupt (train.py: --eval-max-corrupt)'
+    )
+
+
+def check_files(source: Source, transform: Transform, max_corrupt: float) -> None:
+    """Stops before a long run at image files that its evaluation could not read.
+
+    Only files that look cut off are decoded: see `integrity`. Tfds data sets are not looked at.
+
+    Raises:
+        UserError: if they are more than the part `max_corrupt`; names them.
+    """
+    total, numbers = source.num_examples, suspects(source.paths)
+    if len(numbers) <= math.floor(max_corrupt * total) or source.pick is None:
+        return
+    tf, found = tensorflow(), []
+    for number in numbers:
+        try:
+            [record] = source.records(number, number + 1)
+            evaluation_image(record['image'], transform)
+        except tf.errors.OpError as error:
+            path = source.paths[number]
+            found.append(f'{path}: {first_line(error).removeprefix(f"{path}; ")}')
+    if len(found) > math.floor(max_corrupt * total):
+        raise _too_many(source, len(found), total, found)
+
+
+def _unreadable(
+    source: Source, transform: Transform, first: int, stop: int, numbers: list[int]
+) -> list[str]:
+    """Name and reason of images, by their numbers after `first`.
+
+    Raises:
+        UserError: if it is not they, but the files of the data set that cannot be read.
+    """
+    tf, wanted = tensorflow(), np.array(numbers[:NAMED], np.int64)
+    raw = source.raw(first, stop).map(lambda *parts: parts).enumerate()
+    chosen = raw.filter(lambda number, parts: tf.reduce_any(number == wanted))
+
+    def decode(number, parts):
+        return evaluation_image(source.parse(*parts)['image'], transform)
+
+    # The name alone: a file that is not there is then not read.
+    names = chosen.map(lambda number, parts: source.parse(*parts)['name'])
+    found, fine = [], []
+    with _files_of(source):
+        named = [name.numpy().decode() for name in names]
+    images = iter(chosen.map(tf.autograph.experimental.do_not_convert(decode)))
+    for name in named:
+        try:
+            next(images)
+            fine.append(name)
+        except tf.errors.OpError as error:
+            found.append(f'{name}: {first_line(error).removeprefix(f"{name}; ")}')
+    if len(named) < len(wanted):
+        raise UserError(
+            f'{source.dataset.name}: its files hold {stop - first - len(numbers)} examples where '
+            f'dataset_info.json says {stop - first}; they are damaged, prepare it again'
+        )
+    return [*found, *(f'{name}: at the second attempt it can be read' for name in fine)]
 
 
 def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray | None:
@@ -182,9 +316,13 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
     """
     if not source.dataset.restricted:
         return None
-    tf = tensorflow()
+    if source.present is not None and source.class_names is not None:
+        return np.flatnonzero(np.isin(source.class_names, source.present))
+    tf, known = tensorflow(), source.dataset.name in DATASETS
     name = f'{source.dataset.name}:{source.version}'
-    whole = open_tfds(name, source.dataset.split, data_dir)
+    whole = open_tfds(name, source.dataset.split if known else source.split, data_dir)
+    if source.class_names not in (None, whole.class_names):
+        whole = renumbered(whole, source.class_names)
     labels = whole.records(0, whole.num_examples).map(lambda record: record['label']).batch(1024)
     try:
         return np.unique(np.concatenate([np.unique(x) for x in labels.as_numpy_iterator()]))
@@ -192,18 +330,16 @@ def competing_classes(source: Source, data_dir: str | None = None) -> np.ndarray
         raise UserError(f'cannot read {source.dataset.name}: {first_line(error)}') from error
 
 
-def _culprit(
-    source: Source, records: tf.data.Dataset, transform: Transform, error: Exception
-) -> UserError:
-    """Names the image on which a batch failed: reads it again, one image at a time."""
-    tf = tensorflow()
-    decode = tf.function(lambda encoded: evaluation_image(encoded, transform))
-    where = ''
-    try:
-        for record in records:
-            where = f'{record["name"].numpy().decode()}: '
-            decode(record['image'])
-            where = ''
-    except tf.errors.OpError as again:
-        error = again
-    return UserError(f'{source.dataset.name}: cannot read {where or "a file: "}{first_line(error)}')
+def competing(source: Source, restrict: bool) -> Source:
+    """The source with a note on classes that do not occur; `restrict`: only the others compete."""
+    dataset, present = source.dataset, source.present
+    if restrict:
+        source = dataclasses.replace(source, dataset=dataclasses.replace(dataset, restricted=True))
+    if present is None or len(present) == source.num_classes:
+        return source
+    which = (
+        f'only those {len(present)} compete'
+        if restrict
+        else (f'all {source.num_classes} compete (--restrict: only those {len(present)})')
+    )
+    return source.noted(f'{len(present)} of the {source.num_classes} classes occur; {which}')

@@ -16,12 +16,12 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from hrnet_jax.data import evaluation, protocol, sources
+from hrnet_jax.data import classes, evaluation, protocol, sources
 from hrnet_jax.errors import Unavailable, UserError
 from hrnet_jax.runtime import cli
 
@@ -34,13 +34,17 @@ class Opener(Protocol):
     ) -> sources.Source: ...
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
     def num_outputs(self, source: sources.Facts) -> int | None: ...
-    def batches(self, source: sources.Source, transform: Any, *share: Any) -> Iterator[Any]: ...
+    def renumbered(self, source: sources.Source, names: Sequence[str]) -> sources.Source: ...
+    def batches(
+        self, source: sources.Source, transform: Any, *share: Any, **allowed: Any
+    ) -> Iterator[Any]: ...
 
 
 class Default:
     """Images with a class, and nothing beside."""
 
     open_dataset = staticmethod(evaluation.open_dataset)
+    renumbered = staticmethod(classes.renumbered)
     batches = staticmethod(evaluation.batches)
 
     def num_outputs(self, source: sources.Facts) -> int | None:
@@ -57,6 +61,10 @@ class Request:
     Attributes:
         name, split, data_dir: of `evaluation.open_dataset`.
         num_classes: of the model; a set with another number is refused; None for any.
+        class_names: of the model, by which the data set's classes are found; None: it has none.
+        order: names of the data set's classes in the order that the user says; None: their own.
+        restrict: only the classes of the data set compete.
+        max_corrupt: part of the images that may be unreadable.
         transform, limit, process_index, process_count: of `evaluation.batches`.
         batch_size: of all processes.
         devices: of this process; its share of a batch is a multiple.
@@ -69,6 +77,10 @@ class Request:
     num_classes: int | None
     transform: protocol.Protocol
     batch_size: int
+    class_names: Sequence[str] | None = None
+    order: Sequence[str] | None = None
+    restrict: bool = False
+    max_corrupt: float = 0.0
     limit: int | None = None
     process_index: int = 0
     process_count: int = 1
@@ -194,21 +206,32 @@ def main(descriptor: int) -> None:
 
 def parts(request: Request) -> Iterator[Any]:
     """An `Opened`, the batches, None."""
+    opener = request.opener
     with sources.readable(request.name):
-        source = request.opener.open_dataset(request.name, request.split, request.data_dir)
-    count = None if source.num_classes is None else request.opener.num_outputs(source)
+        source = opener.open_dataset(request.name, request.split, request.data_dir)
+    if request.order is not None:
+        source = opener.renumbered(source, request.order)
+    source = classes.of_checkpoint(
+        source,
+        {'num_classes': request.num_classes, 'class_names': request.class_names},
+        request.order is not None,
+        opener.renumbered,
+    )
+    count = None if source.num_classes is None else opener.num_outputs(source)
     if None not in (count, request.num_classes) and count != request.num_classes:
         raise UserError(f'{request.name} has {count} classes, the checkpoint {request.num_classes}')
+    source = evaluation.competing(source, request.restrict)
     total = min(request.limit or source.num_examples, source.num_examples)
     share = evaluation.local_batch(
         min(request.batch_size, total), request.process_count, request.devices
     )
     yield Opened(
         facts=source.facts,
-        context=request.opener.context(source, request.data_dir),
+        context=opener.context(source, request.data_dir),
         total=total,
         steps=math.ceil(math.ceil(total / request.process_count) / share),
     )
     places = request.process_index, request.process_count
-    yield from request.opener.batches(source, request.transform, share, *places, request.limit)
+    allowed = {'max_corrupt': request.max_corrupt} if request.max_corrupt else {}
+    yield from opener.batches(source, request.transform, share, *places, request.limit, **allowed)
     yield None

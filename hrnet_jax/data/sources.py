@@ -11,7 +11,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -103,6 +103,7 @@ class Facts:
         official: the class of each file name, empty where not known.
         fields: what its examples have beside the image.
         version: of the copy that tfds has prepared.
+        present: the names of the classes that occur; None where not known.
     """
 
     dataset: Dataset
@@ -115,6 +116,7 @@ class Facts:
     official: Mapping[str, int] = dataclasses.field(repr=False)
     fields: tuple[Field, ...] = (LABEL,)
     version: str | None = None
+    present: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Source(Facts):
         pick: (numbers of examples) -> tuples for `parse`; None where only `raw` is fast.
         parse: a tuple -> one example as `records` has it.
         check: (source, batch) raises UserError at an example that cannot be right.
+        paths: of the files of the images, if each has its own.
     """
 
     raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False, kw_only=True)
@@ -138,6 +141,7 @@ class Source(Facts):
     check: Callable[[Source, Mapping[str, np.ndarray]], None] = dataclasses.field(
         repr=False, kw_only=True, default=lambda source, batch: check_labels(source, batch)
     )
+    paths: tuple[str, ...] = dataclasses.field(default=(), repr=False, kw_only=True)
 
     @property
     def facts(self) -> Facts:
@@ -145,6 +149,10 @@ class Source(Facts):
         return Facts(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
         )
+
+    def noted(self, *notes: str) -> Self:
+        """This one with more of `notes`."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def records(self, first: int, stop: int) -> tf.data.Dataset:
         """These examples in their fixed order, undecoded: image (string), name (string), the

@@ -124,7 +124,7 @@ def open_tfds(
         class_names=targets.class_names,
         is_partial=is_partial,
         notes=(),
-        official=_official_labels(tfds) if row.numbered and base.name == row.split else {},
+        official=official_labels() if row.numbered and base.name == row.split else {},
         fields=targets.fields,
         version=str(info.version),
         check=targets.check,
@@ -243,8 +243,10 @@ def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
     return builder
 
 
-def _official_labels(tfds: Any) -> Mapping[str, int]:
+def official_labels() -> Mapping[str, int]:
     """The class of each file of ILSVRC2012_img_val.tar, from the lists that tfds brings."""
+    import tensorflow_datasets as tfds
+
     folder = tfds.core.tfds_path('datasets/imagenet2012')
     try:
         classes = (folder / 'labels.txt').read_text().split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -50,19 +51,23 @@ def make_eval_step(
 
     def step(variables: Variables, batch: Batch) -> Totals:
         images = normalize(batch['image'], transform, model.dtype)
-        outputs = transform.outputs(
-            lambda images: apply(model, variables, images, in_pieces=mesh.size == 1), images
-        )
+
+        def forward(images: Any, method: str = '__call__') -> Any:
+            return apply(model, variables, images, method, in_pieces=mesh.size == 1)
+
+        outputs = transform.outputs(forward, images)
         mask = batch['mask']
         finite = jax.tree.map(
             lambda x: jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))), jax.tree.leaves(outputs)
         )
         bad = mask & ~jnp.all(jnp.stack(finite), 0)
         seen = jnp.sum(mask, dtype=jnp.int32)
+        unreadable = jnp.sum(batch.get('unreadable', jnp.zeros(1, bool)), dtype=jnp.int32)
         sums = {'num_examples': seen, **metric.update(outputs, batch)}
         if 'examples' in sums:
             sums['examples'] = {**sums['examples'], 'index': batch['index']}
-        return {**sums, 'seen': seen, 'not_finite': jnp.sum(bad, dtype=jnp.int32)}
+        not_finite = jnp.sum(bad, dtype=jnp.int32)
+        return {**sums, 'seen': seen, 'not_finite': not_finite, 'unreadable': unreadable}
 
     return jax.jit(
         step,
@@ -111,7 +116,9 @@ def evaluate(
     result = None
     with distributed.fail_together():
         if distributed.is_main():
+            unreadable = int(sums.totals.pop('unreadable', 0))
             result = metric.result(sums.totals, sums.whole())
+            result = dataclasses.replace(result, unreadable=unreadable)
     result = distributed.broadcast_object(result)
     if jax.process_count() == 1 and result.seen != fed:
         raise RuntimeError(f'counted {result.seen} of {fed} images')

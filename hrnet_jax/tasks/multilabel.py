@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hrnet_jax.data.sources import Facts, Source
+from hrnet_jax.data import classes
+from hrnet_jax.data.sources import Facts, Source, tensorflow
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Prediction, Result, Totals, percent
 from hrnet_jax.tasks.classification import Classification, mixed, names_of
@@ -137,6 +138,18 @@ class MultilabelClassification(Classification):
 
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
         return open_multilabel(name, split, data_dir)
+
+    def renumbered(self, source: Source, names: Sequence[str]) -> Source:
+        if len(names) != source.num_classes:
+            raise UserError(
+                f'{source.dataset.name} has {source.num_classes} labels, not {len(names)}: a label '
+                'that its file does not have is not known of its images'
+            )
+
+        def change(labels: Any, place: np.ndarray) -> Any:
+            return tensorflow().gather(labels, np.argsort(place))
+
+        return classes.renumbered(source, names, change)
 
     def check_training(self, source: Facts) -> None:
         """Every set that `open_dataset` opens will do."""

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data.evaluation import checked, missing
-from hrnet_jax.data.folder import EXTENSIONS, open_files
+from hrnet_jax.data.folder import open_files
+from hrnet_jax.data.listing import is_image
 from hrnet_jax.data.sources import Dataset, Facts, Field, Source, tensorflow
 from hrnet_jax.data.tfds import Targets, open_tfds
 from hrnet_jax.errors import UserError, listed
@@ -136,7 +137,7 @@ def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
     rows = [row for row in rows if any(row)]
     header = ['file', 'labels']
     first = rows[0][0] if rows else ''
-    if rows and not (first.lower().endswith(EXTENSIONS) or (path.parent / first).is_file()):
+    if rows and not (is_image(first) or (path.parent / first).is_file()):
         header, rows = rows[0], rows[1:]
     if '' in header[1:]:
         raise UserError(f'{path}: a column has no name')

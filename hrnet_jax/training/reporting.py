@@ -174,6 +174,10 @@ class Reporter:
             *((name, form.format) for name, form in _LINE_END.items()),
         ]
         self.say('  '.join(form(line[name]) for name, form in parts if name in line))
+        if left_out := values.get('unreadable'):
+            self.say(
+                f'note: {left_out:.0f} images of the evaluation cannot be read and are left out'
+            )
         self._intervals, self._last = [], time.monotonic()
 
     def event(self, step: int, kind: str, text: str) -> None:

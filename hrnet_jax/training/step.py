@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ Array = jax.Array
 Batch = dict[str, Any]
 # Each process sends these four facts with each batch: it was asked to stop; it has failed; it had
 # no data for this step; how many images it skipped.
+_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
 
 
@@ -177,12 +179,10 @@ def make_loss(
 
     def loss(params, batch_stats, batch, key, teacher_variables):
         batch = task.prepare(batch, key, recipe, model)
-        outputs, new = wide.apply(
-            widen({'params': params, 'batch_stats': batch_stats}),
-            normalize(batch['image'], transform, model.dtype),
-            train=True,
-            mutable=['batch_stats'],
-        )
+        variables = widen({'params': params, 'batch_stats': batch_stats})
+        apply = functools.partial(wide.apply, variables, train=True, mutable=['batch_stats'])
+        images = normalize(batch['image'], transform, model.dtype)
+        outputs, new = task.forward(apply, images, batch, jax.random.fold_in(key, _FORWARD))
         each, figures = task.loss(outputs, batch, recipe)
         if teacher is not None:
             other, theirs = teacher

@@ -181,9 +181,12 @@ class Trainer:
         places = jax.process_index(), jax.process_count()
         share = evaluation.local_batch(size, jax.process_count(), jax.local_device_count())
 
+        corrupt = self.recipe.eval_max_corrupt
+        allowed = {'max_corrupt': corrupt} if corrupt else {}  # few tasks have such a limit
+
         def batches() -> Iterator[Batch]:
             task = self.experiment.task
-            for batch in task.batches(source, self.recipe.transform, share, *places):
+            for batch in task.batches(source, self.recipe.transform, share, *places, **allowed):
                 if self.interrupt:
                     raise distributed.Stopped
                 yield batch
@@ -203,6 +206,7 @@ class Trainer:
         self.store.note(step, result.metrics[self.experiment.task.best.name])
         if self.reporter:
             values = {**result.metrics, 'num_examples': result.num_examples, **result.counts}
+            values |= {'unreadable': result.unreadable} if result.unreadable else {}
             values |= {'seconds': seconds, 'epoch': step / self.experiment.data.steps_per_epoch}
             self._guard(self.reporter.evaluation, step, values)
 

@@ -7,10 +7,11 @@ package `convert` converts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,16 @@ def _whole(place: Path) -> bool:
 
 
 def _converter(origin: str) -> Callable[[str, Path, bool, str | None], None]:
+    with converting(origin):
+        from convert.folders import write
+    return write
+
+
+@contextlib.contextmanager
+def converting(origin: str) -> Iterator[None]:
+    """Raises UserError where the package convert is not there to be imported."""
     try:
-        from convert.folders import write  # the package may be missing
+        yield
     except ModuleNotFoundError as error:
         if (error.name or '').split('.')[0] != 'convert':
             raise
@@ -100,7 +109,6 @@ def _converter(origin: str) -> Callable[[str, Path, bool, str | None], None]:
             f'{origin} holds no checkpoint of hrnet_jax, and the package convert, which '
             "converts PyTorch's files, is missing: pip install 'hrnet_jax[convert,hub]'"
         ) from None
-    return write
 
 
 def _read(file: Path, meta: dict[str, Any]) -> Variables:

@@ -203,9 +203,9 @@ def require_weights(wanted: str | None, found: str | None) -> None:
     if wanted not in ('ema', 'raw'):
         raise UserError(f'weights are ema or raw, not {wanted!r}')
     if wanted == 'ema':
-        raise UserError('there are no averaged weights; leave --weights ema out')
+        raise UserError('the file holds no averaged weights; leave out --weights ema')
     if found == 'ema':
-        raise UserError('there are averaged weights alone; leave --weights raw out')
+        raise UserError('the file holds only averaged weights; leave out --weights raw')
 
 
 def _tensors(tree: Any, prefix: str = '', depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:

@@ -27,8 +27,8 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         '--weights',
         choices=['ema', 'raw'],
-        help='of a training folder: the averaged weights (ema), or those of the step (default: '
-        'ema if the run averages)',
+        help='of a training folder, or of a repository on the hub, that has both: the averaged '
+        'weights (ema), or those of the step (raw) (default: ema if there are any)',
     )
     add_task(parser)
 

@@ -10,10 +10,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.base import Task
 
-TEXT = (
-    'a task of your own, in a module that Python finds; a checkpoint and a recipe say theirs '
-    'without it'
-)
+TEXT = 'a task of your own, in a module that Python finds; not needed for the built-in tasks'
 
 
 def add_task(parser: argparse._ActionsContainer, text: str = TEXT) -> Task | None:

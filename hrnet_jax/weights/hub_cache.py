@@ -27,7 +27,7 @@ FILES = ('model.safetensors', checkpoint.JSON)
 def fetch(origin: str, weights: str | None = None) -> Path:
     """The checkpoint folder of `hf:OWNER/REPO[@REVISION]`, in the user's cache folder.
 
-    `weights`: 'ema' or 'raw', of PyTorch's file with both.
+    `weights`: 'ema' or 'raw', for a PyTorch file that holds both.
 
     What is there is not asked for again: for a newer commit name it, or remove the folder.
 

@@ -56,8 +56,8 @@ def child(started: float) -> None:
         begin(self)
         import jax
 
-        from hrnet_jax.checkpoints import loading
         from hrnet_jax.inference import evaluation, folding
+        from hrnet_jax.weights import loading
 
         timed(loading, 'load', 'checkpoint')
         timed(folding, 'fold', 'fold')

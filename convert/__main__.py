@@ -1,30 +1,43 @@
-"""hrnet-convert SRC --out DIR: a PyTorch HRNet checkpoint to Flax, and back with --to.
+"""Converts a PyTorch HRNet checkpoint to Flax, and back.
 
-`python -m convert` is the same.
+    python -m convert FILE --out DIR                   writes DIR/NAME/, a checkpoint of hrnet_jax
+    python -m convert DIR/NAME --to timm --out FILE    writes a PyTorch file, and FILE.json
+
+Installed, the command is hrnet-convert.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from convert import folders, readers
-from convert.conversion import Converted, array, convert, official_names, to_torch
+from convert import files, folders
+from convert.conversion import Converted, array, official_names
 from convert.layouts import LAYOUTS
-from hrnet_jax.archs import ARCHS, STRIDE, list_models
+from hrnet_jax.archs import ARCHS, STRIDE
+from hrnet_jax.checkpoints import beside, workdir
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading
-from hrnet_jax.checkpoints.published import PUBLISHED, Published, find_published
+from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
+from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.runtime import cli
-from hrnet_jax.runtime.files import refuse_existing, replacing
-from hrnet_jax.tasks import DEFAULT, get_task, task_of
-from hrnet_jax.tasks.flag import add_task
+from hrnet_jax.runtime.files import refuse_existing
+from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.flag import add_task, task_of_checkpoint
+from hrnet_jax.upsampling import Upsample
+from hrnet_jax.weights import loading
 
+_TRANSFORM = ('resize', 'crop', 'interpolation', 'mean', 'std')
+_FUSION = ('upsample', 'align_corners')
+_TO_FLAX = (
+    *('name', 'prefix', 'backbone', 'ignore_digest', 'verify', 'class_names'),
+    *_TRANSFORM,
+    *_FUSION,
+)
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
-FORMATS = ('.pth', '.safetensors')
 
 
 def parser() -> cli.Parser:
@@ -34,98 +47,226 @@ def parser() -> cli.Parser:
     p.add_argument(
         'source',
         metavar='SRC',
-        help='.pth, .pth.tar, .safetensors, hf:OWNER/REPO, or a converted folder',
+        help='PyTorch file (.pth, .pth.tar, .safetensors), or hf:OWNER/REPO of the Hugging Face '
+        'hub; with --to: a converted checkpoint, a training folder, or a step in one',
     )
     p.add_argument(
-        '--out', required=True, help='folder that receives NAME/; with --to, the file to write'
+        '--out',
+        required=True,
+        metavar='PATH',
+        help='folder in which the folder NAME is made; with --to: the file to write, which ends '
+        f'in {" or ".join(files.FORMATS)}',
+    )
+    add_arch(
+        p,
+        'refuse SRC if it is another architecture; with --to, where SRC holds several '
+        'checkpoints: the one to take',
     )
     p.add_argument(
-        '--arch', choices=list_models(), help='refuse the file unless it is this architecture'
+        '--weights',
+        choices=['ema', 'raw'],
+        help='of a file, or with --to of a training folder, that has both: the averaged weights '
+        '(ema), or those of the last step (raw) (default: ema if there are any)',
     )
-    p.add_argument(
-        '--name', help='name of the checkpoint; a published one adds its figures and transform'
+    p.add_argument('--force', action='store_true', help='replace what is there')
+    g = p.add_argument_group('to Flax')
+    g.add_argument(
+        '--name',
+        help='name of the folder that is made (default: the architecture). The name of a published '
+        'checkpoint, such as w18 or w18.ms_in1k, adds its accuracy and its transform of images',
     )
-    p.add_argument(
+    g.add_argument(
+        '--prefix',
+        metavar='P',
+        help='where SRC holds several networks: what the names of the one to take begin with',
+    )
+    g.add_argument(
+        '--backbone',
+        action='store_true',
+        help='take the trunk alone, which gives maps, whatever head or decoder SRC has, or none',
+    )
+    g.add_argument(
+        '--upsample',
+        choices=get_args(Upsample),
+        help='of a backbone, how its fusion upsamples: nearest (classification, pose, detection), '
+        'bilinear (official segmentation) or bilinear_two_step (mmsegmentation) (default: nearest)',
+    )
+    g.add_argument(
+        '--align-corners',
+        action=argparse.BooleanOptionalAction,
+        help="PyTorch's flag of that name, for the bilinear ways (default: no)",
+    )
+    g.add_argument(
+        '--ignore-digest',
+        action='store_true',
+        help='take a file of a published name though its content has another hash',
+    )
+    g.add_argument(
         '--verify',
         action='store_true',
-        help='compare with PyTorch on random images, stage by stage',
+        help='run the PyTorch model, too, and compare the two on random images, stage by stage; '
+        'needs PyTorch',
     )
-    add_task(p)
-    p.add_argument('--to', choices=list(LAYOUTS), help='write a PyTorch file in this layout')
-    p.add_argument('--weights', choices=['ema', 'raw'], help='with --to, of a training folder')
-    p.add_argument('--resize', type=int, help='evaluation: length of the shorter edge')
-    p.add_argument('--crop', type=int, help='evaluation: edge of the central square')
-    p.add_argument(
-        '--interpolation', choices=list(SUPPORT), help='evaluation: filter of the resizing'
+    add_task(
+        g,
+        'what the network is for: another task of hrnet_jax, such as multilabel, or one of your '
+        'own (default: as in the JSON beside SRC; else classification)',
     )
-    p.add_argument('--class-names', metavar='FILE', help='text file with one class name a line')
-    p.add_argument('--force', action='store_true', help='replace what exists')
+    g.add_argument(
+        '--resize',
+        type=int,
+        metavar='N',
+        help='the network expects images whose shorter edge was resized to N pixels (default: as '
+        'of the published checkpoint, or as in the JSON beside SRC; else 256)',
+    )
+    g.add_argument(
+        '--crop',
+        type=int,
+        metavar='N',
+        help='and of which the central N x N pixels were taken; a multiple of 32 (default: '
+        'likewise; else 224)',
+    )
+    g.add_argument(
+        '--interpolation',
+        choices=list(SUPPORT),
+        help='the filter of that resizing (default: likewise; else bilinear)',
+    )
+    numbers: dict[str, Any] = {'type': float, 'nargs': 3, 'metavar': ('R', 'G', 'B')}
+    g.add_argument(
+        '--mean',
+        **numbers,
+        help='what was subtracted from the pixels, from 0 to 1 (default: likewise; else that of '
+        'ImageNet)',
+    )
+    g.add_argument('--std', **numbers, help='what they were then divided by (default: likewise)')
+    g.add_argument(
+        '--class-names',
+        metavar='FILE',
+        help='text file: the name of class 0 in the first line, of class 1 in the second, ... '
+        '(default: those of the JSON beside SRC, if there is one)',
+    )
+    g = p.add_argument_group('back to PyTorch')
+    g.add_argument(
+        '--to',
+        choices=list(LAYOUTS),
+        help='write a PyTorch file whose tensors have the names of this implementation',
+    )
     return p
 
 
 def main() -> None:
     args = parser().parse_args()
-    if args.to:
-        own = ('name', 'verify', 'resize', 'crop', 'interpolation', 'class_names')
-        if other := [f'--{k.replace("_", "-")}' for k in own if getattr(args, k)]:
-            raise UserError(f'{", ".join(other)} cannot be combined with --to')
-        write_torch(args.source, args.to, Path(args.out), args.arch, args.force, args.weights)
-    else:
+    if not args.to:
         from_file(args)
+        return
+    _apart(args, '--to', *_TO_FLAX)
+    to_file(args)
+
+
+def _apart(args: Any, flag: str, *others: str) -> None:
+    """Raises UserError where one of the others is given, too."""
+    if other := [f'--{name.replace("_", "-")}' for name in others if getattr(args, name)]:
+        raise UserError(f'{", ".join(other)} cannot be combined with {flag}')
 
 
 def from_file(args: Any) -> None:
     """SRC -> OUT/NAME/."""
-    if (Path(args.source) / checkpoint.JSON).is_file():
+    source = Path(args.source)
+    ours = any((source / name).is_file() for name in (checkpoint.JSON, workdir.META))
+    if ours or workdir.is_run(source):
         raise UserError(
             f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
         )
-    known = find_published(args.name, args.source)
     names = _class_names(args.class_names)
-    own = {name: getattr(args, name) for name in ('resize', 'crop', 'interpolation')}
+    own = {name: getattr(args, name) for name in _TRANSFORM}
+    fusion = {name: getattr(args, name) for name in _FUSION}
+    fusion = {name: value for name, value in fusion.items() if value is not None}
+    if args.backbone:
+        _apart(args, '--backbone', 'task', 'class_names')
+    elif fusion:
+        raise UserError('--upsample and --align-corners are for --backbone')
+    if args.verify and fusion.get('upsample', 'nearest') != 'nearest':
+        raise UserError(
+            f'--verify compares with a network that upsamples by nearest, not by '
+            f'{args.upsample}: leave one of the two out'
+        )
     Transform().override(STRIDE, **own)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
         refuse_existing(Path(args.out) / args.name, args.force, checkpoint.JSON)
-    source = readers.read(args.source)
-    try:
-        done = convert(source.tensors, args.arch)
-    except UserError as error:
-        raise UserError(f'{args.source}: {error}') from error
-    known = _checked(done, known, names, args.name)
+    file = folders.read(
+        args.source,
+        args.arch,
+        args.name,
+        weights=args.weights,
+        prefix=args.prefix,
+        check_digest=not args.ignore_digest,
+        backbone=args.backbone,
+    )
+    done, known = file.done, file.known
+    if names is not None and len(names) != done.num_classes:
+        raise UserError(
+            f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
+        )
     folder = args.name or done.arch.name
     if folder in ARCHS and folder != done.arch.name:
         raise UserError(f'--name {folder} is an architecture; the file holds {done.arch.name}')
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform = (known.transform if known else Transform()).override(STRIDE, **own)
-    task = get_task(args.task or DEFAULT)
-    if done.layout not in task.layouts:
-        raise UserError(f'{task.name} is not converted from files of the {done.layout} layout')
-    meta = folders.describe(source, done, known, transform, names, task.name)
+    transform = (file.transform or Transform()).override(STRIDE, **own)
+    meta = folders.describe(file, transform, names, args.task, **fusion)
     if args.verify:
-        verify(checkpoint.model_of(meta), done, source.tensors)
+        verify(checkpoint.model_of(meta), done, file.source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
-    for note in (*source.notes, *done.notes):
+    given = {name for name, value in (own | fusion).items() if value is not None}
+    for note in (*file.notes, *_guessed(file, transform, given)):
         print(f'note: {note}')
+    for line in beside.lines(meta, None) if meta['class_names'] else ():
+        print(line)
+    if args.backbone:
+        maps = [f'{part.channels} (stride {part.stride})' for part in done.model.feature_info]
+        print(f'{out}: the backbone of {done.arch.name}; channels of its maps: {", ".join(maps)}')
+        return
+    layout = ' or '.join(file.layouts)
     figures = ''
     if known:
-        top1, top5 = known.results[known.transform]['imagenet2012']
-        figures = f', published as {top1} % top-1 and {top5} % top-5'
-    elif done.num_classes == 1000:
-        near = [name for name, entry in PUBLISHED.items() if entry.arch == done.arch.name]
-        if near:
-            print(
-                f'note: not a published file by its name; if it is one, say --name {"|".join(near)}'
-            )
-    elif not (args.resize or args.crop or args.interpolation):
-        print(
-            'note: images are taken to be resized and cropped as for ImageNet, to '
-            f'{transform.resize} and {transform.crop} pixels; else say --resize and --crop'
+        dataset, values = next(iter(known.results[known.transform].items()))
+        said = zip(values, get_task(known.task).figures, strict=True)
+        reached = ' and '.join(f'{value} {figure.unit} {figure.label}' for value, figure in said)
+        figures = f', published as {reached} on {dataset}'
+    print(f'{out}: {done.arch.name}, {done.num_classes} classes, {layout} layout{figures}')
+
+
+def _guessed(file: folders.File, transform: Transform, given: set[str]) -> list[str]:
+    """What was taken for granted, because neither flags nor the file say it."""
+    done, notes = file.done, []
+    whole = isinstance(done.model, Classifier)
+    # The heads of timm, and one map alone, as of pose, are on networks that upsample by nearest.
+    if not (whole or done.widened or 'upsample' in given) and len(done.model.feature_info) > 1:
+        notes.append(
+            'the fusion is taken to upsample by nearest; if the file is of a segmentation network, '
+            'say --upsample bilinear (official) or bilinear_two_step (mmsegmentation)'
         )
-    print(f'{out}: {done.arch.name}, {done.num_classes} classes, {done.layout} layout{figures}')
+    if file.transform:
+        return notes
+    fit = [p.name for p in PUBLISHED.values() if whole and p.fits(done.arch.name, done.num_classes)]
+    if fit and not given:
+        return [f'not a published file by its name; if it is one, say --name {"|".join(fit)}']
+    taken, flags = [], []
+    if whole and not given & {'resize', 'crop', 'interpolation'}:
+        taken.append(f'resized to {transform.resize} and cropped to {transform.crop} pixels')
+        flags += ['--resize', '--crop']
+    if not given & {'mean', 'std'}:
+        taken.append('normalised')
+        flags += ['--mean', '--std']
+    if taken:
+        notes.append(
+            f'images are taken to be {" and ".join(taken)} as for ImageNet; else say '
+            f'{" ".join(flags)}'
+        )
+    return notes
 
 
 def verify(model: Any, done: Converted, tensors: Any) -> None:
@@ -138,7 +279,8 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         from convert import reference
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
-    state = {key: array(tensors[name]) for key, name in official_names(tensors).items()}
+    names = official_names(done.network, done.num_classes is None)
+    state = {key: array(tensors[name]) for key, name in names.items()}
     worst = reference.verify(model, done.variables, state)
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():
@@ -147,66 +289,19 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         raise UserError(f'the converted model differs from PyTorch by more than {TOLERANCE}')
 
 
-def write_torch(
-    source: str,
-    layout: str,
-    out: Path,
-    arch: str | None = None,
-    force: bool = False,
-    weights: str | None = None,
-) -> None:
-    """A converted or training folder -> a .pth or .safetensors file."""
-    folder = loading.find(source, arch)
-    if out.suffix not in FORMATS:
-        raise UserError(f'--out {out}: the file must end in {" or ".join(FORMATS)}')
+def to_file(args: Any) -> None:
+    """A converted or training folder -> a .pth or .safetensors file, and JSON beside it."""
+    folder = loading.find(args.source, args.arch)
     meta = checkpoint.read_json(folder)
-    task = task_of(meta)
-    if layout not in task.layouts:
+    task = task_of_checkpoint(args.task, meta)
+    if args.to not in task.layouts:
         known = f'known: {", ".join(task.layouts)}' if task.layouts else 'it has none'
-        raise UserError(f'{folder} is for {task.name}, which has no layout {layout}; {known}')
-    model, variables = loading.load(folder, arch, weights=weights)
-    state = to_torch(variables, model.arch, layout, head_bias=_head_bias(meta, layout))
-    with replacing(out, force) as temporary:
-        if out.suffix == '.safetensors':
-            from safetensors.numpy import save_file
-
-            save_file(state, temporary, {'format': 'pt'})
-            temporary.chmod(0o644)  # the library makes it its owner's alone
-        else:
-            try:
-                import torch
-            except ModuleNotFoundError:
-                raise UserError(
-                    'writing .pth needs PyTorch (pip install torch); .safetensors not'
-                ) from None
-            torch.save({k: torch.from_numpy(v.copy()) for k, v in state.items()}, temporary)
-    print(f'{out}: {len(state)} tensors, {layout} layout, {os.path.getsize(out) / 1e6:.1f} MB')
-
-
-def _head_bias(meta: dict[str, Any], layout: str) -> bool | None:
-    """False for a model whose own implementation has none, so that it loads there strictly."""
-    published = PUBLISHED.get((meta.get('published') or {}).get('name', ''))
-    source = meta.get('source', {})
-    bare = source.get('head_bias') is False and LAYOUTS[source.get('layout', 'official')].head_bias
-    return False if bare or (published and not published.head_bias) else None
-
-
-def _checked(
-    done: Converted, known: Published | None, names: list[str] | None, name: str | None
-) -> Published | None:
-    """`known` if it fits what the file holds."""
-    if names is not None and len(names) != done.num_classes:
-        raise UserError(
-            f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
-        )
-    if known is None or (known.arch, 1000) == (done.arch.name, done.num_classes):
-        return known
-    if find_published(name, ''):
-        raise UserError(
-            f'--name {name} is a published {known.arch} with 1000 classes; the file holds '
-            f'{done.arch.name} with {done.num_classes}'
-        )
-    return None  # a file of another content under a published name
+        raise UserError(f'{folder} is for {task.name}, which has no layout {args.to}; {known}')
+    file = files.Written(Path(args.out), args.to, meta, args.force)
+    written = file.write(*loading.load(folder, args.arch, weights=args.weights))
+    for line in beside.lines(meta, args.weights):
+        print(line)
+    print(written)
 
 
 def _class_names(file: str | None) -> list[str] | None:

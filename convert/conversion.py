@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,15 +12,31 @@ from typing import Any
 import numpy as np
 
 from convert import readers
-from convert.layouts import LAYOUTS, Layout, canonical_key, find_layout, flax_path
+from convert.layouts import LAYOUTS, canonical_key, flax_path
+from convert.networks import Network, find
+from convert.recognise import (
+    TRUNK,
+    WIDENED,
+    Model,
+    Parts,
+    called,
+    canonical,
+    fills,
+    flat_shapes,
+    parts,
+    recognise,
+)
 from hrnet_jax.archs import ARCHS, Arch, get_arch
 from hrnet_jax.errors import UserError, listed
-from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
-from hrnet_jax.models import create_model, flat, variable_shapes
+from hrnet_jax.models import create_model, flat
 from hrnet_jax.runtime.cli import progress
 
 Variables = dict[str, Any]
 _SHOWN = 20  # names of a kind in an error message
+_BESIDE = 6  # names in a note
+_COUNTER = '.num_batches_tracked'
+# Biases before BatchNorm, and counters: a file has all of a kind, or none.
+_ALONE = 'missing beside others of their kind'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 
 
@@ -29,42 +45,71 @@ class Converted:
     """What a PyTorch checkpoint turned out to hold.
 
     Attributes:
-        arch: the architecture; named 'custom' if it is none of the table's.
+        model: what the variables are of: a classifier or a backbone; its architecture is named
+            'custom' if it is none of the table's.
         variables: {'params': ..., 'batch_stats': ...}, float32 NumPy arrays.
         layout: name of the layout; `head_bias` says whether the file had the head's biases.
+        widened: whether the file has the widening layers of a classifier.
+        network: which tensors of the file these are; `weights`: 'ema' or 'raw', see `from_torch`.
         notes: one-line remarks for the user.
     """
 
-    arch: Arch
-    num_classes: int
-    in_channels: int
+    model: Model
     variables: Variables
     layout: str
     head_bias: bool
+    widened: bool
     notes: tuple[str, ...]
+    network: Network
+    weights: str | None = None
+
+    @property
+    def arch(self) -> Any:
+        return self.model.arch
+
+    @property
+    def num_classes(self) -> int | None:
+        """None of a backbone."""
+        return getattr(self.model, 'num_classes', None)
+
+    @property
+    def in_channels(self) -> int:
+        return self.model.in_channels
 
 
 def from_torch(
-    source: str | os.PathLike | Mapping[str, Any], arch: str | None = None
+    source: str | os.PathLike | Mapping[str, Any],
+    arch: str | None = None,
+    *,
+    weights: str | None = None,
+    prefix: str | None = None,
+    backbone: bool | None = False,
 ) -> tuple[str | Arch, Variables]:
     """Converts a checkpoint file (or `hf:OWNER/REPO`), or a state dict in memory.
 
     Args:
         source: a path, or a mapping of names to PyTorch tensors or NumPy arrays, wrapped or not.
         arch: refused unless the file holds this architecture.
+        weights: 'ema' or 'raw': of a file with averaged weights beside those of the last step; by
+            default the averaged ones.
+        prefix: what the names of the network begin with, where a file holds several networks.
+        backbone: take the trunk alone, whatever lies around it; None: where there is no whole
+            classifier.
 
     Returns:
         The architecture's name (an `Arch` if its widths are not in the table), and
-        {'params': ..., 'batch_stats': ...} of float32 NumPy arrays.
+        {'params': ..., 'batch_stats': ...} of float32 NumPy arrays: of a `Classifier`; with
+        `backbone` of an `HRNet`, which has outputs=1 where the file is one of pose.
 
     Raises:
         UserError: naming everything that is missing, unexpected, misshapen or not finite.
     """
     if isinstance(source, Mapping):
-        tensors = readers.resolve(source)[0]
+        found: readers.Resolved | readers.Source = readers.resolve(source, weights=weights)
     else:
-        tensors = readers.read(source).tensors
-    done = convert(tensors, arch)
+        found = readers.read(source, weights=weights)
+    done = convert(found.tensors, arch, prefix=prefix, weights=weights, backbone=backbone)
+    readers.require_weights(weights, found.weights or done.weights)
     return (done.arch.name if done.arch.name in ARCHS else done.arch), done.variables
 
 
@@ -88,8 +133,9 @@ def to_torch(
     images, logits = (arrays.get(('params', *path, 'kernel')) for path in kernels)
     if images is None or logits is None:
         raise UserError('these are not the variables of a classifier')
-    expected = _flat_shapes(get_arch(arch), logits.shape[-1], images.shape[-2])
-    _refuse(_differences({p: a.shape for p, a in arrays.items()}, expected), get_arch(arch))
+    model = create_model(arch, logits.shape[-1], in_channels=images.shape[-2])
+    expected = flat_shapes(model)
+    _refuse(_differences({p: a.shape for p, a in arrays.items()}, expected), called(model.arch))
 
     state: dict[str, np.ndarray] = {}
     for path, value in arrays.items():
@@ -98,8 +144,7 @@ def to_torch(
             np.transpose(value.astype(np.float32), order)
         )
         if path[-1] == 'mean':
-            counter = key.removesuffix('running_mean') + 'num_batches_tracked'
-            state[names.from_canonical(counter)] = np.zeros((), np.int64)
+            state[names.from_canonical(_counter_of(key))] = np.zeros((), np.int64)
             if names.head_bias if head_bias is None else head_bias:
                 bias = _bias_before(key)
                 if bias:
@@ -107,18 +152,43 @@ def to_torch(
     return state
 
 
-def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
-    """Converts a flat state dict whose values have `.shape` and `.numpy()`."""
-    layout, canonical, unexpected = _canonical(tensors)
+def convert(
+    tensors: Mapping[str, Any],
+    arch: str | None = None,
+    *,
+    prefix: str | None = None,
+    weights: str | None = None,
+    backbone: bool | None = False,
+) -> Converted:
+    """Converts a flat state dict whose values have `.shape` and `.numpy()`: see `from_torch`."""
+    what = functools.partial(_what, tensors)
+    network, notes, kind = find(tensors, prefix, weights, what, array)
+    found = parts(network)
+    backbone = bool(found.lacking) if backbone is None else backbone
+    if found.lacking and not backbone:
+        raise _not_whole(tensors, found)
+    if backbone:
+        named, unexpected = found.known[TRUNK], list[str]()
+        if left := found.text(trunk=False):
+            notes.append(f'took the trunk alone, without the tensors of {left}')
+    else:
+        named, unexpected = canonical(network)
+        if network.beside:
+            notes.append(
+                f'ignored {len(network.beside)} tensors beside the network, whose names begin with '
+                f'{network.prefix}: {listed(network.beside, _BESIDE)}'
+            )
+    layout = network.layout or LAYOUTS['official']
     if arch is not None:
         get_arch(arch)
-    shapes = {key: tuple(tensors[name].shape) for key, name in canonical.items()}
-    found, num_classes, in_channels = recognise_arch(shapes)
-    if arch is not None and found.name != arch:
+    own = {key: name for key, name in named.items() if not key.endswith(_COUNTER)}
+    shapes = _shapes(tensors, named)
+    model = recognise(shapes, backbone)
+    if arch is not None and get_arch(model.arch).name != arch:
         raise UserError(
-            f'the file holds {_called(found)}, not {arch}; leave --arch out, or give that'
+            f'the file holds {called(model.arch)}, not {arch}; leave --arch out, or give that'
         )
-    expected = _flat_shapes(found, num_classes, in_channels)
+    expected = flat_shapes(model)
 
     biases = {key: key.removesuffix('0.bias') + '1.running_mean' for key in shapes}
     biases = {k: mean for k, mean in biases.items() if _bias_before(mean) == k}
@@ -127,20 +197,26 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     for key, shape in shapes.items():
         if key in biases:
             if shape != shapes.get(biases[key]):
-                unexpected.append(canonical[key])
+                unexpected.append(own[key])
             continue
         rule = flax_path(key, len(shape))
         # `layer1_0` for `layer1.0` would reach the same path: a name must be its own inverse.
         if rule is None or canonical_key(rule[0], len(shape))[0] != key:
-            unexpected.append(canonical[key])
+            unexpected.append(own[key])
         else:
             paths[key] = rule
             got[rule[0]] = tuple(shape[axis] for axis in rule[1])
-    problems = _differences(got, expected, canonical, layout.from_canonical)
-    problems['unexpected'] += unexpected
-    _refuse(problems, found)
+    problems = _differences(got, expected, own, layout.from_canonical)
+    means = [key for key in shapes if key.endswith('.running_mean')]
+    for of_a_kind in (_bias_before, _counter_of):
+        group = {key for key in map(of_a_kind, means) if key}
+        if group & named.keys():
+            problems[_ALONE] += [layout.from_canonical(k) for k in sorted(group - named.keys())]
+    counters = named.keys() - own.keys() - {_counter_of(mean) for mean in means}
+    problems['unexpected'] += unexpected + [named[key] for key in sorted(counters)]
+    _refuse(problems, f'{"the trunk of " * backbone}{called(model.arch)}')
 
-    kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in canonical.values()}
+    kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in own.values()}
     if wrong := [f'{name} ({kind})' for name, kind in kinds.items() if kind not in _FLOATS]:
         raise UserError(f'weights must be floating-point numbers, unlike {listed(wrong, _SHOWN)}')
 
@@ -148,17 +224,17 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     not_finite, negative = [], []
     folded = {mean: bias for bias, mean in biases.items()}
     for key, (path, order) in progress(paths.items(), desc='converting', total=len(paths)):
-        value = array(tensors[canonical[key]])
+        value = array(tensors[own[key]])
         if key in folded:
             # BatchNorm takes a bias before it away again; exact, in one rounding.
-            bias = array(tensors[canonical[folded[key]]]).astype(np.float64)
+            bias = array(tensors[own[folded[key]]]).astype(np.float64)
             value = value.astype(np.float64) - bias
         with np.errstate(over='ignore'):
             value = np.ascontiguousarray(np.transpose(value, order), np.float32)
         if not np.isfinite(value).all():
-            not_finite.append(canonical[key])
+            not_finite.append(own[key])
         if path[-1] == 'var' and (value < 0).any():
-            negative.append(canonical[key])
+            negative.append(own[key])
         node = variables
         for name in path[:-1]:
             node = node.setdefault(name, {})
@@ -168,70 +244,25 @@ def convert(tensors: Mapping[str, Any], arch: str | None = None) -> Converted:
     if negative:
         raise UserError(f'a variance cannot be negative: {listed(negative, _SHOWN)}')
     other = sorted(set(kinds.values()) - {'float32'})
+    if backbone:
+        variables = {collection: tree['backbone'] for collection, tree in variables.items()}
     return Converted(
-        found,
-        num_classes,
-        in_channels,
+        model,
         variables,
         layout.name,
         bool(biases),
-        (f'stored as {", ".join(other)}; converted to float32',) if other else (),
+        WIDENED in found.known,
+        (*notes, *[f'stored as {", ".join(other)}; converted to float32'] * bool(other)),
+        network,
+        kind,
     )
 
 
-def official_names(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Official key -> name in `tensors`, without the counters."""
-    canonical = _canonical(tensors)[1]
-    return {LAYOUTS['official'].from_canonical(key): name for key, name in canonical.items()}
-
-
-def recognise_arch(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Arch, int, int]:
-    """(architecture, classes, input channels) from canonical keys and PyTorch shapes.
-
-    The numbers of modules and blocks must be those of the table; the widths may be anyone's.
-    Where nothing fits, the nearest architecture is returned, for the error message to compare with.
-    """
-
-    def count(pattern: str) -> int:
-        matches = (re.match(pattern, key) for key in shapes)
-        return 1 + max((int(m.group(1)) for m in matches if m), default=-1)
-
-    def out(key: str, axis: int = 0) -> int:
-        shape = shapes.get(key, ())
-        return shape[axis] if len(shape) > axis else 0
-
-    stages = (2, 3, 4)
-    found: dict[str, Any] = {
-        'channels': tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),
-        'layer1': (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
-        'modules': tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),
-        'blocks': tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),
-        'stem': out('backbone.conv1.weight'),
-        'head': tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4)),
-        'features': out('head.final_layer.0.weight'),
-    }
-    sizes = out('head.classifier.weight') or 1000, out('backbone.conv1.weight', 1) or 3
-
-    def likeness(arch: Arch) -> int:
-        return sum(getattr(arch, name) == value for name, value in found.items())
-
-    best = max(map(classifier_arch, ARCHS), key=likeness)
-    if likeness(best) == len(found):
-        return best, *sizes
-    structure = (best.layer1[0], best.modules, best.blocks)
-    if structure == (found['layer1'][0], found['modules'], found['blocks']):
-        with contextlib.suppress(UserError):  # of widths that make no network
-            custom = ClassifierArch('custom', **found)
-            rules = {key: flax_path(key, len(shape)) for key, shape in shapes.items()}
-            got = {
-                rule[0]: tuple(shapes[key][axis] for axis in rule[1])
-                for key, rule in rules.items()
-                if rule
-            }
-            expected = _flat_shapes(custom, *sizes)
-            if all(got.get(path) == shape for path, shape in expected.items()):
-                return custom, *sizes
-    return best, *sizes
+def official_names(network: Network, backbone: bool = False) -> dict[str, str]:
+    """Official key -> name in the file, without the counters."""
+    spell = LAYOUTS['official'].from_canonical
+    named = parts(network).known[TRUNK] if backbone else canonical(network)[0]
+    return {spell(key): name for key, name in named.items() if not key.endswith(_COUNTER)}
 
 
 def array(tensor: Any) -> np.ndarray:
@@ -242,25 +273,30 @@ def array(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.numpy() if hasattr(tensor, 'numpy') else tensor)
 
 
-def _canonical(tensors: Mapping[str, Any]) -> tuple[Layout, dict[str, str], list[str]]:
-    """The layout; canonical key -> name in the file; names that the layout does not know."""
-    layout, prefix = find_layout(tensors)
-    if prefix is None:
-        raise UserError(f'no HRNet weights found; the tensors are {listed(list(tensors), 3)}')
-    if layout is None:
-        raise UserError(
-            'the file holds an HRNet without a classification head, such as a pose, segmentation '
-            f'or detection model; its last tensors are {listed(list(tensors)[-3:], _SHOWN)}'
-        )
-    canonical, unknown = {}, []
-    for name in tensors:
-        inside = name.startswith(prefix)
-        key = layout.to_canonical(name.removeprefix(prefix)) if inside else None
-        if key is None:
-            unknown.append(name)
-        elif not name.endswith('.num_batches_tracked'):
-            canonical[key] = name
-    return layout, canonical, unknown
+def _what(tensors: Mapping[str, Any], network: Network) -> str:
+    """Architecture and classes of a network, for messages."""
+    found = parts(network)
+    shapes = _shapes(tensors, found.known[TRUNK] if found.lacking else canonical(network)[0])
+    model = recognise(shapes, bool(found.lacking))
+    ending = 'no whole classifier' if found.lacking else f'{model.num_classes} classes'
+    return f'{called(model.arch)}, {ending}'
+
+
+def _not_whole(tensors: Mapping[str, Any], found: Parts) -> UserError:
+    """What it is that is no whole classifier, and how to convert it."""
+    shapes = _shapes(tensors, found.known[TRUNK])
+    model = recognise(shapes, backbone=True)
+    near = '' if fills(shapes, model) else 'nearest to '
+    return UserError(
+        f'this is {near}HRNet {called(model.arch)}, but no whole classifier: it has tensors of '
+        f'{found.text()}, and no {", no ".join(found.lacking)}; --backbone (in Python '
+        'backbone=True) takes the trunk alone'
+    )
+
+
+def _shapes(tensors: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Of canonical keys; without counters."""
+    return {k: tuple(tensors[v].shape) for k, v in names.items() if not k.endswith(_COUNTER)}
 
 
 def _bias_before(mean: str) -> str | None:
@@ -270,9 +306,9 @@ def _bias_before(mean: str) -> str | None:
     return None
 
 
-def _flat_shapes(arch: Arch, classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    shapes = variable_shapes(create_model(arch, classes, in_channels=channels))
-    return {path: leaf.shape for path, leaf in flat(shapes).items()}
+def _counter_of(mean: str) -> str:
+    """The counter of the BatchNorm with this running mean."""
+    return mean.removesuffix('.running_mean') + _COUNTER
 
 
 def _differences(
@@ -294,6 +330,7 @@ def _differences(
     return {
         'missing': [name(p, s) for p, s in expected.items() if p not in got],
         'unexpected': [name(p, s) for p, s in got.items() if p not in expected],
+        _ALONE: [],
         'misshapen': [
             f'{name(p, s)}: {sizes(p, s)} instead of {sizes(p, expected[p])}'
             for p, s in got.items()
@@ -302,7 +339,7 @@ def _differences(
     }
 
 
-def _refuse(problems: Mapping[str, list[str]], arch: Arch) -> None:
+def _refuse(problems: Mapping[str, list[str]], called: str) -> None:
     """Raises UserError with all the differences, if there are any."""
     if any(problems.values()):
         found = (
@@ -310,10 +347,4 @@ def _refuse(problems: Mapping[str, list[str]], arch: Arch) -> None:
             for kind, names in problems.items()
             if names
         )
-        raise UserError(
-            f'compared with {_called(arch)}, the nearest architecture: {"; ".join(found)}'
-        )
-
-
-def _called(arch: Arch) -> str:
-    return arch.name if arch.name in ARCHS else f'a custom architecture of widths {arch.channels}'
+        raise UserError(f'compared with {called}, the nearest architecture: {"; ".join(found)}')

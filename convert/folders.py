@@ -2,68 +2,215 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert import readers
+from convert import readers, timm
 from convert.conversion import Converted, convert
+from convert.layouts import LAYOUTS
+from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
 from hrnet_jax.checkpoints.published import Published, find_published
-from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.models import create_model
-from hrnet_jax.tasks import DEFAULT
+from hrnet_jax.heads.classification import Classifier
+from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.version import __version__
 
 log = logging.getLogger('hrnet_jax')
 
 
-def describe(
-    source: readers.Source,
-    done: Converted,
-    known: Published | None,
-    transform: Transform,
-    class_names: list[str] | None,
-    task: str = DEFAULT,
-) -> dict[str, Any]:
-    """The JSON of the checkpoint: see `hrnet_jax.checkpoint`. A classifier's file does not show
-    whether one class is right or several: `task` says it."""
-    model = create_model(done.arch, done.num_classes, in_channels=done.in_channels)
-    return {
-        **checkpoint.describe(model, task),
-        'hrnet_jax': __version__,
-        'transform': transform.to_json(),
-        'published': known.to_json() if known else None,
-        'class_names': class_names,
-        'source': {
-            'file': source.path.name,
-            'origin': source.origin if source.origin.startswith('hf:') else source.path.name,
-            'sha256': source.sha256,
-            'container': source.container,
-            'layout': done.layout,
-            'head_bias': done.head_bias,
-        },
-    }
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A PyTorch file, and all that is known of it.
+
+    Attributes:
+        source, done: its tensors; what they turned out to hold.
+        known: the published checkpoint that it is.
+        told: what the JSON beside it says, as the JSON of a checkpoint would.
+        notes: one-line remarks for the user.
+    """
+
+    source: readers.Source
+    done: Converted
+    known: Published | None
+    told: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def layouts(self) -> list[str]:
+        """Those that it may have: official and timm have the same names."""
+        if 'layout' in self.told:
+            return [self.told['layout']]
+        rules = LAYOUTS[self.done.layout].rules
+        return [layout.name for layout in LAYOUTS.values() if layout.rules == rules]
+
+    @property
+    def transform(self) -> Any:
+        """Of the evaluation; None if nothing says it. What this program has written of this very
+        file comes first."""
+        said = self.told.get('transform')
+        if self.known and not (said and 'sha256' in self.told):
+            return self.known.transform
+        protocol = get_task(self.told.get('task', self.done.model.task)).protocol
+        return protocol.from_json(said) if said else None
 
 
-def write(origin: str, folder: Path, offline: bool = False) -> None:
-    """Converts a file, or `hf:OWNER/REPO`, to a folder, as the command does without flags.
+def read(
+    origin: str,
+    arch: str | None = None,
+    name: str | None = None,
+    offline: bool = False,
+    weights: str | None = None,
+    prefix: str | None = None,
+    check_digest: bool = True,
+    backbone: bool | None = False,
+) -> File:
+    """A file, or `hf:OWNER/REPO`, and what lies beside it.
 
-    `offline`: a file of the hub is looked for in the cache alone.
+    Args:
+        arch: refused unless it is this architecture.
+        name: of a published checkpoint, which it must fit; or another.
+        offline: a file of the hub is looked for in the cache alone.
+        weights, prefix, backbone: see `convert.from_torch`.
+        check_digest: see `readers.read`.
 
     Raises:
         UserError: if it cannot be read, or is no HRNet.
     """
-    source = readers.read(origin, offline)
+    source = readers.read(origin, offline, weights, check_digest)
     try:
-        done = convert(source.tensors)
+        done = convert(source.tensors, arch, prefix=prefix, weights=weights, backbone=backbone)
+        readers.require_weights(weights, source.weights or done.weights)
     except UserError as error:
         raise UserError(f'{origin}: {error}') from error
-    for note in (*source.notes, *done.notes):
-        log.info('%s: %s', origin, note)
-    known = find_published(None, origin)
-    if known and (known.arch, 1000) != (done.arch.name, done.num_classes):
+    told, notes = _told(source, done, offline)
+    known = find_published(name, origin)
+    known = known or find_published((told.get('published') or {}).get('name'), '')
+    if not isinstance(done.model, Classifier):  # a published checkpoint is more than its backbone
+        known = None
+    if known and not known.fits(done.arch.name, done.num_classes):
+        if find_published(name, ''):
+            raise UserError(
+                f'--name {name} is a published {known.arch} with {known.num_classes} classes; the '
+                f'file holds {done.arch.name} with {done.num_classes}'
+            )
         known = None  # a file of another content under a published name
-    transform = known.transform if known else Transform()
-    checkpoint.save(folder, done.variables, describe(source, done, known, transform, None))
+    return File(source, done, known, told, (*source.notes, *done.notes, *notes))
+
+
+def describe(
+    file: File,
+    transform: Protocol | None = None,
+    class_names: Sequence[str] | None = None,
+    task: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """The JSON of the checkpoint: see `hrnet_jax.checkpoint`. A classifier's file does not show
+    whether one class is right or several: `task`, or what lies beside the file, says it.
+
+    Args:
+        **options: fields of the model that no file shows: of a backbone, how it upsamples.
+
+    Raises:
+        UserError: if the task is not converted from such files.
+    """
+    source, done = file.source, file.done
+    found, layouts = get_task(done.model.task), file.layouts
+    if isinstance(done.model, Classifier):
+        known = file.known.task if file.known else DEFAULT
+        found = get_task(task or file.told.get('task', known))
+        layouts = [name for name in file.layouts if name in found.layouts]
+    if not layouts:
+        raise UserError(
+            f'{found.name} is not converted from files of the {" or ".join(file.layouts)} layout'
+        )
+    names = file.told.get('class_names') if class_names is None else list(class_names)
+    return {
+        **checkpoint.describe(done.model.clone(**options), found),
+        'hrnet_jax': __version__,
+        'transform': (transform or file.transform or found.protocol()).to_json(),
+        'published': file.known.to_json() if file.known else None,
+        'class_names': names,
+        'source': {
+            'file': source.path.name,
+            'origin': source.origin if source.origin.startswith(PREFIX) else source.path.name,
+            'sha256': source.sha256,
+            'container': source.container,
+            'layout': layouts[0],
+            'head_bias': done.head_bias,
+            'prefix': done.network.prefix,
+            'weights': source.weights or done.weights,
+        },
+    }
+
+
+def write(origin: str, folder: Path, offline: bool = False, weights: str | None = None) -> None:
+    """Converts a file, or `hf:OWNER/REPO`, to a folder, as the command does without flags.
+
+    Args: see `read`.
+
+    Raises:
+        UserError: if it cannot be read, or is no HRNet.
+    """
+    file = read(origin, offline=offline, weights=weights)
+    for note in file.notes:
+        log.info('%s: %s', origin, note)
+    checkpoint.save(folder, file.done.variables, describe(file))
+
+
+def _told(
+    source: readers.Source, done: Converted, offline: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
+    content, remark = beside.read(source.path, source.sha256)
+    notes = [remark] if remark else []
+    if content:
+        content = _of_use(content, done)
+        return content, [f'{_taken(content)}: taken from {beside.place(source.path).name}']
+    config = beside.parsed(_config(source, offline))
+    model = timm.model_of(config)
+    if model is None:
+        return {}, notes
+    arch, classes = model
+    of_other_classes = classes is not None and done.num_classes not in (None, classes)
+    if arch != done.arch.name or of_other_classes:
+        return {}, [*notes, f'nothing is taken from {timm.CONFIG}: it is of another model']
+    told, more = timm.told(config)
+    told = _of_use(told, done)
+    names = told.get('class_names')
+    if names and len(names) != done.num_classes:
+        del told['class_names']
+        more.append(f'{timm.CONFIG} has {len(names)} class names, which are not taken')
+    return told, [*notes, *more, f'{_taken(told)}: taken from {timm.CONFIG}']
+
+
+def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
+    """Of a backbone alone only how images are prepared."""
+    if isinstance(done.model, Classifier):
+        return told
+    return {name: told[name] for name in ('transform', 'layout') if name in told}
+
+
+def _taken(told: dict[str, Any]) -> str:
+    fields = {'task': 'task', 'class_names': 'class names', 'transform': 'transform'}
+    found = [said for field, said in fields.items() if told.get(field)]
+    return ', '.join([*found, 'layout'])
+
+
+def _config(source: readers.Source, offline: bool) -> Path:
+    """timm's JSON, of the same commit where the file is of the hub."""
+    local = source.path.with_name(timm.CONFIG)
+    if source.origin.startswith(PREFIX) and not local.is_file():
+        commit = f'{PREFIX}{parse(source.origin)[0]}@{source.path.parent.name}'
+        try:
+            return download(commit, (timm.CONFIG,), offline)
+        except NoFile:
+            pass
+        except UserError as error:
+            raise UserError(f'{source.origin} {error}') from error
+    return local

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.pickles import DTYPES, LazyTensor, Unpickler
+from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 
 Reader = Callable[[Path], tuple[Any, list[str]]]  # -> the object in the file, remarks
@@ -41,8 +42,7 @@ def find_format(path: Path) -> Reader:
         with path.open('rb') as file:
             head = file.read(4096)
     except FileNotFoundError:
-        hint = 'a repository of the Hugging Face hub is written hf:OWNER/REPO'
-        raise UserError(f'does not exist ({hint})') from None
+        raise UserError(f'does not exist{hint(str(path))}') from None
     except OSError as error:
         raise UserError(f'cannot be read: {error.strerror}') from error
     for pattern, reader in _FORMATS:
@@ -53,26 +53,22 @@ def find_format(path: Path) -> Reader:
     raise UserError('is no checkpoint: neither of torch.save nor safetensors')
 
 
-def checked_digest(path: Path) -> str:
-    """The sha256 of a file, compared with the beginning of it that publishers put in the name.
+def digest_of(path: Path) -> tuple[str, str | None]:
+    """The sha256 of a file; where its name promises another, a remark.
 
-    That is a `-` and 8 to 64 hexadecimal digits before the extensions. Of decimal digits alone,
-    only 8 count, and not if they start with 00 (as steps do) or make a date from 1990 to 2099:
-    20220120 is none, 19126642 is a hash.
-
-    Raises:
-        UserError: if they differ.
+    Publishers put the beginning of the hash into the name: a `-` and 8 to 64 hexadecimal digits
+    before the extensions. Of decimal digits alone only 8 count, and not if they start with 00 (as
+    steps do) or make a date from 1990 to 2099: 20220120 is none, 19126642 is a hash.
     """
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     match = re.fullmatch(r'.*-([0-9a-f]{8,64})(\.\w+)*', path.name)
     promised = match[1] if match else ''
-    if not digest.startswith(promised) and not re.fullmatch(_NO_HASH, promised):
-        raise UserError(
-            f'is damaged or renamed: its name promises a sha256 of {promised}..., its content has '
-            f'{digest[: len(promised)]}...; get it again'
-        )
-    return digest
+    if digest.startswith(promised) or re.fullmatch(_NO_HASH, promised):
+        return digest, None
+    return digest, (
+        f'its name promises a sha256 of {promised}..., its content has {digest[: len(promised)]}...'
+    )
 
 
 def read_zip(path: Path) -> tuple[Any, list[str]]:

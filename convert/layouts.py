@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -81,29 +80,6 @@ _BACK = {
     (collection, flax, len(axes)): (torch, tuple(np.argsort(axes)))
     for (torch, _), (collection, flax, axes) in _LEAVES.items()
 }
-_TRUNK = 'stage2.0.branches.0.'  # every HRNet has it, whatever the task
-
-
-def find_layout(keys: Iterable[str]) -> tuple[Layout | None, str | None]:
-    """The layout of the keys and the prefix (`module.`, ...) that all of them share.
-
-    Returns (None, prefix) for an HRNet without a known head, (None, None) where there is none.
-    """
-    keys = list(keys)
-    found = Counter(key[: key.index(_TRUNK)] for key in keys if _TRUNK in key)
-    if not found:
-        return None, None
-    outer = found.most_common(1)[0][0]
-    best: tuple[int, Layout | None, str] = (0, None, outer)
-    for layout in (LAYOUTS['official'], LAYOUTS['mmpretrain']):
-        trunk = layout.from_canonical('backbone.')
-        if not outer.endswith(trunk):
-            continue
-        prefix = outer.removesuffix(trunk)
-        inner = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
-        heads = sum((layout.to_canonical(key) or '').startswith('head.') for key in inner)
-        best = max(best, (heads, layout, prefix), key=lambda entry: entry[0])
-    return best[1], best[2]
 
 
 def flax_path(canonical: str, axes: int) -> tuple[Path, tuple[int, ...]] | None:

@@ -130,6 +130,22 @@ def _from_type(function: Any, kind: Any, args: tuple, state: Any) -> Any:
     return function(*args)  # whatever can be called is of this module
 
 
+def _from_device(data: Any, dtype: Any, *rest: Any) -> Any:
+    """Of a TPU or another device, copied to the host before it was saved."""
+    if not isinstance(data, LazyTensor) or not isinstance(dtype, np.dtype):
+        return Inert()
+    if data.dtype == dtype:
+        return data
+    return LazyTensor(data.shape, dtype, lambda: data.read().astype(dtype))
+
+
+def _from_numpy(*args: Any) -> Any:
+    raise UserError(
+        'holds tensors of a device (a TPU, perhaps) that were saved as NumPy arrays; load it with '
+        'torch there, and save {k: v.cpu() for k, v in model.state_dict().items()} again'
+    )
+
+
 _GLOBALS: dict[tuple[str, str], Any] = {
     ('torch._utils', '_rebuild_tensor'): _tensor,
     ('torch._utils', '_rebuild_tensor_v2'): _tensor,
@@ -137,6 +153,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ('torch._utils', '_rebuild_parameter'): _parameter,
     ('torch._utils', '_rebuild_parameter_with_state'): _parameter,
     ('torch._tensor', '_rebuild_from_type_v2'): _from_type,
+    ('torch._utils', '_rebuild_device_tensor_from_cpu_tensor'): _from_device,
+    ('torch._utils', '_rebuild_device_tensor_from_numpy'): _from_numpy,
+    ('torch._utils', '_rebuild_xla_tensor'): _from_numpy,
     ('torch', 'Size'): _Tuple,
     ('collections', 'OrderedDict'): _dict,
     ('collections', 'defaultdict'): _dict,

@@ -8,23 +8,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.formats import checked_digest, find_format
+from convert.formats import digest_of, find_format
 from convert.pickles import Inert, LazyTensor
 from hrnet_jax.checkpoints.hub_files import download
+from hrnet_jax.checkpoints.published import find_published
 from hrnet_jax.errors import UserError, listed
 
 _DEPTH = 3  # of mappings in mappings
 _SHOWN = 6  # names in a message
 _SHARED = 4  # times that the bytes of a file may be shared by its tensors
-# In order of preference. mmengine swaps its two: there `state_dict` is the average of the weights.
-_WRAPPERS = (
-    *('state_dict_ema', 'model_ema', 'state_dict', 'model', 'model_state_dict', 'net', 'module'),
-    *('best_state_dict', 'ema_state_dict'),
-)
+# Of the last step, in order of preference.
+_WRAPPERS = ('state_dict', 'model', 'model_state_dict', 'net', 'module', 'best_state_dict')
+_AVERAGED = re.compile(r'(\w+_)?(ema|swa|averaged?)(_\w+)?')
 # What training scripts keep beside the weights.
 _EXTRAS = re.compile(
     r'(amp_|grad_)?scaler|amp|arch|args|best_(acc\w*|mIoU)|callbacks|cfg|config|epoch|(global_)?step|'
@@ -47,6 +46,7 @@ class Source:
         tensors: in the file's order (safetensors: sorted), names as in the file.
         container: keys that lead to them, such as 'state_dict'; '' where they lie at the top.
         notes: one-line remarks for the user.
+        weights: 'ema' or 'raw' where the file has both, or averaged ones alone.
     """
 
     path: Path
@@ -55,11 +55,21 @@ class Source:
     tensors: Mapping[str, LazyTensor]
     container: str
     notes: tuple[str, ...]
+    weights: str | None = None
 
 
-def read(source: str | os.PathLike, offline: bool = False) -> Source:
+def read(
+    source: str | os.PathLike,
+    offline: bool = False,
+    weights: str | None = None,
+    check_digest: bool = True,
+) -> Source:
     """Opens a checkpoint, whatever its extension; `hf:OWNER/REPO[@REVISION]` is downloaded,
     or, `offline`, taken from the hub's cache.
+
+    Args:
+        weights: 'ema' or 'raw', where the file has both; by default the averaged ones.
+        check_digest: refuse a file of a published name whose content has another hash.
 
     Raises:
         UserError: if it is no checkpoint, damaged, or holds no tensors.
@@ -74,7 +84,11 @@ def read(source: str | os.PathLike, offline: bool = False) -> Source:
         hub = origin.startswith('hf:')
         path = download(origin, _HUB_FILES, offline) if hub else Path(origin)
         reader = find_format(path)
-        sha256 = checked_digest(path)
+        sha256, promised = digest_of(path)
+        if promised and check_digest and find_published(None, origin):
+            raise UserError(
+                f'is damaged or renamed: {promised}; get it again, or say --ignore-digest'
+            )
         try:
             tree, remarks = reader(path)
         except UserError:
@@ -84,35 +98,70 @@ def read(source: str | os.PathLike, offline: bool = False) -> Source:
             raise UserError(f'is damaged or cut short ({kind}): get it again') from error
     except UserError as error:
         raise UserError(f'{origin} {error}') from error.__cause__
-    found, container, notes = resolve(tree, origin)
-    tensors = {name: dataclasses.replace(tensor, name=name) for name, tensor in found.items()}
+    found = resolve(tree, origin, weights)
+    tensors = {k: dataclasses.replace(tensor, name=k) for k, tensor in found.tensors.items()}
+    if all(tensor.shape == (0,) for tensor in tensors.values()):
+        raise UserError(
+            f'{origin} holds names without numbers, as DeepSpeed (ZeRO-3) writes them: its script '
+            'zero_to_fp32.py, which lies beside the checkpoint, gathers the weights in one file'
+        )
     total = sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())
     if total > _SHARED * path.stat().st_size:  # views of few numbers that claim to be many
         raise UserError(f'{origin} is damaged: its tensors claim {total / 1e9:,.1f} GB')
-    return Source(path, origin, sha256, tensors, container, (*remarks, *notes))
+    notes = (
+        *remarks,
+        *found.notes,
+        *[f'perhaps another file than its name says: {promised}'] * bool(promised),
+    )
+    return Source(path, origin, sha256, tensors, found.container, notes, found.weights)
 
 
-def resolve(
-    tree: Any, origin: str = 'the state dict'
-) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
-    """The state dict in a loaded object: its tensors of any kind, where they lay, remarks.
+class Resolved(NamedTuple):
+    """The state dict in a loaded object: its tensors of any kind, where they lay, remarks; 'ema' or
+    'raw' where there were averaged weights, too."""
+
+    tensors: dict[str, Any]
+    container: str
+    notes: tuple[str, ...]
+    weights: str | None
+
+
+def resolve(tree: Any, origin: str = 'the state dict', weights: str | None = None) -> Resolved:
+    """Finds the state dict in a loaded object.
+
+    Args:
+        weights: 'ema' or 'raw'; by default the averaged ones, if there are any.
 
     Raises:
         UserError: if there are none.
     """
     path: list[str] = []
     notes = []
+    kind = None
     while len(path) < _DEPTH and isinstance(tree, Mapping):
-        found = [key for key in _WRAPPERS if next(_tensors(tree.get(key)), None)]
-        if not found:
+        found = {key: key for key in _WRAPPERS if next(_tensors(tree.get(key)), None)}
+        averaged = [k for k in tree if is_averaged(k) and next(_tensors(tree[k]), None)]
+        if 'state_dict' in found and averaged == ['ema_state_dict']:  # mmengine swaps the two
+            averaged, found = ['state_dict'], {'ema_state_dict': '', **found}
+            del found['state_dict']
+        if averaged and found and kind is None:
+            kind = weights or 'ema'
+            taken, other = averaged[0], next(iter(found))
+            taken, other = (taken, other) if kind == 'ema' else (other, taken)
+            notes.append(which_weights(kind, repr(taken), repr(other)))
+        elif averaged and kind is None:
+            kind, taken = 'ema', averaged[0]
+        elif found:
+            taken = next(iter(found))
+            others = [key for key in found if key != taken]
+            if others:
+                notes.append(
+                    f'took the weights under {taken!r}, not those under {listed(others, _SHOWN)}'
+                )
+        else:
             break
-        path.append(found[0])
-        siblings, tree = tree, tree[found[0]]
-        left = [k for k in siblings if k != path[-1] and next(_tensors(siblings[k]), None)]
-        if left := [key for key in left if isinstance(key, str) and not _is_extra(key)]:
-            notes.append(
-                f'took the weights under {path[-1]!r}, not those under {listed(left, _SHOWN)}'
-            )
+        path.append(taken)
+        tree = tree[taken]
     tensors = dict(_tensors(tree))
     if not tensors:
         raise UserError(
@@ -122,13 +171,41 @@ def resolve(
     others = [k for k, v in tree.items() if not _is_tensor(v) and not isinstance(v, Mapping)]
     if others := [_shown(key) for key in others if not _is_extra(key)]:
         notes.append(f'ignored what is no tensor: {listed(others, _SHOWN)}')
-    flat = {name.replace('.', '_') for name in tensors}
-    averages = [name for name in tensors if name.startswith('ema_') and name[4:] in flat]
-    if averages:  # mmcv 1.x, which swaps them too
-        notes.append(f'ignored {len(averages)} copies named ema_*')
-    for name in (*averages, *_DROPPED):
+    copies = {f'ema_{name.replace(".", "_")}': name for name in tensors}
+    if copies := {key: copies[key] for key in tensors if key in copies}:  # mmcv 1.x swaps, too
+        kind = weights or 'ema'
+        sides = ('plain names', 'names ema_*')
+        notes.append(which_weights(kind, *(sides if kind == 'ema' else sides[::-1])))
+        for key, name in copies.items():
+            copy = tensors.pop(key)
+            tensors[name] = tensors[name] if kind == 'ema' else copy
+    for name in _DROPPED:
         tensors.pop(name, None)
-    return tensors, '.'.join(path), tuple(notes)
+    return Resolved(tensors, '.'.join(path), tuple(notes), kind)
+
+
+def is_averaged(name: Any) -> bool:
+    """Whether a name is one under which scripts keep averaged weights."""
+    return isinstance(name, str) and bool(_AVERAGED.fullmatch(name))
+
+
+def which_weights(kind: str, taken: str, other: str) -> str:
+    """The remark on a file that has averaged weights and those of the last step."""
+    names = {'ema': 'the averaged weights', 'raw': 'the weights of the last step'}
+    left = 'raw' if kind == 'ema' else 'ema'
+    return f'took {names[kind]}, under {taken}; --weights {left} takes {names[left]}, under {other}'
+
+
+def require_weights(wanted: str | None, found: str | None) -> None:
+    """Raises UserError where `wanted` is not what was found."""
+    if wanted == found or wanted is None:
+        return
+    if wanted not in ('ema', 'raw'):
+        raise UserError(f'weights are ema or raw, not {wanted!r}')
+    if wanted == 'ema':
+        raise UserError('there are no averaged weights; leave --weights ema out')
+    if found == 'ema':
+        raise UserError('there are averaged weights alone; leave --weights raw out')
 
 
 def _tensors(tree: Any, prefix: str = '', depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:

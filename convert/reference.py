@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from convert.conversion import to_torch
-from hrnet_jax.archs import Arch
+from convert.recognise import Model
+from hrnet_jax.archs import Arch, get_arch
 from hrnet_jax.heads.classification import Classifier, classifier_arch
 from hrnet_jax.models import Variables
 
@@ -155,7 +156,7 @@ class HRNet(nn.Module):
 
 
 def verify(
-    model: Classifier,
+    model: Model,
     variables: Variables,
     state: dict[str, Any],
     size: tuple[int, int] = (224, 224),
@@ -166,15 +167,21 @@ def verify(
         state: the file's tensors under official names, as NumPy arrays.
         size: height and width of the two random images.
 
+    Of a backbone its own stages are compared, and of the last the maps that it has.
+
     Returns:
         stage -> the largest max|a - b| / max|b| over its maps.
     """
+    whole = isinstance(model, Classifier)
+    classes = model.num_classes if whole else 1
     reference = HRNet(
-        model.arch, model.num_classes, model.in_channels, 'final_layer.0.bias' in state
+        get_arch(model.arch), classes, model.in_channels, 'final_layer.0.bias' in state
     )
     # Counters do not enter the result, and not every file has them.
     counters = {
-        k: v for k, v in reference.state_dict().items() if k.endswith('num_batches_tracked')
+        k: v
+        for k, v in reference.state_dict().items()
+        if k.endswith('num_batches_tracked') or not whole
     }
     tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
     reference.load_state_dict(counters | tensors)
@@ -184,29 +191,29 @@ def verify(
     with jax.default_matmul_precision('highest'):
         ours = jax.jit(stages_of(model))(variables, images)
     return {
-        name: max(_difference(a, b) for a, b in zip(ours[name], maps, strict=True))
+        name: max(_difference(a, b) for a, b in zip(ours[name], maps, strict=whole))
         for name, maps in theirs.items()
+        if name in ours
     }
 
 
-def stages_of(model: Classifier) -> Callable[[Variables, Any], dict[str, list[jax.Array]]]:
+def stages_of(model: Model) -> Callable[[Variables, Any], dict[str, list[jax.Array]]]:
     """A function of (variables, images) with the same result as `HRNet.stages`, NHWC."""
-    arch = model.arch
+    whole, arch = isinstance(model, Classifier), get_arch(model.arch)
+    place, method = (('backbone',), 'features') if whole else ((), '__call__')
     last = {f'layer1_{arch.layer1[0] - 1}': 'layer1', 'bn2': 'stem'}
     last |= {f'stage{s}_{m - 1}': f'stage{s}' for s, m in zip((2, 3, 4), arch.modules, strict=True)}
 
     def run(variables: Variables, images: Any) -> dict[str, list[jax.Array]]:
         def wanted(module: Any, method: str) -> bool:
-            return (
-                module.name in last and module.path[:-1] == ('backbone',) and method == '__call__'
-            )
+            return module.name in last and module.path[:-1] == place and method == '__call__'
 
-        maps, extra = model.apply(
-            variables, images, method='features', capture_intermediates=wanted
-        )
-        kept = extra['intermediates']['backbone']
+        maps, extra = model.apply(variables, images, method=method, capture_intermediates=wanted)
+        kept = extra['intermediates']['backbone'] if whole else extra['intermediates']
         seen = {last[name]: jax.tree.leaves(value['__call__']) for name, value in kept.items()}
         seen['stem'] = [jax.nn.relu(seen['stem'][0])]
+        if not whole:
+            return seen
         pooled, logits = (
             model.apply(variables, maps, method=lambda m, x, all=all: m.head(x, False, logits=all))
             for all in (False, True)

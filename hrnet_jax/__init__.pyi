@@ -3,11 +3,6 @@ from hrnet_jax.archs import Arch as Arch
 from hrnet_jax.archs import list_models as list_models
 from hrnet_jax.backbone import FeatureInfo as FeatureInfo
 from hrnet_jax.backbone import HRNet as HRNet
-from hrnet_jax.checkpoints.hub import push_to_hub as push_to_hub
-from hrnet_jax.checkpoints.loading import load as load
-from hrnet_jax.checkpoints.transfer import Transferred as Transferred
-from hrnet_jax.checkpoints.transfer import matching as matching
-from hrnet_jax.checkpoints.transfer import transfer as transfer
 from hrnet_jax.data.preprocess import Transform as Transform
 from hrnet_jax.errors import UserError as UserError
 from hrnet_jax.heads.classification import Classifier as Classifier
@@ -20,3 +15,8 @@ from hrnet_jax.inference.predict import predict as predict
 from hrnet_jax.initialisation import init as init
 from hrnet_jax.tasks import create_model as create_model
 from hrnet_jax.version import __version__ as __version__
+from hrnet_jax.weights.hub import push_to_hub as push_to_hub
+from hrnet_jax.weights.loading import load as load
+from hrnet_jax.weights.transfer import Transferred as Transferred
+from hrnet_jax.weights.transfer import matching as matching
+from hrnet_jax.weights.transfer import transfer as transfer

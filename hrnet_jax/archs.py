@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Iterable
 
 from hrnet_jax.errors import UserError
@@ -48,6 +49,14 @@ def whole_number(value: object) -> int | None:
         return operator.index(value)
     except TypeError:  # an array of several
         return None
+
+
+def at_least_one(name: str, value: object) -> int:
+    """The value as an integer; raises UserError unless it is one above 0."""
+    number = whole_number(value)
+    if number is None or number < 1:
+        raise UserError(f'{name} is a whole number, at least 1, not {value!r}')
+    return number
 
 
 def check_sizes(arch: Arch, lengths: dict[str, int]) -> None:
@@ -104,7 +113,14 @@ def get_arch(arch: str | Arch) -> Arch:
     if isinstance(arch, Arch):
         return arch
     if arch not in ARCHS:
-        near = [name for name in ARCHS if name in str(arch) or str(arch) in name]
+        near = _near(str(arch))
         hint = f'perhaps {" or ".join(near)}; ' if near else ''
         raise UserError(f'unknown architecture {arch!r}; {hint}known: {", ".join(list_models())}')
     return ARCHS[arch]
+
+
+def _near(name: str) -> list[str]:
+    """The names that may be meant, in the spelling of others, too: timm/hrnet_w18.ms_in1k."""
+    bare = re.sub(r'(.*/)?(hrnet(v2)?[-_]?)?', '', name.lower(), count=1).split('.')[0]
+    begins = [known for known in ARCHS if bare and known.startswith(bare)]
+    return [bare] if bare in ARCHS else begins or [k for k in ARCHS if k in bare]

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hrnet_jax.archs import STRIDE, Arch, get_arch, whole_number
+from hrnet_jax.archs import STRIDE, Arch, at_least_one, get_arch, whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
 from hrnet_jax.upsampling import Upsample, upsample
@@ -111,6 +111,7 @@ class Network(Configured, kw_only=True):
     def __post_init__(self) -> None:
         if self.upsample not in get_args(Upsample):
             raise UserError(f'upsample must be one of {get_args(Upsample)}, not {self.upsample!r}')
+        object.__setattr__(self, 'in_channels', at_least_one('in_channels', self.in_channels))
         super().__post_init__()
 
     @nn.nowrap
@@ -136,6 +137,8 @@ class HRNet(Network):
         in_channels, remat, upsample, align_corners: by keyword, see `Network`.
         dtype, param_dtype, bn_group_size, frozen_norm: by keyword, see `layers.Options`.
     """
+
+    task: ClassVar[str] = 'backbone'  # what a checkpoint of it says
 
     arch: Arch | str
     outputs: int = 4

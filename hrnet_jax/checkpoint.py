@@ -1,4 +1,4 @@
-"""The names of `checkpoints.format` and `checkpoints.loading`, where the documentation has them."""
+"""The names of `checkpoints.format` and `weights.loading`, where the documentation has them."""
 
 from hrnet_jax.checkpoints.format import (
     ARRAYS,
@@ -16,7 +16,7 @@ from hrnet_jax.checkpoints.format import (
     save,
     with_digest,
 )
-from hrnet_jax.checkpoints.loading import (
+from hrnet_jax.weights.loading import (
     find,
     load,
 )

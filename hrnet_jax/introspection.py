@@ -26,7 +26,8 @@ from hrnet_jax.layers import Array, Blocks, Configured, ConvNorm, Options, at_le
 Path = tuple[str, ...]
 Variables = dict[str, Any]
 NOTES = 'hrnet_jax_notes'  # the collection
-# As by default. Other words for it, so that what `nn.jit` keeps of the model stays apart.
+# The same as Flax's default, but a different object: what `nn.jit` caches for this use then stays
+# separate.
 MUTABLE = flax.core.DenyList(('intermediates', f'no_{NOTES}'))
 
 
@@ -175,7 +176,7 @@ def structure(model: Any) -> Structure:
     channels = getattr(model, 'in_channels', 3)
     images = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, channels), np.float32)
     if type(model).__module__.startswith('hrnet_jax.') and not model.folded:
-        # Without the interceptor, which takes a tenth of the time: all inside has these blocks.
+        # Our own blocks record themselves, so no interceptor is needed: nine times as fast.
         return _traced(model.clone(blocks=Declared(model.blocks)).init, jax.random.key(0), images)
     return traced(model.init, jax.random.key(0), images)
 

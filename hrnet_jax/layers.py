@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hrnet_jax import tracing
+from hrnet_jax.archs import whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import HE, ONES, ZEROS, linear_init
 from hrnet_jax.tracing import parameter
@@ -123,12 +124,28 @@ class Options:
     blocks: Blocks = Blocks()
 
     def __post_init__(self) -> None:
-        if self.bn_group_size is not None and self.bn_group_size < 1:
-            raise UserError(f'bn_group_size must be at least 1, or None, not {self.bn_group_size}')
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError for values that make no network."""
+        size = self.bn_group_size
+        if size is not None and (whole_number(size) or 0) < 1:
+            raise UserError(f'bn_group_size must be at least 1, or None, not {size!r}')
+        for name in ('dtype', 'param_dtype'):
+            try:
+                known = jnp.issubdtype(jnp.dtype(getattr(self, name)), jnp.floating)
+            except TypeError:
+                known = False
+            if not known:
+                raise UserError(f'{name} is a floating-point type, not {getattr(self, name)!r}')
 
 
 class Configured(nn.Module, Options, kw_only=True):
     """A module with the fields of `Options`, given by keyword, and `opts` made of them."""
+
+    def __post_init__(self) -> None:
+        self.check()
+        super().__post_init__()
 
     @property
     def opts(self) -> Options:
@@ -233,7 +250,8 @@ def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]
 
     Accelerators round their factors unless told not to: TPUs to bfloat16, recent GPUs to TF32.
     """
-    exact = jnp.dtype(model.dtype) == jnp.float32
+    dtype = getattr(model, 'dtype', None)  # a module that is not ours may have none
+    exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision('highest') if exact else contextlib.nullcontext()
 
 

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hrnet_jax.archs import Arch, whole_number
+from hrnet_jax.archs import Arch
 from hrnet_jax.backbone import HRNet, check_own
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import Classifier, classifier_arch
+from hrnet_jax.heads.features import FeatureMaps
 from hrnet_jax.introspection import Path as Path
 from hrnet_jax.introspection import Variables as Variables
 from hrnet_jax.introspection import last_layers as last_layers
@@ -57,10 +58,7 @@ def create_model(
     )
     if arch != table:
         arch = dataclasses.replace(arch, name='custom')
-    for what, number in (('num_classes', num_classes), ('in_channels', in_channels)):
-        if (whole_number(number) or 0) < 1:
-            raise UserError(f'{what} is a whole number, at least 1, not {number!r}')
-    return Classifier(arch, int(num_classes), in_channels=int(in_channels), **options)
+    return Classifier(arch, num_classes, in_channels=in_channels, **options)
 
 
 def flat(tree: Variables) -> dict[Path, Any]:
@@ -84,7 +82,7 @@ def fitting(model: Any, variables: Variables) -> Variables:
     wanted = flatten_dict(variable_shapes(model))
     given = flatten_dict(flax.core.unfreeze(variables))
     wrong = [k for k, leaf in wanted.items() if k not in given or np.shape(given[k]) != leaf.shape]
-    head = not isinstance(model, Classifier)
+    head = isinstance(model, FeatureMaps)  # which has a part of it
     wrong += [k for k in given if k not in wanted and not (head and k[1:2] == ('head',))]
     if wrong:
         if isinstance(model, HRNet):

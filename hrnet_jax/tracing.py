@@ -21,8 +21,8 @@ def once(layer: Any) -> Any:
 def once_unless_watched(layer: Any) -> Any:
     """`once`: a training step is traced in a third of the time; XLA sees the same program.
 
-    Not where Flax looks at or changes every call (interceptors, captured intermediates, tabulate):
-    it would see equal layers once, and what it made of them would stay.
+    Not while Flax watches or changes calls (interceptors, captured intermediates, tabulate): it
+    would see only the first of several equal layers.
     """
     return layer if _watched() else once(layer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+# The older Keras is not installed, so TensorFlow imports none: a third of the time of its import.
+os.environ['TF_USE_LEGACY_KERAS'] = '1'
 # Compiled in a sixth of the time; `steps.AS_FOR_USERS` undoes it in one program.
 QUICK = (
     '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
@@ -35,6 +38,9 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
     probe = [sys.executable, '-c', 'import jax; jax.devices()']
     if not subprocess.run(probe, env=os.environ | flags, capture_output=True).returncode:
         os.environ |= flags
+# JAX would record the lines that each operation comes from: a tenth of the time to compile it.
+os.environ['JAX_TRACEBACK_IN_LOCATIONS_LIMIT'] = '0'
+gc.set_threshold(100_000, 50, 50)  # as all commands do
 # PyTorch's threads of two workers wait for each other: a step took 25 times as long with two.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
@@ -102,6 +108,14 @@ def digits_data(once):
     import digits
 
     return str(once('digits', lambda folder: digits.prepare(str(folder))))
+
+
+@pytest.fixture(scope='session')
+def setting(once):
+    """`evaluated.setting`."""
+    import evaluated
+
+    return evaluated.setting(once('setting', evaluated.make_setting))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,14 +17,16 @@ from hrnet_jax.checkpoints import workdir
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); '
-    'sys.argv[0] = "train.py"; import train; from hrnet_jax.runtime import cli; cli.run(train.main)'
+    'sys.argv[0] = "{name}.py"; import {name}; from hrnet_jax.runtime import cli; '
+    'cli.run({name}.main)'
 )
 
 
-def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(), quick=False):
-    """train.py in one or more processes of so many CPU devices.
+def start(name, options, *, processes=1, devices=1, path=(), quick=True, folders=None):
+    """A command, as from the shell, in one or more processes of so many CPU devices.
 
-    Not `quick`: compiled as for users, whatever flags the tests have for XLA.
+    Not `quick`: compiled as for users, whatever flags the tests have for XLA. `folders`: where
+    each process runs, if not in the repository.
     """
     environment = os.environ | {
         'PYTHONPATH': os.pathsep.join(map(str, (ROOT, *path))),
@@ -33,18 +36,16 @@ def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(
         environment.pop('XLA_FLAGS', None)
     if processes > 1:  # such programs are bound to their run
         environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
-    options = ['--arch', 'tiny', '--recipe', recipe, '--data-dir', data_dir, '--workdir', run]
-    options += ['--no-tensorboard', '--log-every', '2', *more]
-    if processes > 1:
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             address = f'127.0.0.1:{free.getsockname()[1]}'
-        options += ['--coordinator', address, '--num-processes', processes]
+        options = [*options, '--coordinator', address, '--num-processes', processes]
+    code = COMMAND.format(name=name, devices=devices)
     return [
         subprocess.Popen(
-            [sys.executable, '-c', COMMAND.format(devices=devices), *map(str, options)]
+            [sys.executable, '-c', code, *map(str, options)]
             + (['--process-id', str(i)] if processes > 1 else []),
-            cwd=ROOT,
+            cwd=folders[i] if folders else ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -52,6 +53,13 @@ def launch(run, data_dir, *more, processes=1, devices=1, recipe='digits', path=(
         )
         for i in range(processes)
     ]
+
+
+def launch(run, data_dir, *more, recipe='digits', quick=False, **where):
+    """train.py; `where` as of `start`."""
+    options = ['--arch', 'tiny', '--recipe', recipe, '--data-dir', data_dir, '--workdir', run]
+    options += ['--no-tensorboard', '--log-every', '2', *more]
+    return start('train', options, quick=quick, **where)
 
 
 def finish(started, timeout=400):
@@ -80,6 +88,17 @@ def wait_for_checkpoint(run, started, timeout=240, after=0):
         assert time.monotonic() < deadline
         assert started[0].poll() is None, started[0].communicate()
         time.sleep(0.02)
+
+
+def lose_checkpoints(run, after):
+    """A copy beside the run, without what it saved after this step, as if it was killed then."""
+    copy = run.with_name(f'{run.name}-{after}')
+    shutil.copytree(run, copy)
+    for step in workdir.steps(copy):
+        if step > after:
+            shutil.rmtree(copy / workdir.CHECKPOINTS / str(step))
+    assert workdir.steps(copy)[-1] == after
+    return copy
 
 
 def rows(run, kind):

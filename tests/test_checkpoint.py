@@ -53,11 +53,35 @@ def test_found_by_folder_name_and_architecture(written):
     for path, arch, message in (
         (folder, 'w18', 'checkpoint of tiny, not w18'),
         (folder.parent, 'w18', 'no checkpoint of w18; it holds mine'),
-        (folder / 'nowhere', None, 'does not exist'),
+        (folder / 'nowhere', None, 'does not exist; python -m convert writes one$'),
+        ('timm/hrnet_w18.ms_in1k', None, 'write hf:timm/hrnet_w18.ms_in1k$'),
         (folder / 'arrays', None, 'holds no converted checkpoint'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.load(path, arch=arch)
+
+
+def test_what_can_be_described(tmp_path, written):
+    """A model of a task, its architecture given by name, too; class names in an array."""
+    model = hrnet_jax.Classifier('tiny', 10)
+    assert checkpoint.describe(model) == checkpoint.describe(create_model('tiny', 10))
+    for backbone in (hrnet_jax.HRNet('tiny'), hrnet_jax.FeatureMaps('tiny')):
+        with pytest.raises(hrnet_jax.UserError, match='does not say what it is for'):
+            checkpoint.describe(backbone)
+    names = np.array(list('abcdefghij'))
+    meta = checkpoint.describe(model) | {'class_names': names}
+    checkpoint.save(tmp_path / 'named', written[1], meta)
+    assert checkpoint.read_json(tmp_path / 'named')['class_names'] == names.tolist()
+
+
+def test_differences_are_counted(written):
+    wrong = create_model('tiny', 10, in_channels=5, features=40)
+    arrays = checkpoint.read_json(written[0])['arrays']
+    shapes = hrnet_jax.models.variable_shapes(wrong)
+    names = checkpoint.differing(arrays, shapes)
+    assert len(names) > 5
+    with pytest.raises(checkpoint.Misfit, match=rf'it differs at .* and {len(names) - 5} more$'):
+        checkpoint.restore(written[0] / 'arrays', shapes, arrays)
 
 
 def test_options_reach_the_model(written):

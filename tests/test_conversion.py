@@ -124,6 +124,44 @@ def test_all_problems_in_one_message():
         assert part in message, message
 
 
+BIASES = [f'downsamp_modules.{i}.0.bias' for i in range(3)] + ['final_layer.0.bias']
+COUNTERS = sorted(key for key in made() if key.endswith('num_batches_tracked'))
+
+
+@pytest.mark.parametrize(
+    ('lacking', 'layout'),
+    [
+        *([[bias], 'official'] for bias in BIASES),
+        (BIASES[:3], 'official'),
+        (['final_layer.1.num_batches_tracked'], 'official'),
+        (COUNTERS[1:], 'official'),
+        (['neck.0.final_layer.bn.num_batches_tracked'], 'mmpretrain'),
+    ],
+)
+def test_all_of_a_kind_or_none(lacking, layout):
+    """Biases that are missing would change the logits; no strict PyTorch model has such a file."""
+    state = {k: v for k, v in made(layout).items() if k not in lacking}
+    few = len(lacking) < 20
+    with pytest.raises(hrnet_jax.UserError) as error:
+        from_torch(state)
+    message = f'{len(lacking)} missing beside others of their kind ('
+    assert message + f'{", ".join(sorted(lacking))})' * few in str(error.value)
+
+
+@pytest.mark.parametrize('kind', [BIASES, COUNTERS])
+def test_none_of_a_kind(kind):
+    state = {k: v for k, v in made().items() if k not in kind}
+    assert from_torch(state)[0] == 'tiny'
+
+
+def test_a_counter_without_its_layer_is_unexpected():
+    state = made() | {'stage9.0.bn.num_batches_tracked': np.zeros((), np.int64)}
+    with pytest.raises(
+        hrnet_jax.UserError, match=r'1 unexpected \(stage9.0.bn.num_batches_tracked'
+    ):
+        from_torch(state)
+
+
 def test_tensors_outside_the_prefix_are_unexpected():
     state = {f'module.{k}': v for k, v in made().items()}
     state['backbone.conv1.weight'] = state['module.conv1.weight']
@@ -180,7 +218,7 @@ def test_other_files():
     trunk = {
         k: v for k, v in made().items() if k.startswith(('conv', 'bn', 'layer1', 'stage', 'trans'))
     }
-    with pytest.raises(hrnet_jax.UserError, match='without a classification head'):
+    with pytest.raises(hrnet_jax.UserError, match='this is HRNet tiny, but no whole classifier'):
         from_torch(trunk)
     with pytest.raises(hrnet_jax.UserError, match='holds tiny, not w18'):
         from_torch(made(), 'w18')

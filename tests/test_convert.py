@@ -24,10 +24,12 @@ from convert.__main__ import main
 from convert.reference import HRNet
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.checkpoints.published import PUBLISHED, expected, find_published
+from hrnet_jax.checkpoints import published
+from hrnet_jax.checkpoints.published import PUBLISHED, Published, expected, find_published
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'
+PROMISE = 'its name promises a sha256 of '
 
 
 def save(path, state, **options):
@@ -47,7 +49,7 @@ def test_converts_loads_and_describes(command, tmp_path):
     code, out, _ = command(main, DIGITS, '--out', tmp_path / 'c', *options)
     assert code == 0
     assert 'logits' in out
-    assert 'tiny, 10 classes, official layout' in out
+    assert 'tiny, 10 classes, official or timm layout' in out
     meta = json.loads((tmp_path / 'c' / 'tiny' / 'checkpoint.json').read_text())
     assert meta['transform']['crop'] == 32
     assert meta['class_names'] == list('abcdefghij')
@@ -56,8 +58,8 @@ def test_converts_loads_and_describes(command, tmp_path):
     assert meta['source'] | {'container': 'state_dict', 'head_bias': True} == meta['source']
 
     _, again, _ = command(main, DIGITS, '--out', tmp_path / 'd')
-    assert 'to 256 and 224 pixels; else say --resize and --crop' in again
-    assert 'images are taken' not in out
+    assert 'resized to 256 and cropped to 224 pixels and normalised as for ImageNet' in again
+    assert 'images are taken to be normalised as for ImageNet; else say --mean --std' in out
 
     model, variables = hrnet_jax.load(tmp_path / 'c', arch='tiny')
     jax.tree.map(np.testing.assert_array_equal, variables, from_torch(DIGITS)[1])
@@ -137,6 +139,28 @@ def test_a_published_name_is_recorded(command, tmp_path):
     assert '--name w18_small.gluon_in1k|w18_small.ms_in1k' in out
 
 
+def test_a_published_name_of_another_task(command, tmp_path, monkeypatch):
+    """The number of classes, the figures and the task are those of the table's line."""
+    transform = hrnet_jax.Transform(32, 32)
+    entry = Published('scans', 'tiny', 10, {transform: {'digits': (97.5, 91.0)}}, task='multilabel')
+    monkeypatch.setitem(PUBLISHED, 'scans', entry)
+    _, out, _ = command(main, DIGITS, '--out', tmp_path)
+    assert 'if it is one, say --name scans\n' in out
+    code, out, err = command(main, DIGITS, '--out', tmp_path, '--name', 'scans')
+    assert code == 0, err
+    assert out.endswith(', published as 97.5 % mAP and 91.0 % F1 on digits\n')
+    assert checkpoint.read_json(tmp_path / 'scans')['task'] == 'multilabel'
+
+
+def test_two_figures_for_one_are_refused(monkeypatch):
+    """Those of another split would take the place of the first."""
+    rows = {name: list(published._rows(name)) for name in ('published.csv', 'results.csv')}
+    rows['results.csv'].append(rows['results.csv'][0] | {'split': 'train', 'value': '99'})
+    monkeypatch.setattr(published, '_rows', rows.get)
+    with pytest.raises(ValueError, match=r'two figures for top1 of w18, .*, imagenet2012'):
+        published._read()
+
+
 def wrong_variant(path):
     state = made(arch='w18_small_v1', classes=4)
     for key in [k for k in state if k.startswith('stage4.0.branches.2')]:
@@ -204,9 +228,16 @@ def test_hash_in_the_name(command, refused, tmp_path, source):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     good = source.rename(tmp_path / f'hrnet-{digest[:8]}.pth')
     assert command(main, good, '--out', tmp_path / 'a')[0] == 0
-    wrong = good.rename(tmp_path / 'hrnet-0c10b180.pth')
-    assert digest[:8] in refused(main, wrong, '--out', tmp_path / 'b')
-    assert not (tmp_path / 'b').exists()
+    other = good.rename(tmp_path / 'hrnet-0c10b180.pth')
+    _, text, _ = command(main, other, '--out', tmp_path / 'b')
+    assert f'note: perhaps another file than its name says: {PROMISE}0c10b180...' in text
+    wrong = other.rename(tmp_path / 'hrnetv2_w18-8cb57bb9.pth')
+    text = refused(main, wrong, '--out', tmp_path / 'c')
+    assert f'is damaged or renamed: {PROMISE}8cb57bb9..., its content has {digest[:8]}' in text
+    assert not (tmp_path / 'c').exists()
+    code, text, _ = command(main, wrong, '--out', tmp_path / 'c', '--ignore-digest')
+    assert code == 0
+    assert f'note: perhaps another file than its name says: {PROMISE}8cb57bb9...' in text
 
 
 def test_wrong_arguments(command, refused, tmp_path, source):
@@ -216,6 +247,10 @@ def test_wrong_arguments(command, refused, tmp_path, source):
     for arguments, part in (
         ((source,), '--out'),
         ((source, '--out', out, '--arch', 'w99'), 'w18_small_v1'),
+        ((source, '--out', out, '--arch', 'hrnet_w18'), "'hrnet_w18'; perhaps w18; known: tiny, "),
+        ((source, '--out', out, '--weights', 'ema'), 'there are no averaged weights'),
+        ((source, '--out', out, '--prefix', 'x'), '--prefix x: the networks begin with no prefix'),
+        (('timm/w18', '--out', out), 'does not exist; if it is a repository of the Hugging Face'),
         ((source, '--out', out, '--arch', 'w18'), 'holds tiny, not w18'),
         ((source, '--out', out, '--name', 'w18_ssld'), 'published w18 with 1000 classes'),
         ((source, '--out', out, '--name', '../x'), 'plain name'),
@@ -236,6 +271,9 @@ def test_wrong_arguments(command, refused, tmp_path, source):
     assert command(main, source, '--out', out)[0] == 0
     assert 'exists' in refused(main, source, '--out', out)
     assert 'converted already' in refused(main, out / 'tiny', '--out', tmp_path / 'o2')
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    assert '--to LAYOUT' in refused(main, tmp_path / 'run', '--out', tmp_path / 'o2')
     assert '.pth or .safetensors' in refused(
         main, out / 'tiny', '--to', 'timm', '--out', tmp_path / 'x.bin'
     )

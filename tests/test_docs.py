@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
+from convert import __main__ as convert_command
 from hrnet_jax.checkpoints.published import PUBLISHED
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.export import export
@@ -215,7 +218,22 @@ def test_shells_and_extras(page):
 
 
 @pytest.fixture
-def flowers(tmp_path, monkeypatch):
+def here(command):
+    """Runs a line of `commands` in this process: what it prints."""
+    modules = {'-m': convert_command, 'eval.py': eval_command, 'predict.py': predict_command}
+
+    def call(line):
+        script, *arguments = shlex.split(line)
+        main = modules[Path(script).name].main
+        code, out, err = command(main, *arguments[script == '-m' :])
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch, here):
     """Two classes of scans of digits, and the converted digits checkpoint as converted/tiny."""
     sys.path.append(str(ROOT / 'examples'))
     from digits import scans
@@ -228,11 +246,12 @@ def flowers(tmp_path, monkeypatch):
             for i, pixels in enumerate(images[labels == digit][:count]):
                 Image.fromarray(pixels[..., 0]).resize((40, 40)).save(place / f'{i}.jpg')
     monkeypatch.chdir(tmp_path)
-    python(f'-m convert {ROOT}/examples/tiny_digits.pth --out converted')
+    here(f'-m convert {ROOT}/examples/tiny_digits.pth --out converted')
     return tmp_path
 
 
 def python(arguments: str) -> str:
+    """From the shell: what it prints."""
     done = subprocess.run(
         [sys.executable, *shlex.split(arguments)],
         env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -264,17 +283,17 @@ def test_quick_start(flowers):
     assert Image.open('picture.png').size > (300, 200)
 
 
-def test_fine_tuning(flowers, capsys):
+def test_fine_tuning(flowers, here):
     train, evaluate, predict, convert = commands('docs/finetune.md')
     assert re.search(r'initialised +2 .*head/classifier', python(f'{train} {QUICK}'))
     scope = run('docs/finetune.md')
     confusion = scope['confusion']
     assert confusion.sum() == 40
-    assert re.search(rf'top-1 +{100 * np.trace(confusion) / 40:.3f} ', python(evaluate))
+    assert re.search(rf'top-1 +{100 * np.trace(confusion) / 40:.3f} ', here(evaluate))
     assert np.trace(confusion) >= 36
     assert Image.open('confusion.png').size > (300, 200)
-    assert 'rose' in python(predict)
-    python(convert)
+    assert 'rose' in here(predict)
+    here(convert)
     assert Path('flowers.safetensors').stat().st_size > 10_000
 
 

@@ -1,103 +1,44 @@
-"""Counting, and eval.py on a small ImageNet against PyTorch on PIL's pixels."""
+"""eval.py on a small ImageNet against PyTorch on PIL's pixels."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import pickle
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import torch
+from evaluated import COUNT, counts, pil_pixels
 from imagenet import jpeg, make_imagenet, name, prepare
-from PIL import Image
 
 import eval as eval_command
 import hrnet_jax
 import train as train_command
-from convert.reference import reference_of
 from hrnet_jax import checkpoint
-from hrnet_jax.data import imagenet
-from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.inference.evaluation import AHEAD, data_mesh, evaluate
-from hrnet_jax.initialisation import init
+from hrnet_jax.data import imagenet, reader
 from hrnet_jax.models import create_model
-from hrnet_jax.tasks.classification import Accuracy, count_correct
-
-ROOT = Path(__file__).parents[1]
-COUNT = 45
-TRANSFORM = Transform(resize=72, crop=64)
 
 
-def pil_pixels(encoded: bytes, resize: int = 72, crop: int = 64) -> np.ndarray:
-    """Resize, CenterCrop, ToTensor and Normalize as torchvision does them on a PIL image: CHW."""
-    with Image.open(io.BytesIO(encoded)) as file:
-        image = file.convert('RGB')
-    width, height = image.size
-    size = (
-        (resize, int(resize * height / width))
-        if width <= height
-        else (int(resize * width / height), resize)
-    )
-    image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = (int(round((n - crop) / 2.0)) for n in size)
-    x = np.asarray(image.crop((left, top, left + crop, top + crop)), np.float32) / np.float32(255)
-    mean, std = (np.array(v, np.float32) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return ((x - mean) / std).transpose(2, 0, 1)
+class Here(reader.Reader):
+    """Reads in this process: another needs 5 seconds to import TensorFlow."""
+
+    def __init__(self):
+        pass
+
+    def read(self, request):
+        self.parts = reader.parts(pickle.loads(pickle.dumps(request)))
+
+    def _receive(self):
+        return pickle.loads(pickle.dumps(next(self.parts)))
 
 
-def official_labels() -> list[int]:
-    folder = tfds.core.tfds_path('datasets/imagenet2012')
-    classes = (folder / 'labels.txt').read_text().split()
-    return [
-        classes.index(c) for c in (folder / 'validation_labels.txt').read_text().split()[:COUNT]
-    ]
-
-
-@pytest.fixture(scope='module')
-def setting(tmp_path_factory):
-    """data_dir, checkpoint folder, and for each image PyTorch's ranking of the classes."""
-    where = tmp_path_factory.mktemp('setting')
-    data_dir = make_imagenet(where, COUNT)
-    model = create_model('tiny')
-    variables = jax.tree.map(np.array, init(model, jax.random.key(0)))
-    reference = reference_of(variables, model.arch, 1000)
-    pixels = torch.from_numpy(np.stack([pil_pixels(jpeg(i)) for i in range(1, COUNT + 1)]))
-    labels = np.array(official_labels())
-    with torch.no_grad():
-        pooled = reference.stages(pixels)['pooled'][0].numpy().astype(np.float64)
-    # A classifier that knows two images in three, has half of the others second, misses the rest.
-    every = np.arange(COUNT)
-    targets = np.eye(1000)[np.where(every % 3 == 2, (labels + 7) % 1000, labels)]
-    targets[every % 6 == 2, labels[every % 6 == 2]] = 0.6
-    centred = pooled - pooled.mean(0)
-    gram = centred @ centred.T + 1e-3 * np.trace(centred @ centred.T) / COUNT * np.eye(COUNT)
-    kernel = centred.T @ np.linalg.solve(gram, targets)
-    classifier = variables['params']['head']['classifier']
-    classifier['kernel'] = kernel.astype(np.float32)
-    classifier['bias'] = (-pooled.mean(0) @ kernel).astype(np.float32)
-    with torch.no_grad():
-        logits = reference_of(variables, model.arch, 1000)(pixels)
-    meta = checkpoint.describe(model) | {
-        'transform': TRANSFORM.to_json(),
-        'published': None,
-        'source': {'sha256': ''},
-    }
-    checkpoint.save(where / 'converted' / 'tiny', variables, meta)
-    return data_dir, where / 'converted', logits.topk(1000).indices.numpy(), labels
-
-
-def counts(setting) -> tuple[int, int]:
-    _, _, ranking, labels = setting
-    return int((ranking[:, 0] == labels).sum()), int((ranking[:, :5] == labels[:, None]).sum())
+@pytest.fixture(autouse=True)
+def read_here(request, monkeypatch):
+    """In all tests but one."""
+    if request.function is not test_the_counts_of_pytorch:
+        monkeypatch.setattr('hrnet_jax.commands.eval.Reader', Here)
 
 
 def run(command, setting, tmp_path, *arguments):
@@ -117,21 +58,6 @@ def test_the_counts_of_pytorch(folded_as_for_users, command, setting, tmp_path):
     assert result['top1'] == pytest.approx(100 * top1 / COUNT)
     assert result['partial']
     assert 'PARTIAL' in out
-
-
-def test_where_the_seconds_go(setting):
-    """benchmarks/startup.py: both runs, and what it watches in them."""
-    script = ROOT / 'benchmarks' / 'startup.py'
-    options = ('--arch', 'tiny', '--ckpt', setting[1], '--data-dir', setting[0])
-    command = [sys.executable, *map(str, (script, *options))]
-    table = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-    lines = table.splitlines()[1:]
-    rows = {line[:14].strip(): list(map(float, line[14:34].split())) for line in lines}
-    for seconds in zip(*rows.values(), strict=True):
-        *parts, total = seconds
-        assert total == pytest.approx(sum(parts), abs=0.1 * len(parts))
-    for row in ('imports', 'checkpoint', 'trace', 'compile', 'first batch'):
-        assert rows[row][0] > 0, row
 
 
 @pytest.mark.parametrize(
@@ -181,73 +107,6 @@ def test_bfloat16_is_close(command, setting, tmp_path):
     result, _ = run(command, setting, tmp_path, '--dtype', 'bfloat16')
     assert abs(result['top1_correct'] - counts(setting)[0]) <= 4
     assert result['dtype'] == 'bfloat16'
-
-
-def two_processes(ckpt, data_dir, result, *more, cwd=None):
-    """eval.py in two processes of two devices each: exit codes and outputs."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{free.getsockname()[1]}'
-    code = (
-        'import sys, jax; jax.config.update("jax_num_cpu_devices", 2); sys.argv[0] = "eval.py"; '
-        'import eval; from hrnet_jax.runtime import cli; cli.run(eval.main)'
-    )
-    options = ['--arch', 'tiny', '--ckpt', ckpt, '--data-dir', data_dir, '--batch-size', '16']
-    options += ['--json', result, '--coordinator', address, '--num-processes', '2', *more]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, options), '--process-id', str(i)],
-            cwd=cwd / str(i) if cwd else ROOT,
-            # Such programs are bound to their run.
-            env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], outputs
-
-
-def test_two_processes_give_the_same_integers(setting, tmp_path):
-    codes, outputs = two_processes(setting[1], setting[0], tmp_path / 'r.json')
-    assert codes == [0, 0], outputs
-    result = json.loads((tmp_path / 'r.json').read_text())
-    assert result['num_examples'] == COUNT
-    assert (result['top1_correct'], result['top5_correct']) == counts(setting)
-    assert 'top-1' in outputs[0][0]
-    assert 'top-1' not in outputs[1][0]
-
-
-def test_both_processes_stop_when_one_fails(setting, tmp_path):
-    """A broken image in the second half of the set, which the second process reads."""
-    root = tmp_path / 'broken'
-    for i in range(12):
-        place = root / list(imagenet.classes())[i]
-        place.mkdir(parents=True)
-        (place / 'a.jpg').write_bytes(jpeg(i + 1) if i != 10 else b'no image')
-    codes, outputs = two_processes(setting[1], '.', tmp_path / 'r.json', '--dataset', root)
-    assert codes == [2, 2]
-    assert 'a.jpg' in outputs[1][1]
-    assert 'process 1 failed' in outputs[0][1]
-    assert not (tmp_path / 'r.json').exists()
-
-
-def test_both_processes_stop_when_one_cannot_load(setting, tmp_path):
-    """The second process finds a damaged checkpoint."""
-    for i in range(2):
-        shutil.copytree(setting[1], tmp_path / str(i) / 'converted')
-    file = tmp_path / '1' / 'converted' / 'tiny' / 'checkpoint.json'
-    file.write_text(file.read_text()[:200])
-    codes, outputs = two_processes('converted', setting[0], tmp_path / 'r.json', cwd=tmp_path)
-    assert codes == [2, 2], outputs
-    assert 'damaged' in outputs[1][1]
-    assert 'process 1 failed' in outputs[0][1]
 
 
 def test_a_mislabelled_copy_stops(refused, setting, tmp_path):
@@ -460,106 +319,3 @@ def test_wrong_arguments(refused, setting, tmp_path):
         ),
     ):
         assert part in refused(eval_command.main, *arguments)
-
-
-def test_counting():
-    logits = np.random.default_rng(0).permuted(np.tile(np.arange(8.0), (6, 1)), axis=1)
-    order = np.argsort(-logits, 1)
-    labels = np.array(
-        [order[0, 0], order[1, 4], order[2, 5], order[3, 0], order[4, 0], order[5, 7]]
-    )
-    mask = np.array([True, True, True, True, False, True])
-    got = jax.jit(count_correct)(jnp.float32(logits), jnp.int32(labels), mask)
-    assert {k: int(v) for k, v in got.items()} == {
-        'num_examples': 5,
-        'top1_correct': 2,
-        'top5_correct': 3,
-    }
-    few = jax.jit(count_correct)(jnp.float32(logits[:, :3]), jnp.zeros(6, jnp.int32), mask)
-    assert int(few['top5_correct']) == 5  # of three classes, one is always among the first five
-
-
-def test_logits_that_are_not_finite_stop():
-    """`top_k` puts NaN first, where it would count as a right answer."""
-    model = create_model('tiny', 10)
-    variables = init(model, jax.random.key(0))
-    variables['params']['head']['classifier']['bias'] = jnp.full(10, jnp.nan)
-    batch = {
-        'image': np.zeros((4, 32, 32, 3), np.uint8),
-        'label': np.zeros(4, np.int32),
-        'mask': np.arange(4) < 3,
-    }
-    with pytest.raises(hrnet_jax.UserError, match='3 of 3 images are not finite'):
-        evaluate(model, variables, [batch], TRANSFORM, Accuracy(10))
-
-
-def test_few_steps_are_under_way():
-    model = create_model('tiny', 10)
-    finished, under_way = [], []
-
-    class Count:
-        def __array__(self, *_, **__):
-            finished.append(self)
-            return np.array(4, np.int32)
-
-    names = ('num_examples', 'top1_correct', 'top5_correct', 'seen')
-
-    def step(variables, batch):
-        return {name: Count() for name in names} | {'not_finite': np.int32(0)}
-
-    def batches():
-        for i in range(12):
-            under_way.append(i - len(finished) // len(names))
-            yield {
-                'image': np.zeros((4, 32, 32, 3), np.uint8),
-                'label': np.zeros(4, np.int32),
-                'mask': np.ones(4, bool),
-            }
-
-    variables = init(model, jax.random.key(0))
-    result = evaluate(model, variables, batches(), TRANSFORM, Accuracy(10), step=step)
-    assert result.seen == 48
-    assert max(under_way) == AHEAD
-
-
-def test_output_that_is_not_taken(setting):
-    """By `| head`, or by a full disk."""
-    code = 'from hrnet_jax.commands.eval import entry; entry()'
-    options = ('--ckpt', setting[1], '--data-dir', setting[0], '--limit', 4)
-    command = [sys.executable, '-c', code, *map(str, options)]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ''
-    assert process.returncode == 1
-    code = 'def main():\n  raise BrokenPipeError(32, "socket")\ncli.run(main)'
-    code = f'from hrnet_jax.runtime import cli\n{code}'
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, **pipes)
-    assert 'BrokenPipeError: [Errno 32] socket' in done.stderr  # of something else
-    if os.path.exists('/dev/full'):
-        with open('/dev/full', 'w') as full:
-            done = subprocess.run(command, cwd=ROOT, **pipes | {'stdout': full})
-        assert (done.returncode, done.stderr) == (2, 'error: No space left on device\n')
-
-
-def test_every_device_has_its_share():
-    model = create_model('tiny', 10)
-    variables = init(model, jax.random.key(0))
-    random = np.random.default_rng(0)
-    batch = {
-        'image': random.integers(0, 256, (8, 32, 32, 3), np.uint8),
-        'label': np.arange(8, dtype=np.int32),
-        'mask': np.arange(8) < 7,
-    }
-    assert data_mesh().size == 2
-    two = evaluate(model, variables, [batch, batch], TRANSFORM, Accuracy(10))
-    one = evaluate(
-        model,
-        variables,
-        [batch, batch],
-        TRANSFORM,
-        Accuracy(10),
-        mesh=jax.make_mesh((1,), ('data',), devices=jax.devices()[:1]),
-    )
-    assert two == one
-    assert two.seen == 14

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -51,11 +54,23 @@ for i in range(1, len(sys.argv), 3):
 """
 
 
+@pytest.fixture(autouse=True)
+def lines():
+    """Operations know the lines that they come from, as for users: exported programs must not."""
+    name = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, name)
+    jax.config.update(name, 100)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """The converted digits checkpoint."""
     folder = tmp_path_factory.mktemp('digits')
+    names = {'class_names': [f'digit {i}' for i in range(10)]}
     meta = checkpoint.describe(create_model('tiny', 10)) | {'transform': TRANSFORM.to_json()}
+    meta |= names
     checkpoint.save(folder / 'tiny', from_torch(DIGITS)[1], meta)
     return folder
 
@@ -91,9 +106,18 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         file = tmp_path / name
         code, out, err = command(export_command.main, '--ckpt', folder, '--out', file, *options)
         assert code == 0, err
-        worst = re.search(r'on cpu, relative to the largest logit: (\S+)\n', out)
+        worst = re.search(r'on cpu, relative to the largest value: (\S+)\n', out)
         assert 0 < float(worst[1]) < 1e-5
         assert (tmp_path / f'{name}.npz').exists() == ('--weights-beside' in options)
+        assert 'classes, in this order: digit 0, digit 1' in out
+        told = json.loads((tmp_path / f'{name}.json').read_text())
+        assert told['class_names'] == [f'digit {i}' for i in range(10)]
+        assert told['sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert told['normalised_inside'] == ('--preprocess' in options)
+        assert told['jax'] == jax.__version__
+        assert f'written by JAX {jax.__version__}; JAX promises to read it for 6 months' in out
+        size = 64 if '--image-size' in options else 32
+        assert told['transform'] == TRANSFORM.override(crop=size).to_json()
         result = tmp_path / f'{name}_logits.npy'
         arguments += [file, tmp_path / f'{given}.npy', result]
         x = images[given]
@@ -118,6 +142,50 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         assert 'params/backbone/conv1/kernel' in stored
     plain = hrnet_jax.fold(model, variables, 'tpu').variables
     assert total == sum(leaf.size for leaf in jax.tree.leaves(plain))
+
+
+SHARDED = """
+import sys
+import jax
+jax.config.update('jax_num_cpu_devices', 8)
+import jax.export
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+mesh = Mesh(np.array(jax.devices()), ('data',))
+everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ('data',)))
+for program, images, weights in zip(*[iter(sys.argv[1:])] * 3):
+    call = jax.jit(jax.export.deserialize(bytearray(open(program, 'rb').read())).call)
+    images = np.load(images)
+    weights = [dict(np.load(weights))] if weights else []
+    one = np.asarray(call(*weights, images))
+    several = call(*jax.device_put(weights, everywhere), jax.device_put(images, split))
+    assert several.sharding.is_equivalent_to(split, 2), several.sharding
+    assert np.abs(np.asarray(several) - one).max() <= 1e-5 * np.abs(one).max()
+"""
+
+
+def test_images_on_eight_devices(source, tmp_path):
+    """Of every form of the file: normalised inside or not, the weights inside or beside."""
+    model, variables, _ = source
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), np.uint8)
+    arguments = []
+    for name, inside, weights_beside in (
+        ('a', False, False), ('b', True, False), ('c', False, True), ('d', True, True),
+    ):  # fmt: skip
+        transform = TRANSFORM if inside else None
+        program = export.export(
+            model, variables, image_size=32, transform=transform, weights_beside=weights_beside
+        )
+        (tmp_path / name).write_bytes(program.serialize())
+        np.save(tmp_path / f'{name}.npy', pixels if inside else normalize(pixels, TRANSFORM))
+        if weights_beside:
+            fast = export.fold_for(model, variables, export.known_platforms(None))
+            np.savez(tmp_path / f'{name}.npz', **export.flat_weights(fast.variables))
+        weights = tmp_path / f'{name}.npz' if weights_beside else ''
+        arguments += [tmp_path / name, tmp_path / f'{name}.npy', weights]
+    command = [sys.executable, '-c', SHARDED, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_form_and_precision(source):
@@ -162,13 +230,34 @@ def test_library(source):
         (model, {'image_size': -32}, 'at least 1'),
         (model, {'image_size': (32, 32, 3)}, 'neither one integer nor two'),
         (model, {'image_size': 32.0}, 'neither one integer nor two'),
-        (hrnet_jax.HRNet('tiny'), {}, 'a Classifier can be exported, not HRNet'),
+        ('tiny', {}, 'a Flax module can be exported, not str'),
         (model, {'batch': 0}, 'at least 1'),
         (model, {'batch': '2'}, 'at least 1'),
         (grey, {'transform': TRANSFORM}, '1 channels'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             export.export(changed, variables, **options)
+
+
+class Own(nn.Module):
+    """Of a user's task: two results, and nothing of ours inside."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        pooled = nn.Conv(4, (3, 3), name='conv')(images).mean((1, 2))
+        return {'angle': nn.Dense(2)(pooled), 'pooled': pooled}
+
+
+def test_a_module_of_the_users():
+    images = image(5, 2, 32, 64)
+    variables = Own().init(jax.random.key(0), images)
+    for options in ({}, {'transform': TRANSFORM}, {'weights_beside': True}):
+        program = export.export(Own(), variables, image_size=(32, 64), **options)
+        weights = export.flat_weights(variables) if 'weights_beside' in options else None
+        assert export.difference(program, weights, Own(), variables, TRANSFORM) < 1e-5
+    assert [aval.shape[1:] for aval in program.out_avals] == [(2,), (4,)]
+    changed = jax.tree.map(lambda x: 1.01 * x, variables)
+    assert export.difference(program, weights, Own(), changed, TRANSFORM) > 1e-3
 
 
 def test_weights_too_large_for_one_file(source, monkeypatch):
@@ -223,8 +312,9 @@ def test_wrong_arguments(refused, command, folder, tmp_path):
         ((*right, '--platforms', ''), 'unknown platform'),
         ((*right, '--batch', 0), '--batch 0'),
         ((*right, '--batch', 'many'), '--batch many'),
-        ((*right, '--image-size', 33), 'not a multiple of 32'),
-        ((*right, '--image-size', 0), 'above 0'),
+        ((*right, '--image-size', 100), '--image-size 100: '),
+        ((*right, '--image-size', 100), 'the next sizes that fit: 96 and 128'),
+        ((*right, '--image-size', 0), '--image-size 0: images must be at least 1 high'),
         ((*right, '--weights', 'ema'), 'no averaged weights'),
         ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
         (('--ckpt', folder, '--out', there), 'there exists; remove it or give --force'),

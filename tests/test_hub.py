@@ -52,7 +52,7 @@ def test_hub(tmp_path):
     reasons = (
         'the repository has neither model.safetensors nor pytorch_model.bin',
         'the repository has no such revision',
-        'its owner must let you in: ask on its page, then run `hf auth login`',
+        'its owner must let you in: ask on the page of the repository, then run `hf auth login`',
         'no such repository; if it is private, run `hf auth login` first',
     )
     for name, reason, error in zip(names[2:], reasons, errors, strict=True):

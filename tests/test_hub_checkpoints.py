@@ -157,14 +157,25 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), halves)
     assert meta['arrays'] == entries(rounded)
     assert meta['transform'] == small.to_json()
+    names = np.array(list('abcdefghij'))
+    hrnet_jax.push_to_hub((model, variables), 'me/net', class_names=names)
+    assert json.loads(sent[checkpoint.JSON])['class_names'] == names.tolist()
+    backbone = hrnet_jax.HRNet('tiny', upsample='bilinear', align_corners=True)
+    own = {k: v['backbone'] for k, v in variables.items()}
+    hrnet_jax.push_to_hub((backbone, own), 'me/backbone')
+    meta = json.loads(sent[checkpoint.JSON])
+    assert (meta['task'], meta['class_names']) == ('backbone', None)
+    again = checkpoint.model_of(meta)
+    assert (again.outputs, again.upsample, again.align_corners) == (4, 'bilinear', True)
     sent.clear()
     for source, options, reason in (
         ((hrnet_jax.create_model('tiny', 9), variables), {}, 'params/head/classifier/bias'),
         ((model, variables), {'class_names': ['a']}, '1 class names for 10 classes'),
         ((model, variables['params']), {}, 'the variables are not of this model'),
         (tuple(vars(hrnet_jax.fold(model, variables)).values()), {}, 'folded'),
-        ((model.clone(upsample='bilinear'), variables), {}, 'upsamples in another way'),
-        ((model, variables), {'revision': 'v2'}, 'push to v1 or to v2'),
+        ((model.clone(upsample='bilinear'), variables), {}, 'does not say upsample, which'),
+        ((model, variables), {'revision': 'v2'}, "v1, and revision says 'v2': leave one out"),
+        ((hrnet_jax.FeatureMaps('tiny'), variables), {}, 'FeatureMaps does not say what it is'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=reason):
             hrnet_jax.push_to_hub(source, 'me/net@v1', **options)

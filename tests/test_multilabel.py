@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 
 import jax
@@ -19,10 +20,13 @@ import hrnet_jax
 import predict as predict_command
 from convert import __main__ as convert_command
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError
+from hrnet_jax.initialisation import init
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.multilabel import Multilabel, Precision, average_precision
 from hrnet_jax.tasks.multilabel_data import open_multilabel
+from hrnet_jax.training.experiment import Experiment, Options
 
 sys.path.append(str(runs.ROOT / 'examples'))
 import digits  # noqa: E402
@@ -30,8 +34,10 @@ import digits  # noqa: E402
 LABELS = ('even', 'large', 'prime')
 OPTIONS = (
     '--dataset folder:{} --split train --eval-split val --image-size 32 --eval-resize 32 '
-    '--eval-crop 32 --flip 0 --batch-size 32 --epochs 2 --dtype float32 --checkpoint-steps 3'
+    '--eval-crop 32 --flip 0 --batch-size 32 --dtype float32 '
+    '--epochs 4 --eval-every 2 --checkpoint-steps 2 --keep 9'
 )
+STEPS = 12  # 4 epochs of 96 images
 TASK = get_task('multilabel')
 
 
@@ -63,8 +69,13 @@ def make_photos(folder):
     (folder / 'classes.txt').write_text('\n'.join(LABELS) + '\n')
 
 
-def options(photos, *more):
-    return [*OPTIONS.format(photos).split(), *more]
+def train(folder, photos, *more, **where):
+    options = OPTIONS.format(photos).split()
+    return runs.launch(folder, photos, *options, *more, recipe='multilabel', quick=True, **where)
+
+
+def read(run, step):
+    return checkpoint.read_json(run / 'checkpoints' / str(step))
 
 
 @pytest.fixture(scope='session')
@@ -72,9 +83,7 @@ def run(once, photos):
     """A whole run of train.py."""
 
     def make(folder):
-        [(code, out, err)] = runs.finish(
-            runs.launch(folder, photos, *options(photos), recipe='multilabel', quick=True)
-        )
+        [(code, out, err)] = runs.finish(train(folder, photos))
         assert code == 0, err
         assert 'mAP' in out
 
@@ -276,9 +285,20 @@ def test_views_are_of_classifiers(run):
 
 
 def test_to_timm_and_back(run, command, tmp_path):
-    """The file does not show the task, --task does; a flag that contradicts is refused."""
+    """The file alone does not show the task, --task does; a flag that contradicts is refused."""
     file, back = tmp_path / 'photos.safetensors', tmp_path / 'back'
-    assert command(convert_command.main, run, '--to', 'timm', '--out', file)[0] == 0
+    code, out, err = command(convert_command.main, run, '--to', 'timm', '--out', file)
+    assert code == 0, err
+    step = hrnet_jax.checkpoint.find(run).name
+    names = ', '.join(LABELS)
+    assert out.startswith(f'step {step} of the run\n3 classes, in this order: {names}\n')
+    told = json.loads((tmp_path / 'photos.safetensors.json').read_text())
+    assert (told['step'], told['task'], told['class_names']) == (
+        int(step),
+        'multilabel',
+        list(LABELS),
+    )
+    (tmp_path / 'photos.safetensors.json').unlink()
     arguments = (file, '--out', back, '--task', 'multilabel', '--resize', 32, '--crop', 32)
     assert command(convert_command.main, *arguments)[0] == 0
     assert checkpoint.read_json(back / 'tiny')['task'] == 'multilabel'
@@ -303,44 +323,50 @@ def test_export_and_nnx(run):
     np.testing.assert_array_equal(from_linen(model, variables)(images), logits)
 
 
-def test_resumed(run, photos, tmp_path):
-    """A run that was stopped ends with the same bits."""
-    for more in (['--stop-at', '4'], []):
-        [(code, _, err)] = runs.finish(
-            runs.launch(
-                tmp_path / 'run', photos, *options(photos, *more), recipe='multilabel', quick=True
-            )
-        )
+def test_resumed(run, photos):
+    """At the end of an epoch; the last checkpoint has the same bits."""
+    again = runs.lose_checkpoints(run, after=STEPS // 2)
+    [(code, out, err)] = runs.finish(train(again, photos))
+    assert code == 0, err
+    assert f'going on after {STEPS // 2}' in out
+    whole, resumed = (read(folder, STEPS) for folder in (run, again))
+    assert whole['arrays'] == resumed['arrays']
+    assert whole['training'] == resumed['training']
+
+
+def test_two_processes_evaluate(run, photos, tmp_path):
+    """To the figures of one process."""
+    file, data = tmp_path / 'eval.json', ('--dataset', f'folder:{photos}', '--split', 'val')
+    options = ('--ckpt', run, '--json', file, '--batch-size', 32, *data)
+    for code, _, err in runs.finish(runs.start('eval', options, processes=2)):
         assert code == 0, err
-    whole, stopped = (
-        checkpoint.read_json(folder / 'checkpoints' / '6') for folder in (run, tmp_path / 'run')
-    )
-    assert whole['arrays'] == stopped['arrays']
-    assert whole['training'] == stopped['training']
+    recorded = read(run, STEPS)['training']['scores'].values()
+    assert json.loads(file.read_text())['map'] == pytest.approx(max(recorded), abs=1e-3)
 
 
-def test_two_processes(photos, tmp_path):
-    """A step is the same, and the evaluation comes to the same figures of it."""
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        more = options(photos, '--stop-at', '1', '--eval-every', '0.34')
-        started = runs.launch(
-            folder, photos, *more, recipe='multilabel', processes=processes, quick=True
-        )
-        for code, _, err in runs.finish(started):
-            assert code == 0, err
-        meta = checkpoint.read_json(folder / 'checkpoints' / '1')
-        found.append((hrnet_jax.load(folder)[1], meta['training']['scores']['1']))
-    (one, score), (two, other) = found
+def test_two_processes_train(run, photos, tmp_path):
+    """As one does. SIGTERM to one of the two stops both after the same step, and one process with
+    other devices goes on from there."""
+    folder = tmp_path / 'run'
+    started = train(folder, photos, processes=2, devices=2)
+    runs.wait_for_step(folder, 2, started)
+    started[1].terminate()
+    ended = runs.finish(started)
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert '4 x cpu in 2 processes, 8 images each' in ended[0][1]
+    assert 'devices' not in ended[1][1]
+    [stopped] = [row['step'] for row in runs.rows(folder, 'stopped')]
+    assert workdir.steps(folder)[-1] == stopped < STEPS
+    one, two = (hrnet_jax.load(place / 'checkpoints' / '2')[1] for place in (run, folder))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one, two)
-    assert other == pytest.approx(score, abs=1e-3)
+    [(code, out, err)] = runs.finish(train(folder, photos, '--stop-at', str(stopped + 1)))
+    assert code == 0, err
+    assert f'going on after {stopped}' in out
+    assert f'stopped after step {stopped + 1}: at --stop-at' in out
 
 
-def test_from_a_classifier(photos, tmp_path):
+def test_from_a_classifier(photos, tmp_path, standard_promotion):
     """The last layer is new, although both networks have as many outputs."""
-    from hrnet_jax.initialisation import init
-
     model = hrnet_jax.create_model('tiny', 3)
     before = init(model, jax.random.key(5))
     content = {
@@ -349,12 +375,19 @@ def test_from_a_classifier(photos, tmp_path):
         'source': {'file': None, 'origin': 'test', 'sha256': None},
     }  # fmt: skip
     checkpoint.save(tmp_path / 'classifier', before, content)
-    more = options(photos, '--stop-at', '1', '--init', str(tmp_path / 'classifier'))
-    [(code, out, err)] = runs.finish(
-        runs.launch(tmp_path / 'run', photos, *more, recipe='multilabel', quick=True)
-    )
-    assert code == 0, err
-    assert 'last layer new for 3 classes' in out
+    said = []
+    recipe = Multilabel(
+        dataset=f'folder:{photos}', split='train', eval_split='val', image_size=32,
+        batch_size=32, init=str(tmp_path / 'classifier'),
+    )  # fmt: skip
+    experiment = Experiment('tiny', recipe, Options(tmp_path / 'run'), said.append)
+    started = experiment.start().params
+    assert any('last layer new for 3 classes' in line for line in said)
+    expected = init(experiment.model, jax.random.key(recipe.seed), 32)['params']
+    expected['backbone'] = before['params']['backbone']
+    for name in started['head'].keys() - {'classifier'}:
+        expected['head'][name] = before['params']['head'][name]
+    jax.tree.map(np.testing.assert_array_equal, started, expected)
 
 
 def test_labels_in_another_order(tmp_path):

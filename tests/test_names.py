@@ -43,3 +43,29 @@ def test_what_is_not_there():
 
 def test_reading_images_needs_no_jax():
     subprocess.run([sys.executable, '-c', LIGHT], check=True, timeout=100, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ('name', 'meant'),
+    [
+        ('hrnet_w18', 'w18'),
+        ('timm/hrnet_w18.ms_in1k', 'w18'),
+        ('hrnet-w48', 'w48'),
+        ('HRNetV2_W32', 'w32'),
+        ('w18_small', 'w18_small_v1 or w18_small_v2'),
+        ('hrnet_w18_ssld', 'w18'),
+    ],
+)
+def test_architectures_by_other_names(name, meant):
+    with pytest.raises(hrnet_jax.UserError, match=rf"'{name}'; perhaps {meant}; known: tiny"):
+        hrnet_jax.create_model(name)
+
+
+@pytest.mark.parametrize('command', ['train', 'eval', 'predict', 'hrnet_jax.summary'])
+def test_architectures_by_other_names_in_commands(command):
+    given = {'predict': ['x.png']}.get(command, [])
+    arguments = [sys.executable, '-m', command, *given, '--arch', 'hrnet_w18']
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown architecture 'hrnet_w18'; perhaps w18; known: tiny, " in done.stderr
+    assert done.stderr.count('\n') == 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -13,8 +11,11 @@ import pytest
 import runs
 from PIL import Image
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.commands import export as export_command
 
 sys.path.append(str(runs.ROOT / 'examples'))
 import digits  # noqa: E402
@@ -54,49 +55,43 @@ def train(folder, run, *more, task='angle'):
     return out
 
 
-def command(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=runs.ROOT, capture_output=True, text=True,
-        env=os.environ | {'PYTHONPATH': os.pathsep.join((str(runs.ROOT), str(folder)))},
-    )  # fmt: skip
-
-
 def test_it_is_short():
     assert len(CODE.splitlines()) <= 100
 
 
-def test_own_task(folder):
+def test_own_task(folder, command, refused, monkeypatch, standard_promotion):
     """In a hundred lines of the user's, without a change to ours."""
     assert 'error' in train(folder, 'whole')
-    train(folder, 'stopped', '--stop-at', '7')
-    train(folder, 'stopped')
+    assert 'going on after 10' in train(folder, runs.lose_checkpoints(folder / 'whole', after=10))
     last = [
-        checkpoint.read_json(folder / run / 'checkpoints' / '12') for run in ('whole', 'stopped')
+        checkpoint.read_json(folder / run / 'checkpoints' / '12') for run in ('whole', 'whole-10')
     ]
     assert last[0]['arrays'] == last[1]['arrays']
     assert last[0]['task'] == 'angle'
     scores = {int(k): -v for k, v in last[0]['training']['scores'].items()}
     assert hrnet_jax.checkpoint.find(folder / 'whole').name == str(min(scores, key=scores.get))
 
-    own = ('--task', 'angle:TASK', '--ckpt', folder / 'whole')
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {})
     data = ('--dataset', f'folder:{folder}', '--split', 'val', '--json', folder / 'eval.json')
-    done = command(folder, 'eval.py', *own, *data)
-    assert done.returncode == 0, done.stderr
+    line = refused(eval_command.main, '--ckpt', folder / 'whole', *data)  # without the flag
+    assert "unknown task 'angle'" in line
+
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, 'angle', raising=False)
+    own = ('--task', 'angle:TASK', '--ckpt', folder / 'whole')
+    for main, *arguments in (
+        (eval_command.main, *data),
+        (predict_command.main, folder / '3.png', '--json', folder / 'p.json'),
+        (export_command.main, '--out', folder / 'angle.stablehlo'),
+    ):
+        code, _, err = command(main, *own, *arguments)
+        assert code == 0, err
     found = json.loads((folder / 'eval.json').read_text())
     assert found['error'] == pytest.approx(min(scores.values()), abs=1e-3)
     assert found['num_examples'] == 32
-
-    done = command(folder, 'predict.py', folder / '3.png', *own, '--json', folder / 'p.json')
-    assert done.returncode == 0, done.stderr
     [row] = json.loads((folder / 'p.json').read_text())
     assert -180 <= row['predictions'] <= 180
-    done = command(folder, '-m', 'hrnet_jax.export', *own, '--out', folder / 'angle.stablehlo')
-    assert done.returncode == 0, done.stderr
-
-    done = command(folder, 'eval.py', '--ckpt', folder / 'whole', *data)  # without the flag
-    assert done.returncode == 2
-    assert "unknown task 'angle'" in done.stderr
-    assert 'Traceback' not in done.stderr
+    assert (folder / 'angle.stablehlo').stat().st_size > 10_000
 
 
 OWN = """

@@ -20,6 +20,7 @@ from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.imagenet import default_class_names
 from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import get_task
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'
 TRANSFORM = hrnet_jax.Transform(resize=32, crop=32)
@@ -109,6 +110,12 @@ def test_every_common_format(command, digits, tmp_path):
         assert np.asarray(picture.convert('RGB')).std() > 20
 
 
+def test_class_names_in_an_array():
+    model = hrnet_jax.create_model('tiny', 3)
+    options = get_task('classification').prediction_options(model, np.array(['a', 'b', 'c']))
+    assert options['names'] == ('a', 'b', 'c')
+
+
 def test_class_names():
     names = default_class_names(1000)
     assert len(set(names)) == len(names) == 1000
@@ -181,12 +188,15 @@ def test_wrong_arrays(digits):
         ([np.zeros((8, 8, 3), np.float32)], {}, 'uint8'),
         ([np.zeros((8, 8, 5), np.uint8)], {}, 'channels'),
         ([np.zeros((8, 8), np.uint8)], {'topk': 11}, 'topk 11'),
+        ([np.zeros((8, 8), np.uint8)], {'topk': 2.5}, 'topk 2.5'),
         (np.zeros((8, 8, 3), np.uint8), {}, 'a list, or an array'),
         ([np.zeros((8, 8), np.uint8)], {'batch_size': 0}, 'batch_size'),
         ([np.zeros((8, 8), np.uint8)], {'class_names': ['a']}, '1 class names'),
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.predict(model, variables, images, transform=TRANSFORM, **options)
+    with pytest.raises(hrnet_jax.UserError, match='HRNet does not say what it is for'):
+        hrnet_jax.predict(hrnet_jax.HRNet('tiny'), variables, [])
     fast = hrnet_jax.fold(model, variables)
     with pytest.raises(hrnet_jax.UserError, match='fast.model, fast.variables'):
         hrnet_jax.predict(fast, variables, [])

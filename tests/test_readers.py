@@ -176,3 +176,44 @@ def test_unsupported_types_are_left_out(tmp_path):
         source = read(save(state, tmp_path / kind, kind))
         check(source.tensors, {'a': state['a']})
         assert "ignored what is no tensor: 'f8'" in source.notes
+
+
+class OnDevice:
+    """What `torch.save` writes of a tensor of another device."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = getattr(torch._utils, function), args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy'])
+def test_saved_on_a_tpu(tmp_path, kind):
+    tensor = torch.randn(3, 5)
+    copied = '_rebuild_device_tensor_from_cpu_tensor'
+    state = {
+        'same': OnDevice(copied, tensor, torch.float32, 'xla:0', False),
+        'smaller': OnDevice(copied, tensor, torch.bfloat16, 'xla:0', True),
+    }
+    expected = {'same': tensor, 'smaller': tensor.bfloat16()}
+    source = read(save(state, tmp_path / 'a', kind))
+    check(source.tensors, expected)
+    assert source.notes == ()
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy'])
+@pytest.mark.parametrize('name', ['_rebuild_device_tensor_from_numpy', '_rebuild_xla_tensor'])
+def test_saved_on_a_tpu_as_numpy(tmp_path, kind, name):
+    array = OnDevice(name, np.ones(3, np.float32), torch.float32, 'xla:0', False)
+    text = message(save({'a': torch.ones(1), 'b': array}, tmp_path / 'a', kind))
+    assert text.startswith('holds tensors of a device (a TPU, perhaps) that were saved as NumPy')
+    assert 'v.cpu() for k, v in model.state_dict().items()' in text
+
+
+@pytest.mark.parametrize('names', [('conv1.weight',), ('module.conv1.weight', 'module.bn1.bias')])
+def test_shards_that_hold_nothing(tmp_path, names):
+    state = {'module': {name: torch.zeros(0) for name in names}, 'ds_version': '0.14'}
+    text = message(save(state, tmp_path / 'a'))
+    assert text.startswith('holds names without numbers, as DeepSpeed (ZeRO-3) writes them')
+    assert 'zero_to_fp32.py' in text

@@ -8,7 +8,6 @@ import pytest
 
 import train as train_command
 from hrnet_jax.errors import UserError
-from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.classification import TASK
 from hrnet_jax.tasks.classification_recipes import Digits, Official, Strong
@@ -113,30 +112,3 @@ def test_figures_that_can_say_something():
     assert [figure.name for figure in TASK.figures_of(Model)] == ['top1']
     Model.num_classes = 6
     assert [figure.name for figure in TASK.figures_of(Model)] == ['top1', 'top5']
-
-
-@pytest.mark.parametrize('value', ['', 'many', '1'])
-def test_a_launcher_that_says_nothing(monkeypatch, value):
-    """One process: what is empty or no number is as if it were not there."""
-    for name in (*distributed._SIZES, distributed._HOSTS):
-        monkeypatch.setenv(name, '' if name == distributed._HOSTS else value)
-    started = []
-    monkeypatch.setattr('jax.distributed.initialize', lambda *a: started.append(a))
-    monkeypatch.setattr(distributed, '_may_be_tpu', lambda: False)
-    none = type('Flags', (), dict.fromkeys(('coordinator', 'num_processes', 'process_id')))
-    distributed.start(none)
-    assert not started
-
-
-def test_a_launcher_that_says_too_little(monkeypatch):
-    """JAX then asks for what is not there."""
-    monkeypatch.setenv(distributed._SIZES[0], '2')
-
-    def initialize():
-        raise KeyError('SLURM_PROCID')
-
-    monkeypatch.setattr('jax.distributed.initialize', initialize)
-    monkeypatch.setattr(distributed, '_may_be_tpu', lambda: False)
-    none = type('Flags', (), dict.fromkeys(('coordinator', 'num_processes', 'process_id')))
-    with pytest.raises(UserError, match="'SLURM_PROCID' is not in the environment"):
-        distributed.start(none)

@@ -168,15 +168,20 @@ def test_tensorboard(reporter, tmp_path):
     assert not tf.config.get_visible_devices('GPU')
 
 
-def test_wandb(reporter, tmp_path, monkeypatch):
+@pytest.mark.parametrize('starts', [(0, 10), (10, 0), (20, 5)])
+def test_wandb(reporter, tmp_path, monkeypatch, starts):
+    """One run, also after going back: nothing is logged by W&B's own step, which never falls."""
     calls = []
-    run = types.SimpleNamespace(log=lambda *a, **k: calls.append(('log', a, k)))
+    run = types.SimpleNamespace(
+        log=lambda values: calls.append(values),
+        define_metric=lambda names, step_metric: calls.append((names, step_metric)),
+    )
     module = types.SimpleNamespace(
-        init=lambda **options: calls.append(('init', options)) or run,
+        init=lambda **options: calls.append(options) or run,
         finish=lambda: calls.append('finish'),
     )
     monkeypatch.setitem(sys.modules, 'wandb', module)
-    for start in (0, 10):
+    for start in starts:
         report = reporter(start, wandb='hrnet', config={'arch': 'w18'})
         report.train(start + 5, {'loss': 2.5})
         report.evaluation(start + 5, {'top1': 61.0})
@@ -187,11 +192,12 @@ def test_wandb(reporter, tmp_path, monkeypatch):
             'resume': 'allow', 'id': name}  # fmt: skip
     assert calls == [
         call
-        for step in (5, 15)
+        for start in starts
         for call in (
-            ('init', init),
-            ('log', ({'train/loss': 2.5},), {'step': step}),
-            ('log', ({'eval/top1': 61.0},), {'step': step}),
+            init,
+            ('*', 'trainer/step'),
+            {'train/loss': 2.5, 'trainer/step': start + 5},
+            {'eval/top1': 61.0, 'trainer/step': start + 5},
             'finish',
         )
     ]

@@ -1,4 +1,4 @@
-"""Weights on disk and on the hub: the format, finding and loading, the published table.
+"""The checkpoint format, the layout of a training folder, the published table, the hub's files.
 
-May import data, the models and what is below them; `hub_cache` also the package convert.
+May import tasks, data, the models and what is below them.
 """

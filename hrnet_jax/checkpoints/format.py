@@ -22,7 +22,7 @@ from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
-from hrnet_jax.tasks import DEFAULT, get_task, task_of
+from hrnet_jax.tasks import get_task, task_of, task_of_model
 from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
@@ -78,16 +78,26 @@ def entries(tree: Variables) -> dict[str, Any]:
 
 
 def with_digest(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON with its version, and with a digest of itself."""
-    content = {'version': VERSION, **content}
+    """The JSON with its version, and with a digest of itself; NumPy's arrays become lists."""
+    content = json.loads(json.dumps({'version': VERSION, **content}, default=_plain))
     return {**content, 'digest': _digest(content)}
 
 
 def describe(model: Any, task: str | Task | None = None) -> dict[str, Any]:
     """The part of the JSON that says which model the arrays are of, and what it is for: by default
-    what the model says."""
-    found = get_task(getattr(model, 'task', DEFAULT) if task is None else task)
+    what the model says.
+
+    Raises:
+        UserError: if neither says it.
+    """
+    found = task_of_model(model) if task is None else get_task(task)
     return {'task': found.name, **found.describe(model)}
+
+
+def of_the_model(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON says, without what it says of these arrays and of their training."""
+    own = ('version', 'arrays', 'ema', 'rest', 'training')
+    return {name: value for name, value in meta.items() if name not in own}
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,6 +121,12 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if digest != _digest(meta):
         raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
     return meta
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} is no JSON: {value!r:.60}')
 
 
 def arch_name(meta: dict[str, Any]) -> str | None:
@@ -172,14 +188,14 @@ def first_line(error: Exception) -> str:
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:
     if wrong := differing(arrays, shapes):
-        raise Misfit(f'{folder} does not fit what it is read for: it differs at {", ".join(wrong)}')
+        raise Misfit(f'{folder} does not fit what it is read for: it differs at {listed(wrong)}')
 
 
 def differing(arrays: dict[str, Any], shapes: Variables) -> list[str]:
-    """Paths, at most five, at which the `entries` are not of these shapes."""
+    """Paths at which the `entries` are not of these shapes."""
     expected = {name: list(leaf.shape) for name, leaf in named(shapes)}
     got = {name: entry['shape'] for name, entry in arrays.items()}
-    return sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))[:5]
+    return sorted(k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k))
 
 
 def named(tree: Variables) -> list[tuple[str, Any]]:

@@ -14,12 +14,13 @@ PREFIX = 'hf:'
 _LOGIN = 'run `hf auth login` first'
 _ERRORS = {
     'LocalEntryNotFoundError': 'the hub cannot be reached and the file is not in the cache',
-    'GatedRepoError': 'its owner must let you in: ask on its page, then run `hf auth login`',
+    'GatedRepoError': 'its owner must let you in: ask on the page of the repository, then run '
+    '`hf auth login`',
     'RepositoryNotFoundError': f'no such repository; if it is private, {_LOGIN}',
     'RevisionNotFoundError': 'the repository has no such revision',
     'LocalTokenNotFoundError': _LOGIN,
 }
-_STATUS = {401: _LOGIN, 403: 'your login may not do that'}
+_STATUS = {401: _LOGIN, 403: 'your token may not do that; take one that may write'}
 
 
 class NoFile(UserError):
@@ -87,6 +88,13 @@ def parse(origin: str) -> tuple[str, str | None]:
     if not match:
         raise UserError('is no repository: write hf:OWNER/REPO or hf:OWNER/REPO@REVISION')
     return match[1], match[2]
+
+
+def hint(path: str) -> str:
+    """What to add where no such file or folder is there: perhaps a repository was meant."""
+    if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?', path) and not Path(path).parent.exists():
+        return f'; if it is a repository of the Hugging Face hub, write {PREFIX}{path}'
+    return ''
 
 
 def _kinds(error: Exception) -> list[str]:

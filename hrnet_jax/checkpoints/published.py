@@ -25,7 +25,7 @@ class Published:
 
     Attributes:
         name: what `--name` takes.
-        arch: its architecture.
+        arch: its architecture; num_classes: the length of its output.
         results: evaluation transform -> data set -> accuracy; the first transform is the default.
         files: the names under which the file is distributed.
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
@@ -35,6 +35,7 @@ class Published:
 
     name: str
     arch: str
+    num_classes: int
     results: dict[Any, dict[str, Accuracy]]
     files: tuple[str, ...] = ()
     hub: str | None = None
@@ -44,6 +45,10 @@ class Published:
     @property
     def transform(self) -> Any:
         return next(iter(self.results))
+
+    def fits(self, arch: str, num_classes: int | None) -> bool:
+        """Whether a file of this content may be it."""
+        return (self.arch, self.num_classes) == (arch, num_classes)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,6 +90,7 @@ def _read() -> dict[str, Published]:
         row['name']: Published(
             row['name'],
             row['arch'],
+            int(row['classes']),
             {},
             tuple(row['files'].split()),
             row['hub'] or None,
@@ -96,7 +102,10 @@ def _read() -> dict[str, Published]:
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in _rows('results.csv'):
         key = (row['checkpoint'], row['protocol'], row['dataset'])
-        found.setdefault(key, {})[row['metric']] = float(row['value'])
+        values = found.setdefault(key, {})
+        if row['metric'] in values:  # on another split, or from another source
+            raise ValueError(f'results.csv: two figures for {row["metric"]} of {", ".join(key)}')
+        values[row['metric']] = float(row['value'])
     for (name, protocol, dataset), values in found.items():
         task = get_task(entries[name].task)
         sets = entries[name].results.setdefault(task.protocol.from_text(protocol), {})

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hrnet_jax.archs import list_models
+from hrnet_jax.archs import get_arch, list_models
+from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import Parser
 from hrnet_jax.tasks import get_task, names
 from hrnet_jax.tasks.base import Task
@@ -15,24 +16,39 @@ from hrnet_jax.tasks.flag import add_task
 
 def add_checkpoint(parser: Parser) -> None:
     """The flags that say which checkpoint: arguments of `loading.find` and `load`."""
-    parser.add_argument('--arch', choices=list_models(), help='which checkpoint in DIR')
+    add_arch(parser, 'where DIR holds several checkpoints: the one to take')
     parser.add_argument(
         '--ckpt',
         required=True,
         metavar='DIR',
-        help='converted checkpoint, or the folder of it; or a training folder, or a step in '
-        'it; or hf:OWNER/REPO',
+        help='a converted checkpoint, or the folder that holds it; or a training folder, or a step '
+        'in it; or hf:OWNER/REPO of the Hugging Face hub',
     )
     parser.add_argument(
         '--weights',
         choices=['ema', 'raw'],
-        help='of a training folder; None: ema if it has them',
+        help='of a training folder: the averaged weights (ema), or those of the step (default: '
+        'ema if the run averages)',
     )
     add_task(parser)
 
 
+def add_arch(parser: Parser, text: str, required: bool = False) -> None:
+    """The flag --arch: a name of the table of architectures."""
+    text += f'; one of {", ".join(list_models())}'
+    parser.add_argument('--arch', type=_arch, metavar='ARCH', required=required, help=text)
+
+
+def _arch(name: str) -> str:
+    try:
+        return get_arch(name).name
+    except UserError as error:  # of which argparse would not print the text
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def every_task() -> list[Task]:
-    return [get_task(name) for name in names()]
+    """Those that evaluate and predict."""
+    return [task for task in map(get_task, names()) if task.figures]
 
 
 def add_protocols(parser: Parser, tasks: Iterable[Task]) -> list[str]:
@@ -58,8 +74,14 @@ def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
 
 
 def _add(parser: Parser, title: str, add: Callable[[Any], None]) -> list[str]:
-    # Tasks may share a flag, which then means the same.
-    group = parser.add_argument_group(title, conflict_handler='resolve')
-    before = list(parser._actions)
-    add(group)
-    return [action.dest for action in parser._actions if action not in before]
+    """Adds flags in a group of their own; one that another task has, too, means the same."""
+    own = argparse.ArgumentParser(add_help=False)
+    add(own)
+    group = parser.add_argument_group(title)
+    for action in own._actions:
+        known = parser._option_string_actions.get(action.option_strings[0])
+        if known is None:
+            group._add_action(action)
+        elif (type(known), known.type, known.nargs) != (type(action), action.type, action.nargs):
+            raise UserError(f'{title}: {action.option_strings[0]} is another flag already')
+    return [action.dest for action in own._actions]

@@ -88,10 +88,10 @@ def main() -> None:
         import jax.numpy as jnp
 
         from hrnet_jax.checkpoints import format as checkpoint
-        from hrnet_jax.checkpoints import loading
         from hrnet_jax.inference.evaluation import evaluate
         from hrnet_jax.inference.folding import fold
         from hrnet_jax.runtime import compilation, distributed
+        from hrnet_jax.weights import loading
 
     distributed.start(args)
     compilation.enable_cache()
@@ -99,6 +99,8 @@ def main() -> None:
         folder = loading.find(args.ckpt, args.arch)
         meta = checkpoint.read_json(folder)
         task = task_of_checkpoint(args.task, meta)
+        if not task.figures:
+            task.refuse('evaluation')
         transform = task.protocol.from_json(meta['transform'])
         transform = transform.override(STRIDE, **given(args, of_protocol))
         if args.dataset is None:
@@ -147,7 +149,7 @@ def main() -> None:
     )
     result.check(total)
     if main_process:
-        report(args, meta, task, source, transform, result, total)
+        report(args, meta, task, source, transform, result, total, fast.model)
 
 
 def default_batch() -> int:
@@ -170,8 +172,11 @@ def report(
     transform: Protocol,
     result: Result,
     total: int,
+    model: Any,
 ) -> None:
     """Prints the table and writes the JSON."""
+    from hrnet_jax.checkpoints.format import arch_name
+
     name, unreadable = source.dataset.name, result.unreadable
     partial = source.is_partial or total < source.num_examples or unreadable > 0
     published = None if partial else expected(meta['published'], transform, name)
@@ -179,7 +184,7 @@ def report(
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
     print(
-        f'{meta["arch"]["name"]}{f", published as {known}," if known else ""} on {name}, '
+        f'{arch_name(meta) or task.name}{f", published as {known}," if known else ""} on {name}, '
         f'split {source.split or "-"}, {transform.text}'
     )
     if partial:
@@ -189,9 +194,12 @@ def report(
     if unreadable:
         print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
+    shown = task.figures_of(model)
     for i, figure in enumerate(task.figures):
+        if figure not in shown:
+            continue
         value = result.metrics[figure.name]
-        correct = result.counts.get(f'{figure.name}_correct')
+        correct = result.counts.get(figure.count or '')
         theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
         number = '' if correct is None else f'{correct:,}'
         rows.append([figure.label + '*' * bool(unreadable), f'{value:.3f}', number, *theirs])
@@ -203,7 +211,8 @@ def report(
         content = {
             **result.metrics,
             **result.counts,
-            'arch': meta['arch']['name'],
+            **result.details,
+            'arch': arch_name(meta),
             'dataset': name,
             'version': source.version,
             'split': source.split,

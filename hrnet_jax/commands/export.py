@@ -6,40 +6,56 @@ import contextlib
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from hrnet_jax.archs import STRIDE
-from hrnet_jax.checkpoints import loading
-from hrnet_jax.checkpoints.format import read_json
+from hrnet_jax.checkpoints import beside
+from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import export
 from hrnet_jax.runtime import cli, compilation
 from hrnet_jax.runtime.files import refuse_existing, refuse_unwritable, replacing
+from hrnet_jax.tasks.flag import task_of_checkpoint
+from hrnet_jax.weights import loading
 
 
 def parser() -> cli.Parser:
     p = cli.Parser(prog='python -m hrnet_jax.export', description=export.__doc__)
     add_checkpoint(p)
-    p.add_argument('--out', required=True, metavar='FILE', help='the file to write')
-    p.add_argument('--batch', default='dynamic', metavar='N', help='images a call, or dynamic')
     p.add_argument(
-        '--image-size', type=int, metavar='N', help="edge of the images; None: the checkpoint's"
+        '--out',
+        required=True,
+        metavar='FILE',
+        help='the file to write; FILE.json, beside it, describes it',
+    )
+    p.add_argument(
+        '--batch', default='dynamic', metavar='N', help='images in a call; dynamic: any number'
+    )
+    p.add_argument(
+        '--image-size',
+        type=int,
+        metavar='N',
+        help="height and width of the images, a multiple of 32 (default: the checkpoint's crop)",
     )
     p.add_argument(
         '--platforms',
         metavar='P,P',
-        help=f"of {', '.join(export.PLATFORMS)}; None: this machine's. For one kind it is in that "
-        "kind's fastest form",
+        help=f'where the program will run: one or several of {", ".join(export.PLATFORMS)}, with a '
+        'comma between (default: as this machine). For one kind it has the form that is fastest '
+        'there',
     )
     p.add_argument(
         '--preprocess',
         action='store_true',
-        help='take uint8 images, resized and cropped, and normalise them inside',
+        help='the program takes uint8 images, which you have resized and cropped, and normalises '
+        'them',
     )
-    p.add_argument('--weights-beside', action='store_true', help='write the weights to FILE.npz')
-    p.add_argument('--force', action='store_true', help='replace what exists')
+    p.add_argument(
+        '--weights-beside', action='store_true', help='write the weights to FILE.npz, not into FILE'
+    )
+    p.add_argument('--force', action='store_true', help='replace what is there')
     return p
 
 
@@ -53,13 +69,22 @@ def main() -> None:
     platforms = export.known_platforms(
         args.platforms.split(',') if args.platforms is not None else None
     )
-    out, beside = Path(args.out), Path(f'{args.out}.npz')
-    for path in (out, beside)[: 1 + args.weights_beside]:
+    out, weights_file = Path(args.out), Path(f'{args.out}.npz')
+    described_in = beside.place(out)
+    for path in (out, described_in, weights_file)[: 2 + args.weights_beside]:
         refuse_unwritable(path)
         refuse_existing(path, args.force)
     folder = loading.find(args.ckpt, args.arch)
-    meta = read_json(folder)
-    transform = Transform.from_json(meta['transform']).override(STRIDE, crop=args.image_size)
+    meta = checkpoint.read_json(folder)
+    task_of_checkpoint(args.task, meta)
+    transform = Transform.from_json(meta['transform'])
+    size = transform.crop if args.image_size is None else args.image_size
+    try:  # now, not after the model is loaded
+        export.check_size(checkpoint.model_of(meta), size, size)
+    except UserError as error:
+        flag = f'--image-size {size}' if args.image_size is not None else f'{folder}'
+        raise UserError(f'{flag}: {error}') from None
+    transform = transform.override(crop=size)
     compilation.enable_cache()
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     fast = export.fold_for(model, variables, platforms)
@@ -75,18 +100,31 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         stored = None
         if args.weights_beside:
-            stored = stack.enter_context(replacing(beside, args.force))
+            stored = stack.enter_context(replacing(weights_file, args.force))
             with open(stored, 'wb') as file:  # NumPy would add an ending to a name
                 np.savez(file, **export.flat_weights(fast.variables))
         temporary = stack.enter_context(replacing(out, args.force))
         temporary.write_bytes(program.serialize())
         result = export.check(temporary, stored, model, variables, transform)
-    images, logits = (aval.str_short() for aval in (program.in_avals[-1], program.out_avals[0]))
+        said = {
+            'images': program.in_avals[-1].str_short(),
+            'outputs': [aval.str_short() for aval in program.out_avals],
+            'platforms': platforms,
+            'normalised_inside': args.preprocess,
+            'jax': jax.__version__,
+        }
+        described = meta | {'transform': transform.to_json()}
+        beside.write(stack, out, temporary, described, args.force, **said)
+    name = meta['arch']['name'] if 'arch' in meta else type(model).__name__
     print(
-        f'{out}: {meta["arch"]["name"]}, {images} -> {logits}, for {", ".join(platforms)}, '
-        f'{out.stat().st_size / 1e6:.1f} MB'
+        f'{out}: {name}, {said["images"]} -> {", ".join(said["outputs"])}, for '
+        f'{", ".join(platforms)}, {out.stat().st_size / 1e6:.1f} MB; beside it {described_in.name}'
     )
-    print(result)
+    promise = (
+        f'written by JAX {jax.__version__}; JAX promises to read it for 6 months, in newer releases'
+    )
+    for line in (*beside.lines(meta, args.weights), result, promise):
+        print(line)
 
 
 def entry() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading
 from hrnet_jax.commands.arguments import (
     add_checkpoint,
     add_predictions,
@@ -23,6 +22,7 @@ from hrnet_jax.runtime import cli, compilation, files
 from hrnet_jax.tasks import task_of
 from hrnet_jax.tasks.base import Task
 from hrnet_jax.tasks.flag import task_of_checkpoint
+from hrnet_jax.weights import loading
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hrnet_jax.archs import list_models
+from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.summary import render, table
 from hrnet_jax.models import create_model
@@ -14,7 +14,7 @@ def main() -> None:
         prog='python -m hrnet_jax.summary',
         description='Parameters, multiply-adds and output sizes of a network.',
     )
-    p.add_argument('--arch', required=True, choices=list_models())
+    add_arch(p, 'the network', required=True)
     p.add_argument('--num-classes', type=int, default=1000)
     p.add_argument(
         '--image-size', type=int, nargs='+', default=[224], metavar='N', help='edge; or two'

@@ -15,15 +15,15 @@ import traceback
 import zlib
 from pathlib import Path
 
-from hrnet_jax.archs import list_models
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading
+from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe
 from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments
+from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
 
@@ -41,11 +41,7 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     asked = first.parse_known_args()[0].recipe
     cls = known.get(asked, known[usual])
     p.epilog = describe(known, asked)
-    p.add_argument(
-        '--arch',
-        choices=list_models(),
-        help='network; needed unless --init is given, which has one',
-    )
+    add_arch(p, 'the network; needed unless --init is given, which has one')
     p.add_argument(
         '--recipe',
         choices=list(known),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrnet_jax.archs import STRIDE
-from hrnet_jax.checkpoints import loading
 from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data.imagenet import default_class_names, readable
 from hrnet_jax.data.preprocess import Transform, open_image
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, view
+from hrnet_jax.inference.visualize import FORMATS, STRIDES, find_class, require_classifier, view
 from hrnet_jax.runtime import cli, compilation, files
+from hrnet_jax.tasks.flag import task_of_checkpoint
+from hrnet_jax.weights import loading
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
 
     folder = loading.find(args.ckpt, args.arch)
     meta = read_json(folder)
+    require_classifier(task_of_checkpoint(args.task, meta))
     names = readable(meta.get('class_names') or default_class_names(meta['num_classes']))
     target = None if args.target is None else find_class(args.target, names)
     transform = Transform.from_json(meta['transform'])

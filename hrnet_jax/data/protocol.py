@@ -47,7 +47,8 @@ class Protocol(abc.ABC):
         """The network's outputs for normalised images (N, H, W, 3), traced.
 
         Args:
-            forward: the network; called more than once where outputs are averaged.
+            forward: (images, method='__call__') -> what that method of the network gives; called
+                more than once where outputs are averaged.
         """
         return forward(images)
 
@@ -72,7 +73,7 @@ class Protocol(abc.ABC):
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {name: _listed(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
@@ -84,4 +85,12 @@ class Protocol(abc.ABC):
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := set(fields) - known:
             raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return cls(**{name: _hashable(value) for name, value in fields.items()})
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(x) for x in value] if isinstance(value, tuple) else value
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(x) for x in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """An evaluation set read in a process of its own, while this one imports JAX and loads the model.
 
-TensorFlow takes as long to import as the model takes to load. Both are Python, whose lock two
-threads of one process would pass to and fro.
+TensorFlow takes as long to import as the model takes to load. Two threads would share Python's
+lock, so a second process does it.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        # Not by `multiprocessing`, which would import the command there, and JAX with it; and not
-        # by standard output, which is for what libraries print.
+        # `multiprocessing` would import the command there, and JAX with it. Standard output is not
+        # used, because libraries print to it.
         results, theirs = os.pipe()
         paths = [path for path in sys.path if isinstance(path, str)]
         code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; r.main({theirs})'
@@ -190,7 +190,12 @@ def main(descriptor: int) -> None:
             os._exit(1)  # without another attempt to write
 
     try:
-        for part in _parts():
+        sources.tensorflow()  # takes longest, and the same for every request
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:  # the first process has ended without one
+            return
+        for part in parts(request):
             send(part)
     except ImportError as error:
         send(evaluation.missing(error))
@@ -199,14 +204,11 @@ def main(descriptor: int) -> None:
         send(error if known else RuntimeError(traceback.format_exc()))
 
 
-def _parts() -> Iterator[Any]:
-    sources.tensorflow()  # takes longest, and the same for every request
-    try:
-        request: Request = pickle.load(sys.stdin.buffer)
-    except EOFError:  # the first process has ended without one
-        return
+def parts(request: Request) -> Iterator[Any]:
+    """An `Opened`, the batches, None."""
     opener = request.opener
-    source = opener.open_dataset(request.name, request.split, request.data_dir)
+    with sources.readable(request.name):
+        source = opener.open_dataset(request.name, request.split, request.data_dir)
     if request.order is not None:
         source = opener.renumbered(source, request.order)
     source = classes.of_checkpoint(

@@ -28,10 +28,10 @@ _ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
 
 # Enough to notice shifted labels, should tfds no longer bring the list of all.
 _KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 970}
-# Training: records that wait, undecoded, to be drawn from; and bytes of a split up to which it is
-# held in memory, where any order is possible.
+# SHUFFLE: how many undecoded records wait to be drawn from in training. IN_MEMORY: a split of at
+# most so many bytes is held in memory, where any order is possible.
 SHUFFLE = 256
-_TOGETHER = 4  # files a lane of training reads at once: there are up to 64, and descriptors end
+_TOGETHER = 4  # files that one lane of training reads at once; of up to 64 lanes
 IN_MEMORY = 256 * 2**20
 _PREPARE = (
     'python -c "import tensorflow_datasets as tfds; '

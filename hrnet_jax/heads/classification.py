@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from hrnet_jax.archs import ARCHS, Arch, check_sizes, get_arch
+from hrnet_jax.archs import ARCHS, Arch, at_least_one, check_sizes, get_arch
 from hrnet_jax.backbone import FeatureInfo, HRNet, Network
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, Bottleneck, Options, at_least_float32, conv_norm, dense
@@ -92,6 +92,7 @@ class Classifier(Network):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'arch', classifier_arch(self.arch))  # of a name, too
+        object.__setattr__(self, 'num_classes', at_least_one('num_classes', self.num_classes))
         super().__post_init__()
 
     @property

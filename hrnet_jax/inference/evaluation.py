@@ -51,9 +51,11 @@ def make_eval_step(
 
     def step(variables: Variables, batch: Batch) -> Totals:
         images = normalize(batch['image'], transform, model.dtype)
-        outputs = transform.outputs(
-            lambda images: apply(model, variables, images, in_pieces=mesh.size == 1), images
-        )
+
+        def forward(images: Any, method: str = '__call__') -> Any:
+            return apply(model, variables, images, method, in_pieces=mesh.size == 1)
+
+        outputs = transform.outputs(forward, images)
         mask = batch['mask']
         finite = jax.tree.map(
             lambda x: jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))), jax.tree.leaves(outputs)

@@ -1,20 +1,23 @@
 """python -m hrnet_jax.export --arch A --ckpt DIR --out FILE: the network as one program.
 
-FILE is StableHLO as `jax.export` writes it. It needs JAX alone (and flatbuffers, in which JAX reads
-and writes it), not hrnet_jax or Flax:
+FILE is StableHLO as `jax.export` writes it. To run it takes JAX and flatbuffers; neither hrnet_jax
+nor Flax is needed:
 
     import jax.export
     program = jax.export.deserialize(open('w18.stablehlo', 'rb').read())
-    logits = jax.jit(program.call)(images)  # program.in_avals says which
+    logits = jax.jit(program.call)(images)  # program.in_avals: shape and type of the images
 
-Images are float32 (N, H, W, 3), normalised, or with --preprocess uint8; logits are float32
-(N, classes). With --weights-beside the weights are in FILE.npz and the first argument:
+Images are float32 (N, H, W, 3), normalised; with --preprocess they are uint8. The result is that of
+the model, of a classifier logits, float32 (N, classes). FILE.json says what FILE does not: the
+classes in order, how to resize, crop and normalise an image, the step of a training run.
+
+With --weights-beside the weights are in FILE.npz and are the first argument:
 
     weights = jax.device_put(dict(numpy.load('w18.stablehlo.npz')))
     logits = jax.jit(program.call)(weights, images)
 
-Options of the compiler are no part of the file. One for CPUs is faster with
-jax.jit(program.call, compiler_options=...), with `hrnet_jax.folding.CPU_OPTIONS`.
+On a CPU the program is faster with `hrnet_jax.folding.CPU_OPTIONS`, a dict which cannot be stored
+in FILE: jax.jit(program.call, compiler_options=CPU_OPTIONS).
 """
 
 from __future__ import annotations
@@ -28,14 +31,15 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax.backbone import check_images, image_hw
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.inference import folding
 from hrnet_jax.inference.folding import Folded, apply, fold
+from hrnet_jax.layers import Configured
 from hrnet_jax.models import Variables
 
 PLATFORMS = tuple(name for name in folding.PLATFORMS if name != 'gpu')
@@ -44,7 +48,7 @@ LIMIT = 2**31 - 2**24  # bytes; the file's format ends at 2 GiB
 
 
 def export(
-    model: Classifier,
+    model: nn.Module,
     variables: Variables,
     *,
     image_size: int | tuple[int, int] = 224,
@@ -53,14 +57,15 @@ def export(
     transform: Transform | None = None,
     weights_beside: bool = False,
 ) -> jax.export.Exported:
-    """The program (images) -> logits (N, num_classes) in float32; `.serialize()` gives its bytes.
+    """The program (images) -> what the model gives, of a classifier logits (N, num_classes) in
+    float32; `.serialize()` gives its bytes.
 
     Args:
-        model: folded here by `fold_for`, unless it is folded.
+        model: any Flax module of images; folded here by `fold_for`, unless it is folded.
         variables: the model's.
         image_size: height and width, or both in one.
         batch: images a call; None for any number from 1.
-        platforms: those of `PLATFORMS` that the program shall run on; None for JAX's own.
+        platforms: those of `PLATFORMS` that the program will run on; None for JAX's own.
         transform: images are uint8 and are normalised inside as it says; resizing and cropping
             stay outside. None for float32 images that are normalised.
         weights_beside: the program is (weights, images) -> logits; its weights are
@@ -71,38 +76,46 @@ def export(
             than 2 GiB inside.
     """
     platforms = known_platforms(platforms)
-    if not isinstance(model, Classifier):
-        raise UserError(f'a Classifier can be exported, not {type(model).__name__}')
+    if not isinstance(model, nn.Module):
+        raise UserError(f'a Flax module can be exported, not {type(model).__name__}')
     height, width = image_hw(image_size)
-    nearest = model.upsample == 'nearest'
-    check_images((1, height, width, model.in_channels), model.in_channels, nearest)
+    channels = check_size(model, height, width)
     if batch is not None and not (isinstance(batch, int) and batch > 0):
         raise UserError(f'batch must be an integer of at least 1, or None, not {batch!r}')
-    if min(height, width) < 1:
-        raise UserError(f'images must be at least 1 high and wide, not {height} x {width}')
-    if transform and model.in_channels != 3:
-        raise UserError(f'images of {model.in_channels} channels have no known preprocessing')
-    fast = Folded(model, variables) if model.folded else fold_for(model, variables, platforms)
+    if transform and channels != 3:
+        raise UserError(f'images of {channels} channels have no known preprocessing')
+    folded = getattr(model, 'folded', False)
+    fast = Folded(model, variables) if folded else fold_for(model, variables, platforms)
     weights = flat_weights(fast.variables)
     size = sum(leaf.nbytes for leaf in weights.values())
     if size > LIMIT and not weights_beside:
         raise UserError(f'{size / 1e9:.1f} GB of weights do not fit inside; put them beside it')
 
-    def logits(weights: dict[str, Any], images: jax.Array) -> jax.Array:
+    def outputs(weights: dict[str, Any], images: jax.Array) -> jax.Array:
         if transform:
-            images = normalize(images, transform, fast.model.dtype)
+            images = normalize(images, transform, getattr(model, 'dtype', None) or np.float32)
         tree = unflatten_dict(weights, sep='/')
         # In one piece: their best number depends on the machine that runs it.
         return apply(fast.model, tree, images, in_pieces=False)
 
     number = jax.export.symbolic_shape('batch')[0] if batch is None else batch
-    shape = (number, height, width, model.in_channels)
+    shape = (number, height, width, channels)
     images = jax.ShapeDtypeStruct(shape, np.uint8 if transform else np.float32)
-    inside = jax.jit(lambda images: logits(weights, images))
+    inside = jax.jit(lambda images: outputs(weights, images))
     with _without_paths():
         if weights_beside:
-            return jax.export.export(jax.jit(logits), platforms=platforms)(weights, images)
+            return jax.export.export(jax.jit(outputs), platforms=platforms)(weights, images)
         return jax.export.export(inside, platforms=platforms)(images)
+
+
+def check_size(model: Any, height: int, width: int) -> int:
+    """The channels of the model's images; raises UserError for a size that it does not take."""
+    if min(height, width) < 1:
+        raise UserError(f'images must be at least 1 high and wide, not {height} x {width}')
+    channels = getattr(model, 'in_channels', 3)
+    multiples = getattr(model, 'upsample', '') == 'nearest'
+    check_images((1, height, width, channels), channels, multiples)
+    return channels
 
 
 @contextlib.contextmanager
@@ -117,9 +130,12 @@ def _without_paths() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def fold_for(model: Classifier, variables: Variables, platforms: Sequence[str] | None) -> Folded:
-    """`hrnet_jax.fold` in the form of the platform; for several kinds in the plain form."""
+def fold_for(model: nn.Module, variables: Variables, platforms: Sequence[str] | None) -> Folded:
+    """`hrnet_jax.fold` in the form of the platform; for several kinds in the plain form. A module
+    that is not ours stays as it is."""
     kinds = {folding.PLATFORMS[name] for name in known_platforms(platforms)}
+    if not isinstance(model, Configured):
+        return Folded(model, variables)
     if len(kinds) > 1:
         return folding.folded_as(model, variables, {})
     return fold(model, variables, kinds.pop())
@@ -147,11 +163,11 @@ def known_platforms(platforms: Sequence[str] | None) -> tuple[str, ...]:
 def difference(
     program: jax.export.Exported,
     weights: dict[str, Any] | None,
-    model: Classifier,
+    model: nn.Module,
     variables: Variables,
     transform: Transform,
 ) -> float:
-    """The worst difference of a program's logits, relative to the largest logit.
+    """The worst difference of a program's outputs, each relative to its largest value.
 
     On random images, for a program of any batch at two sizes.
 
@@ -169,17 +185,19 @@ def difference(
     for n in (batch,) if isinstance(batch, int) else (1, 3):
         size = (n, *shape)
         x = random.integers(0, 256, size, np.uint8) if raw else random.standard_normal(size, 'f')
-        got = np.asarray(call(x) if weights is None else call(weights, x))
+        got = jax.tree.leaves(call(x) if weights is None else call(weights, x))
         pixels = normalize(x, transform) if raw else jnp.asarray(x)
         # One at a time: one program for all, and any batch fits.
-        wanted = np.concatenate([reference(pixels[i : i + 1]) for i in range(n)])
-        # Of arrays, where NaN stays.
-        worst = np.maximum(worst, np.max(np.abs(got - wanted)) / np.max(np.abs(wanted)))
+        each = [jax.tree.leaves(reference(pixels[i : i + 1])) for i in range(n)]
+        for ours, parts in zip(got, zip(*each, strict=True), strict=True):
+            wanted = np.concatenate(parts)
+            scale = np.max(np.abs(wanted)) or 1
+            worst = np.maximum(worst, np.max(np.abs(ours - wanted)) / scale)  # NaN stays
     return float(worst)
 
 
 def check(
-    file: Path, stored: Path | None, model: Classifier, variables: Variables, transform: Transform
+    file: Path, stored: Path | None, model: nn.Module, variables: Variables, transform: Transform
 ) -> str:
     """Runs the written files beside the model; says how they compare.
 
@@ -196,5 +214,5 @@ def check(
             weights = dict(arrays)
     worst = difference(program, weights, model, variables, transform)
     if not worst <= TOLERANCE:  # NaN is not
-        raise UserError(f'the program differs from the model by {worst:.1e} of the largest logit')
-    return f'worst difference from the model on {here}, relative to the largest logit: {worst:.1e}'
+        raise UserError(f'the program differs from the model by {worst:.1e} of the largest value')
+    return f'worst difference from the model on {here}, relative to the largest value: {worst:.1e}'

@@ -91,9 +91,9 @@ def folded_as(model: nn.Module, variables: Variables, fields: dict[str, Any]) ->
 
 # What JAX and `jax.export` call a platform -> the kind.
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'gpu', 'cuda': 'gpu', 'rocm': 'gpu', 'tpu': 'tpu'}
-# Fields of the form by kind and type. On CPUs a quarter of the multiplications wins in float32
-# where the kernels, four times as large, are not yet too large (docs/benchmarks.md). On GPUs cuDNN
-# takes channels by the 8 or 16, and else would turn the axes of every kernel in every call.
+# Fields of the form, by platform and type. On CPUs, Winograd wins in float32 as long as its kernels
+# (four times as large) are not too large (docs/experiments.md). On GPUs, cuDNN needs channels in
+# multiples of 8 or 16, and would otherwise transpose every kernel in every call.
 PLANS: dict[tuple[str, str], dict[str, Any]] = {
     ('cpu', 'float32'): {'winograd': 200},
     ('gpu', 'bfloat16'): {'channel_multiple': 16, 'kernels': 'OHWI'},
@@ -118,8 +118,8 @@ def apply(
 ) -> Any:
     """`model.apply(variables, images, method=method)`, on a CPU a few images at a time.
 
-    There the tiles of many images do not stay in the caches. Not `in_pieces`: all at once, where
-    the images are spread over devices.
+    The tiles of many images do not fit into a CPU's caches. `in_pieces=False` computes all images
+    at once, for images that are spread over devices.
     """
     n, few = images.shape[0], at_a_time()
     with matmul_precision(model):
@@ -141,16 +141,17 @@ def traced(*args: Any) -> bool:
     refuses compiler options."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         return True
-    # JAX's own ways to ask moved from release to release; what is made in a program is traced.
+    # JAX has moved its function for this question several times. An array that is made inside a
+    # traced program is a tracer.
     return isinstance(jax.lax.iota(np.int32, 1), jax.core.Tracer)
 
 
 def compiler_options(model: nn.Module) -> dict[str, Any] | None:
     """For `jax.jit(..., compiler_options=)` around a folded model.
 
-    On a CPU: without XLA's default library for convolutions, which uses one core and reaches half
-    the speed of the other (docs/benchmarks.md); with the widest vectors; and at a level of
-    optimisation that is compiled in four fifths of the time and runs as fast.
+    On a CPU the options switch off XLA's default library for convolutions, which uses one core and
+    is half as fast (docs/experiments.md). They also choose the widest vectors, and a level of
+    optimisation that compiles in four fifths of the time and runs as fast.
     """
     return _options_of_cpu() if _by_winograd(model) else None
 

@@ -14,7 +14,7 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.folding import Folded, apply, compiler_options, fold
 from hrnet_jax.models import Variables
-from hrnet_jax.tasks import DEFAULT, get_task
+from hrnet_jax.tasks import get_task, task_of_model
 from hrnet_jax.tasks.base import Prediction, Task
 
 __all__ = ['Prediction', 'predict']
@@ -52,30 +52,45 @@ def predict(
     """
     if isinstance(model, Folded):
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
-    kind = get_task(getattr(model, 'task', DEFAULT) if task is None else task)
+    kind = task_of_model(model) if task is None else get_task(task)
     transform = transform or kind.protocol()
     chosen = kind.prediction_options(model, class_names, **options)
     if batch_size < 1:
         raise UserError(f'batch_size must be at least 1, not {batch_size}')
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise UserError(f'images are a list, or an array (N, H, W, 3), not of shape {images.shape}')
-    size = min(batch_size, len(images))
     if not len(images):
         return []
     if not model.folded:
         fast = fold(model, variables)
         model, variables = fast.model, fast.variables
     step = _make_step(model, kind.decoder(chosen), transform)
-    found: list[Any] = []
-    for start in range(0, len(images), size):
-        pixels = np.stack([transform.prepare(image) for image in images[start : start + size]])
-        count = len(pixels)
-        pixels = np.pad(pixels, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-        decoded = jax.device_get(step(variables, pixels))
-        for i in range(count):
-            one = jax.tree.map(lambda x, i=i: x[i], decoded)
-            found.append(kind.found(one, chosen))
-    return found
+    decoded: dict[tuple[int, int], Any] = {}  # image and part
+    facts: list[list[Any]] = []
+    waiting: dict[tuple[int, ...], list[tuple[tuple[int, int], np.ndarray]]] = {}  # by shape
+
+    def compute(shape: tuple[int, ...]) -> None:
+        places, pixels = zip(*waiting.pop(shape), strict=True)
+        batch = np.zeros((min(batch_size, len(images)), *shape), np.uint8)
+        batch[: len(pixels)] = pixels
+        arrays = jax.device_get(step(variables, batch))
+        for i, place in enumerate(places):
+            decoded[place] = jax.tree.map(lambda x, i=i: x[i], arrays)
+
+    for number, image in enumerate(images):
+        parts = kind.parts(transform, image, number, chosen)
+        facts.append([fact for _, fact in parts])
+        for part, (pixels, _) in enumerate(parts):
+            same = waiting.setdefault(pixels.shape, [])
+            same.append(((number, part), pixels))
+            if len(same) == min(batch_size, len(images)):
+                compute(pixels.shape)
+    for shape in list(waiting):
+        compute(shape)
+    return [
+        kind.joined([(decoded.pop((number, i)), fact) for i, fact in enumerate(known)], chosen)
+        for number, known in enumerate(facts)
+    ]
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,6 +99,7 @@ def _make_step(model: Any, decode: Callable[[Any], Any], transform: Protocol) ->
 
     def step(variables: Variables, pixels: jax.Array) -> Any:
         images = normalize(pixels, transform, model.dtype)
-        return decode(transform.outputs(lambda x: apply(model, variables, x), images))
+        forward = functools.partial(apply, model, variables)
+        return decode(transform.outputs(forward, images))
 
     return jax.jit(step, compiler_options=compiler_options(model))

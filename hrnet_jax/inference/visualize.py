@@ -25,7 +25,7 @@ from hrnet_jax.inference.folding import apply, compiler_options, fold, traced
 from hrnet_jax.layers import Array, matmul_precision
 from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task
-from hrnet_jax.tasks.base import Prediction
+from hrnet_jax.tasks.base import Prediction, Task
 from hrnet_jax.tasks.classification import names_of
 
 STRIDES = (4, 8, 16, 32)
@@ -124,6 +124,12 @@ def _heat(features: Array, slope: Array, dtype: Any) -> Array:
     return heat / jnp.where(most > 0, most, jnp.ones_like(most))
 
 
+def require_classifier(task: Task) -> None:
+    """Raises UserError for a task that does not give one class an image."""
+    if not task.one_class:
+        raise UserError(f'the model is for {task.name}; views are of classifiers')
+
+
 def view(
     model: Classifier,
     variables: Variables,
@@ -147,8 +153,7 @@ def view(
         UserError: for an image, a crop or a target that does not fit.
     """
     transform = transform or Transform()
-    if not (task := get_task(model.task)).one_class:
-        raise UserError(f'the model is for {task.name}; views are of classifiers')
+    require_classifier(get_task(model.task))
     names = names_of(model, class_names)
     if target is not None and not 0 <= target < model.num_classes:
         raise UserError(f'class {target} is not between 0 and {model.num_classes - 1}')

@@ -111,8 +111,8 @@ def _output_is_unread() -> bool:
 def prepare() -> None:
     """What every process of a command begins with."""
     quiet()
-    # Imports and tracing make millions of objects that stay: a quarter of their time was spent
-    # looking for those that do not.
+    # Imports and tracing make millions of objects that stay alive. The search for garbage among
+    # them took a quarter of the time, so it is done less often.
     gc.set_threshold(100_000, 50, 50)
 
 
@@ -120,7 +120,7 @@ def quiet() -> None:
     """Silences the chatter of TensorFlow, absl and Orbax; exceptions still show."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-    # Of a write that failed, Orbax and asyncio report every array; `run` reports it once.
+    # After a failed write, Orbax and asyncio report every array; `run` reports the error once.
     for name in ('absl', 'asyncio', 'orbax', 'jax', 'tensorflow', 'etils'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings('ignore', module='orbax')

@@ -17,10 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hrnet_jax.errors import Unavailable, UserError
-
-# Set by the launchers whose clusters `jax.distributed.initialize()` finds its way around in.
-_SIZES = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
-_HOSTS = 'TPU_WORKER_HOSTNAMES'
+from hrnet_jax.runtime import launchers
 
 
 def start(args: argparse.Namespace) -> None:
@@ -34,9 +31,7 @@ def start(args: argparse.Namespace) -> None:
     if any(asked) and not all(asked):
         raise UserError('--coordinator, --num-processes and --process-id belong together')
     on_tpu = not any(asked) and _may_be_tpu()
-    sizes = (os.environ.get(name, '') for name in _SIZES)
-    several = any(int(size) > 1 for size in sizes if size.isdecimal())
-    cluster = several or ',' in os.environ.get(_HOSTS, '')
+    cluster = not all(asked) and launchers.found()
     if not all(asked) and not cluster and not on_tpu:
         return
     if all(asked) and not re.fullmatch(r'\S+:\d+', args.coordinator):
@@ -44,11 +39,10 @@ def start(args: argparse.Namespace) -> None:
     try:
         jax.distributed.initialize(*(flags if all(asked) else ()))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would catch it and go on
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError) as error:
         if on_tpu and not cluster and isinstance(error, ValueError):
             return  # libtpu is installed, but this is no TPU VM
-        missing = isinstance(error, KeyError)
-        line = f'{error} is not in the environment' if missing else str(error).splitlines()[0]
+        line = str(error).splitlines()[0]
         raise Unavailable(f'cannot join the other processes: {line}') from error
 
 

@@ -22,6 +22,7 @@ DEFAULT = 'classification'  # of checkpoints that do not say
 _PLACES = {
     'classification': 'hrnet_jax.tasks.classification:TASK',
     'multilabel': 'hrnet_jax.tasks.multilabel:TASK',
+    'backbone': 'hrnet_jax.tasks.backbone:TASK',
 }
 _REGISTERED: dict[str, Task] = {}
 
@@ -67,6 +68,16 @@ def task_of(meta: Mapping[str, Any]) -> Task:
     return get_task(meta.get('task', DEFAULT))
 
 
+def task_of_model(model: Any) -> Task:
+    """What a model says that it is for; raises UserError if it says nothing."""
+    task = getattr(model, 'task', None)
+    if task is None:
+        raise UserError(
+            f'{type(model).__name__} does not say what it is for, as a Classifier does: give a task'
+        )
+    return get_task(task)
+
+
 def recipes() -> dict[str, type[Recipe]]:
     """Those of all tasks, by name."""
     return {name: cls for task in names() for name, cls in get_task(task).recipes.items()}
@@ -80,7 +91,8 @@ def create_model(
     Args:
         arch: a name of `list_models()` or an `Arch`.
         num_classes: length of the logits.
-        task: what it is for: 'classification', 'multilabel', or one of your own.
+        task: what it is for: 'classification', 'multilabel', or one of your own; 'backbone': an
+            `HRNet`, without a use for `num_classes`.
         **options: in_channels, channels, head, features; dtype, param_dtype, remat,
             bn_group_size, ...: see `hrnet_jax.models.create_model` and `hrnet_jax.HRNet`.
 

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -32,6 +32,7 @@ else:
     Array = Any
 Totals = dict[str, Any]
 Batch = Mapping[str, Any]
+Variables = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Figure:
         name: its key; `label`: what people call it.
         unit: '%' where 0 to 1 of a training step is shown as 0 to 100.
         higher_is_better: for the choice of the best checkpoint.
+        count: the name of the count behind it, which is printed beside it.
     """
 
     name: str
     label: str
     unit: str = '%'
     higher_is_better: bool = True
+    count: str | None = None
 
     def text(self, value: float, digits: int = 2) -> str:
         return f'{value:.{digits}f}{" " * bool(self.unit)}{self.unit}'
@@ -63,6 +66,7 @@ class Result:
         not_finite: examples with NaN or infinity in the network's output; `evaluate` refuses them.
         metrics: `Figure.name` -> value, in the figure's unit.
         counts: integers behind them.
+        details: what is for the JSON alone, such as a figure for each class: JSON types.
         unreadable: examples that were left out, because their images cannot be read.
     """
 
@@ -71,6 +75,7 @@ class Result:
     not_finite: int = 0
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unreadable: int = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -124,12 +129,12 @@ class Prediction:
     probability: float
 
 
-class Task(abc.ABC):
-    """See the module. Attributes:
+class Task:
+    """See the module. What a task has not, it refuses in one line. Attributes:
 
     name: in checkpoint.json and in recipes.
     recipes: name -> `Recipe`, what --recipe takes.
-    figures: of an evaluation; the first decides which checkpoint is best.
+    figures: of an evaluation; the first decides which checkpoint is best; none without one.
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     one_class: the outputs are logits of classes of which one is right.
@@ -139,12 +144,16 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     recipes: ClassVar[Mapping[str, type[Recipe]]] = {}
-    figures: ClassVar[tuple[Figure, ...]]
+    figures: ClassVar[tuple[Figure, ...]] = ()
     training_figures: ClassVar[tuple[str, ...]] = ()
     default_dataset: ClassVar[str | None] = None
     one_class: ClassVar[bool] = False
     layouts: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises UserError: the task has no `what`, such as evaluation."""
+        raise UserError(f'{self.name} has no {what}')
 
     # The model
 
@@ -180,17 +189,9 @@ class Task(abc.ABC):
         Raises:
             Unknown: if this program knows no such model.
         """
-        from hrnet_jax.archs import ARCHS
         from hrnet_jax.heads.classification import ClassifierArch, classifier_arch
 
-        try:
-            items = meta['arch'].items()
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
-            arch = ClassifierArch(**values)
-        except (AttributeError, TypeError):
-            raise Unknown('an architecture this program does not know') from None
-        if arch.name in ARCHS and arch != classifier_arch(arch.name):
-            raise Unknown(f'another {arch.name} than this program')
+        arch = arch_of(meta, ClassifierArch, classifier_arch)
         channels = meta['in_channels']
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
 
@@ -226,13 +227,13 @@ class Task(abc.ABC):
             raise UserError(f'{source.dataset.name} does not say how many classes it has')
         return source.num_classes
 
-    def check_training(self, source: Facts) -> None:  # noqa: B027  # most refuse nothing
+    def check_training(self, source: Facts) -> None:
         """Raises UserError for a set that cannot be trained on."""
 
-    def check_recipe(self, recipe: Any, outputs: int) -> None:  # noqa: B027
+    def check_recipe(self, recipe: Any, outputs: int) -> None:
         """Raises UserError for a recipe that is not for a network with so many outputs."""
 
-    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:  # noqa: B027
+    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:
         """Raises UserError for a set that is not for the checkpoint with this JSON."""
 
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
@@ -241,8 +242,8 @@ class Task(abc.ABC):
 
     # Evaluation
 
-    @abc.abstractmethod
-    def metric(self, model: Any, **context: Any) -> Metric: ...
+    def metric(self, model: Any, **context: Any) -> Metric:
+        self.refuse('evaluation')
 
     @property
     def best(self) -> Figure:
@@ -260,15 +261,27 @@ class Task(abc.ABC):
         """The batch as the loss wants it, traced; may change images (uint8, or float 0 to 255)."""
         return batch
 
-    @abc.abstractmethod
+    def forward(
+        self, apply: Callable[..., Any], images: Array, batch: dict[str, Array], key: Array
+    ) -> tuple[Any, Variables]:
+        """The network's outputs in training and its new statistics, traced.
+
+        Args:
+            apply: (images, ...) -> both; takes rngs={'dropout': key} and further arguments of the
+                model's call.
+            batch: with the fields of `prepare`, for networks that need targets inside.
+        """
+        return apply(images)
+
     def loss(
         self, outputs: Any, batch: dict[str, Array], recipe: Any
     ) -> tuple[Array, dict[str, Array]]:
         """(N,) loss of each image; and for each of `training_figures` (N,). Traced, float32."""
+        self.refuse('training')
 
     def distance(self, outputs: Array, teacher: Array, recipe: Any) -> Array:
         """(N,) how far the outputs are from a teacher's: the loss of distillation."""
-        raise UserError(f'{self.name} has no distillation')
+        self.refuse('distillation')
 
     # Prediction
 
@@ -278,13 +291,25 @@ class Task(abc.ABC):
             raise UserError(f'{self.name} has no option {", ".join(options)} to predict with')
         return {}
 
-    @abc.abstractmethod
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         """A hashable function, traced: outputs -> arrays (N, ...)."""
+        self.refuse('prediction')
 
-    @abc.abstractmethod
+    def parts(
+        self, transform: Any, image: Any, index: int, options: Mapping[str, Any]
+    ) -> list[tuple[np.ndarray, Any]]:
+        """What the network is given of image number `index`: uint8 (H, W, 3), such as one crop for
+        each person, and what `joined` must know of each."""
+        return [(transform.prepare(image), None)]
+
+    def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
+        """The result of an image, of what was decoded of each of its `parts`, in their order."""
+        [(decoded, _)] = parts
+        return self.found(decoded, options)
+
     def found(self, decoded: Any, options: Mapping[str, Any]) -> Any:
         """What `hrnet_jax.predict` returns for one image, of its decoded NumPy arrays."""
+        self.refuse('prediction')
 
     def lines(self, found: Any) -> list[str]:
         """What predict.py prints below the name of an image."""
@@ -298,10 +323,33 @@ class Task(abc.ABC):
         form: str,
     ) -> None:  # fmt: skip
         """Writes a picture of all images with what was found."""
-        raise UserError(f'{self.name} draws no pictures')
+        self.refuse('pictures')
 
-    def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:  # noqa: B027
+    def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:
         """Flags of predict.py, with None as default; their names are options of `predict`."""
+
+
+def arch_of(meta: Mapping[str, Any], kind: type, known: Callable[[str], Any]) -> Any:
+    """The architecture in a checkpoint's JSON.
+
+    Args:
+        kind: its class.
+        known: gives that of a name in the table.
+
+    Raises:
+        Unknown: if it is another than `known` gives, or none.
+    """
+    from hrnet_jax.archs import ARCHS
+
+    try:
+        items = meta['arch'].items()
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
+        arch = kind(**values)
+    except (AttributeError, TypeError):
+        raise Unknown('an architecture this program does not know') from None
+    if arch.name in ARCHS and arch != known(arch.name):
+        raise Unknown(f'another {arch.name} than this program')
+    return arch
 
 
 def percent(part: float, whole: float) -> float:

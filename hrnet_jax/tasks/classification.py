@@ -102,7 +102,10 @@ class TopK:
 class Classification(Task):
     name = 'classification'
     recipes = RECIPES
-    figures = (Figure('top1', 'top-1'), Figure('top5', 'top-5'))
+    figures = (
+        Figure('top1', 'top-1', count='top1_correct'),
+        Figure('top5', 'top-5', count='top5_correct'),
+    )
     training_figures: ClassVar[tuple[str, ...]] = ('top1',)
     default_dataset: ClassVar[str | None] = 'imagenet2012'
     one_class: ClassVar[bool] = True
@@ -155,7 +158,7 @@ class Classification(Task):
     ) -> dict[str, Any]:  # fmt: skip
         super().prediction_options(model, class_names, **others)
         topk = min(TOP, model.num_classes) if topk is None else topk
-        if not 1 <= topk <= model.num_classes:
+        if not isinstance(topk, int) or not 1 <= topk <= model.num_classes:
             raise UserError(f'topk {topk} is not between 1 and the {model.num_classes} classes')
         return {'topk': topk, 'names': names_of(model, class_names)}
 

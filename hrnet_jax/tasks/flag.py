@@ -10,8 +10,13 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.base import Task
 
+TEXT = (
+    'a task of your own, in a module that Python finds; a checkpoint and a recipe say theirs '
+    'without it'
+)
 
-def add_task(parser: argparse.ArgumentParser) -> Task | None:
+
+def add_task(parser: argparse._ActionsContainer, text: str = TEXT) -> Task | None:
     """The flag --task; the task becomes known at once, because other flags depend on it.
 
     Returns:
@@ -20,12 +25,7 @@ def add_task(parser: argparse.ArgumentParser) -> Task | None:
     Raises:
         UserError: if it cannot be imported.
     """
-    parser.add_argument(
-        '--task',
-        metavar='MODULE:NAME',
-        help='a task of your own, in a module that Python finds; a checkpoint and a recipe say '
-        'theirs without it',
-    )
+    parser.add_argument('--task', metavar='MODULE:NAME', help=text)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument('--task')
     task = first.parse_known_args()[0].task

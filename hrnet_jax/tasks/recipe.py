@@ -72,6 +72,10 @@ class Recipe:
     flip: float = setting(0.5, 'probability of a horizontal flip')
     randaugment_ops: int = setting(0, 'RandAugment: operations an image; 0: none')
     randaugment_magnitude: int = setting(9, 'RandAugment: strength, 0 to 30')
+    mean: tuple[float, ...] = setting(
+        (), "of the images' channels, R G B, from 0 to 1; none: that of init, or of ImageNet"
+    )
+    std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise')
     eval_resize: int | None = setting(
         None, 'evaluation: shorter edge in pixels; None: eval_crop * 256 / 224', True
     )
@@ -129,6 +133,7 @@ class Recipe:
             if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f'{name} {value} has no effect in a recipe of {self.task}')
         self._check_sizes()
+        _ = self.transform  # refuses a mean and a std that are none
         if self.batch_size % self.accumulate:
             raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
         group = self.bn_group_size
@@ -169,10 +174,11 @@ class Recipe:
 
     @property
     def transform(self) -> Transform:
-        """That of the evaluation."""
+        """That of the evaluation; training normalises as it does."""
         assert self.eval_resize  # `_check_sizes` has filled in both
         assert self.eval_crop
-        return Transform(self.eval_resize, self.eval_crop)
+        own: dict[str, Any] = {'mean': self.mean or None, 'std': self.std or None}
+        return Transform(self.eval_resize, self.eval_crop).override(**own)
 
     def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
         """Those of the fields `head_lr` and `decay_norms`; `head` has paths of layers in params."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading, workdir
-from hrnet_jax.checkpoints.transfer import transfer
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.data import evaluation, imagenet
 from hrnet_jax.data.classes import read_names
 from hrnet_jax.data.preprocess import Transform
@@ -38,6 +38,8 @@ from hrnet_jax.training.step import (
     make_schedule,
     make_train_step,
 )
+from hrnet_jax.weights import loading
+from hrnet_jax.weights.transfer import transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,12 @@ class Experiment:
     """
 
     def __init__(self, arch: str, recipe: Recipe, options: Options, say: Callable[[str], None]):
-        self.arch, self.recipe, self.options, self.say = arch, recipe, options, say
+        self.arch, self.options, self.say = arch, options, say
         self.task = get_task(recipe.task)
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
         with distributed.fail_together():
+            self.recipe = recipe = self._normalising(recipe)
             self._open_data()
             self.model = self.task.create_model(
                 arch,
@@ -191,6 +194,11 @@ class Experiment:
                 if start
                 else 'from the beginning'
             ),
+            'pixels': ', '.join(
+                f'{name} {" ".join(format(x, "g") for x in getattr(r.transform, name))}'
+                for name in ('mean', 'std')
+            )
+            + self.pixels_as,
             'folder': str(self.options.workdir),
         }
         for name, text in rows.items():
@@ -243,6 +251,24 @@ class Experiment:
             source = self.task.renumbered(source, read_names(self.recipe.class_names))
         return source
 
+    def _normalising(self, recipe: Recipe) -> Recipe:
+        """With the mean and std that the run has until now, or else those of what it starts from.
+        One of a release without these fields goes on without them."""
+        own = {name: getattr(recipe, name) for name in ('mean', 'std')}
+        self.pixels_as = ''
+        if not recipe.init or all(own.values()):
+            return recipe
+        self.pixels_as = f', as of {recipe.init}'
+        before = saving.read_config(self.options.workdir)
+        if before:
+            known: dict[str, Any] = {k: tuple(before.get('recipe', {}).get(k, ())) for k in own}
+        else:
+            meta = checkpoint.read_json(loading.find(recipe.init, self.arch))
+            transform = task_of(meta).protocol.from_json(meta['transform'])
+            known = {name: getattr(transform, name) for name in own}
+        known |= {name: value for name, value in own.items() if value}
+        return dataclasses.replace(recipe, **known)
+
     def _load_teacher(self) -> tuple[Any, Variables]:
         if self.recipe.teacher is None:
             return None, {}
@@ -260,7 +286,7 @@ class Experiment:
 
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
-        number of classes differs."""
+        number of classes differs, and the head where it has none."""
         folder = loading.find(str(self.recipe.init), self.arch)
         before = checkpoint.read_json(folder)
         if (found := checkpoint.arch_name(before)) not in (None, self.arch):
@@ -270,7 +296,9 @@ class Experiment:
         new = theirs != self.num_classes or task_of(before) is not self.task
         last = ['^' + '/'.join(path) + '/' for path in self.task.head_layers(self.model)]
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
-        self.say(f'init    {folder}{f", last layer new for {self.num_classes} classes" * new}')
+        head = not all(any(re.search(p, name) for p in last) for name in report.initialised)
+        part = 'head' if head else 'last layer'
+        self.say(f'init    {folder}{f", {part} new for {self.num_classes} classes" * new}')
         self.say(str(report))
         return variables
 

@@ -9,7 +9,8 @@ import threading
 import time
 from typing import Any
 
-# Seconds within which signals count as one: launchers send theirs to the group and to each.
+# Signals within so many seconds count as one: a launcher may send one to the process group and one
+# to each process.
 _SAME = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

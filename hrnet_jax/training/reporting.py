@@ -82,6 +82,9 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
+_STEP = 'trainer/step'  # in W&B
+
+
 class Reporter:
     """Records a training run in its folder and shows how it goes; for process 0 alone.
 
@@ -250,7 +253,10 @@ def _wandb(project: str, workdir: Path, config: dict | None, end: contextlib.Exi
     id = path.read_text().strip()
     run = wandb.init(project=project, dir=str(workdir), config=config, resume='allow', id=id)
     end.callback(wandb.finish)
-    return lambda step, scalars: run.log(scalars, step=step)
+    # W&B drops what is logged for a step below its own last one, as after a restart from an older
+    # checkpoint. A metric that counts our steps may go back.
+    run.define_metric('*', step_metric=_STEP)
+    return lambda step, scalars: run.log({**scalars, _STEP: step})
 
 
 def draw_curves(workdir: Path, figures: Sequence[Figure]) -> Path | None:

@@ -62,6 +62,14 @@ def prepare(
     return list(changed.values())
 
 
+def read_config(path: Path) -> dict[str, Any] | None:
+    """What `write_config` wrote, if it did; `prepare` refuses one that is damaged."""
+    try:
+        return json.loads((path / workdir.CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def write_config(path: Path, config: dict[str, Any]) -> None:
     files.write(path / workdir.CONFIG, json.dumps(config, indent=1) + '\n')
 

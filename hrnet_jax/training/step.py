@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,18 +15,19 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hrnet_jax.checkpoints.transfer import matching
 from hrnet_jax.data.preprocess import Transform, normalize
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.recipe import Group, Recipe
+from hrnet_jax.weights.transfer import matching
 
 Array = jax.Array
 Batch = dict[str, Any]
-# What every process tells the others with each batch: it was asked to stop, it has failed, it had
-# no data for this step, it skipped so many images.
+# Each process sends these four facts with each batch: it was asked to stop; it has failed; it had
+# no data for this step; how many images it skipped.
+_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
 
 
@@ -177,12 +179,10 @@ def make_loss(
 
     def loss(params, batch_stats, batch, key, teacher_variables):
         batch = task.prepare(batch, key, recipe, model)
-        outputs, new = wide.apply(
-            widen({'params': params, 'batch_stats': batch_stats}),
-            normalize(batch['image'], transform, model.dtype),
-            train=True,
-            mutable=['batch_stats'],
-        )
+        variables = widen({'params': params, 'batch_stats': batch_stats})
+        apply = functools.partial(wide.apply, variables, train=True, mutable=['batch_stats'])
+        images = normalize(batch['image'], transform, model.dtype)
+        outputs, new = task.forward(apply, images, batch, jax.random.fold_in(key, _FORWARD))
         each, figures = task.loss(outputs, batch, recipe)
         if teacher is not None:
             other, theirs = teacher
@@ -257,8 +257,8 @@ def make_train_step(
             else:
                 zeros = jax.tree.map(jnp.zeros_like, state.params)
                 carry, _ = jax.lax.scan(microbatch, (zeros, state.batch_stats, sums), xs)
-        # The mean is over the images that count. Corrected afterwards: a division by their number
-        # inside the loss would be a collective of its own, before the backward pass.
+        # The mean is over the images that count. We divide by their number after the backward
+        # pass; inside the loss it would need a collective of its own.
         counted = jnp.maximum(jnp.sum(batch['weight']), 1.0)
         grads, means = jax.tree.map(
             lambda x: x * (recipe.batch_size / counted), (carry[0], carry[2])
@@ -268,14 +268,15 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if recipe.ema is not None:
-            # Averages over a tenth of the run at most, so that short runs are not all beginning.
+            # The average spans at most a tenth of the steps so far, so that a short run does not
+            # average mostly its beginning.
             count = state.step.astype(jnp.float32) + 1
             rate = 1 - jnp.minimum(recipe.ema, count / (count + 9))
             ema = optax.incremental_update(_variables(params, batch_stats), ema, rate)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.valid)
         signals = jnp.sum(batch['signals'], 0)
-        # A step without all its data, or that would spoil the state, is not taken; nor is any after
-        # it, which would be at the wrong place.
+        # A step is not taken if a process has no data or if the result is not finite. Later steps
+        # are not taken either, because their batches would be at the wrong place.
         finite = (
             jnp.isfinite(means['loss'])
             & jnp.isfinite(norm)

@@ -1,8 +1,8 @@
 """The training loop.
 
-Every process runs the same steps and comes to the same decisions, because what they are made
-from, such as that one process was asked to stop, travels with the batches (`step.SIGNALS`)
-and is looked at by all after the same step.
+Every process runs the same steps and makes the same decisions. What a decision depends on, such as
+a request to stop, travels with the batches (`step.SIGNALS`), and all processes read it after the
+same step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from hrnet_jax.training.prefetch import Prefetch
 from hrnet_jax.training.reporting import Reporter, peak_flops
 from hrnet_jax.training.step import SIGNALS, TrainState
 
-# Steps under way before the figures of the first are looked at: the host stays ahead.
+# The host reads the figures of a step when this many later steps have started, so that it stays
+# ahead of the device.
 LAG = 2
 
 
@@ -106,7 +107,7 @@ class Trainer:
                 return state, None
             self._guard(self._profile, step)
             batch = None if no_batch else self.feed.get(lambda: bool(self.interrupt))
-            # Once, for ever: the steps after one that was not taken are not, either.
+            # From the first missing batch on, no step is taken any more.
             no_batch = batch is None
             batch = batch or self._nothing()
             signals = self._signals(batch.pop('skipped'), no_batch)

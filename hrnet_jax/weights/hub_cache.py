@@ -7,24 +7,27 @@ package `convert` converts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime.files import cache_folder
 
 FILES = ('model.safetensors', checkpoint.JSON)
 
 
-def fetch(origin: str) -> Path:
+def fetch(origin: str, weights: str | None = None) -> Path:
     """The checkpoint folder of `hf:OWNER/REPO[@REVISION]`, in the user's cache folder.
+
+    `weights`: 'ema' or 'raw', of PyTorch's file with both.
 
     What is there is not asked for again: for a newer commit name it, or remove the folder.
 
@@ -33,7 +36,7 @@ def fetch(origin: str) -> Path:
     """
     try:
         repository, revision = parse(origin)
-        place = place_of(repository, revision)
+        place = place_of(repository, revision, weights)
         if _whole(place):
             return place
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +45,7 @@ def fetch(origin: str) -> Path:
             try:
                 described = download(origin, FILES[1:])
             except NoFile as missing:
-                _converter(origin)(origin, made, missing.offline)
+                _converter(origin)(origin, made, missing.offline, weights)
             else:
                 meta = checkpoint.read_json(described.parent)
                 # The arrays are those of the same commit.
@@ -64,8 +67,8 @@ def fetch(origin: str) -> Path:
     return place
 
 
-def place_of(repository: str, revision: str | None) -> Path:
-    name = f'{repository}@{revision or "main"}'
+def place_of(repository: str, revision: str | None, weights: str | None = None) -> Path:
+    name = f'{repository}@{revision or "main"}{f"@{weights}" if weights else ""}'
     try:
         return cache_folder() / 'checkpoints' / urllib.parse.quote(name, safe='@')
     except RuntimeError:
@@ -88,17 +91,24 @@ def _whole(place: Path) -> bool:
     return True
 
 
-def _converter(origin: str) -> Callable[[str, Path, bool], None]:
+def _converter(origin: str) -> Callable[[str, Path, bool, str | None], None]:
+    with converting(origin):
+        from convert.folders import write
+    return write
+
+
+@contextlib.contextmanager
+def converting(origin: str) -> Iterator[None]:
+    """Raises UserError where the package convert is not there to be imported."""
     try:
-        from convert.folders import write  # the package may be missing
+        yield
     except ModuleNotFoundError as error:
         if (error.name or '').split('.')[0] != 'convert':
             raise
         raise UserError(
-            f'{origin} holds no checkpoint of hrnet_jax, and the package convert, which would '
-            "convert PyTorch's, is missing: pip install 'hrnet_jax[convert,hub]'"
+            f'{origin} holds no checkpoint of hrnet_jax, and the package convert, which '
+            "converts PyTorch's files, is missing: pip install 'hrnet_jax[convert,hub]'"
         ) from None
-    return write
 
 
 def _read(file: Path, meta: dict[str, Any]) -> Variables:
@@ -118,9 +128,7 @@ def _read(file: Path, meta: dict[str, Any]) -> Variables:
         k for k in got.keys() | expected.keys() if got.get(k) != expected.get(k)
     )
     if wrong:
-        raise UserError(
-            f'is damaged: {", ".join(wrong[:5])} do not match their digests; push it again'
-        )
+        raise UserError(f'is damaged: {listed(wrong)} do not match their digests; push it again')
     variables: Variables = {}
     for path, value in flat.items():
         node = variables

@@ -10,24 +10,26 @@ import jax
 import numpy as np
 
 from hrnet_jax.archs import ARCHS
-from hrnet_jax.checkpoints import hub_cache, workdir
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.checkpoints.format import ARRAYS, JSON, model_of, read_json, restore
+from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.weights import hub_cache
 
 
-def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
+def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | None = None) -> Path:
     """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
 
     Of a training folder, that of the step with the best evaluation; before the first, the last.
-    Of `hf:OWNER/REPO`, what `hub_cache.fetch` has made of it.
+    Of `hf:OWNER/REPO`, what `hub_cache.fetch` has made of it, with these `weights`.
 
     Raises:
         UserError: if there is none, or several and nothing says which.
     """
     if os.fspath(path).startswith('hf:'):
-        return hub_cache.fetch(os.fspath(path))
+        return hub_cache.fetch(os.fspath(path), weights)
     path = Path(path)
     if (path / JSON).is_file() or (path / workdir.META).is_file():
         return path
@@ -39,7 +41,7 @@ def find(path: str | os.PathLike[str], arch: str | None = None) -> Path:
         return path / workdir.CHECKPOINTS / str(steps[-1] if step is None else step)
     if not path.is_dir():
         what = 'is not a converted checkpoint' if path.exists() else 'does not exist'
-        raise UserError(f'{path} {what}; python -m convert writes one')
+        raise UserError(f'{path} {what}; python -m convert writes one{hint(str(path))}')
     if arch and (path / arch / JSON).is_file():
         return path / arch
     # A name with a dot first is one that was being written when its process was killed.
@@ -77,7 +79,8 @@ def load(
             or one step of it (WORKDIR/checkpoints/STEP); or `hf:OWNER/REPO[@REVISION]`, PyTorch's
             or of `push_to_hub`: downloaded and converted once, then in the user's cache.
         arch: which one; refused where the checkpoint is of another architecture.
-        weights: of a training run, 'ema' or 'raw'; by default the averaged ones if there are any.
+        weights: 'ema' or 'raw', of a training run or a repository on the hub that has both; by
+            default the averaged ones if there are any.
         **options: for the model: dtype, remat, ...: see `create_model`.
 
     Returns:
@@ -86,7 +89,7 @@ def load(
     Raises:
         UserError: if it is missing, of another architecture, or damaged, naming the array.
     """
-    folder = find(path, arch)
+    folder = find(path, arch, weights)
     meta = read_json(folder)
     model = model_of(meta, **options)
     named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
@@ -95,8 +98,11 @@ def load(
     shapes = variable_shapes(model)
     if weights not in (None, 'ema', 'raw'):
         raise UserError(f'weights are ema or raw, not {weights!r}')
-    if weights == 'ema' and not meta.get('ema'):
+    converted = (meta.get('source') or {}).get('weights')  # which of a file's
+    if weights == 'ema' and not meta.get('ema') and converted != 'ema':
         raise UserError(f'{folder} has no averaged weights')
+    if weights == 'raw' and converted == 'ema' and 'training' not in meta:
+        raise UserError(f'{folder} was converted from averaged weights: convert with --weights raw')
     averaged = bool(meta.get('ema')) and weights != 'raw'
     place = 'ema' if averaged else 'raw' if 'training' in meta else ARRAYS
     expected = meta['ema' if averaged else 'arrays']

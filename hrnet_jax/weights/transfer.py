@@ -15,9 +15,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from hrnet_jax.checkpoints import loading
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import Path, Variables, backbones
+from hrnet_jax.weights import hub_cache, loading
 
 log = logging.getLogger('hrnet_jax')
 
@@ -61,7 +61,8 @@ def transfer(
 
     Args:
         target: {'params': ..., 'batch_stats': ...} of the model to fill, such as `init` gives.
-        source: variables, or the folder of a checkpoint: see `hrnet_jax.load`.
+        source: variables; or the folder of a checkpoint: see `hrnet_jax.load`; or a PyTorch file,
+            of which a whole classifier is taken, or else the backbone.
         fresh: regular expressions; arrays whose name they match (`re.search`; for instance
             'head/classifier') stay as they are in `target`.
 
@@ -73,7 +74,7 @@ def transfer(
             differ, naming all of them.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = loading.load(source)[1]
+        source = _read(source)
     flat_target, flat_source = _flat(target), _flat(source)
     patterns = [fresh] if isinstance(fresh, str) else list(fresh)
     _require_matches(patterns, ['/'.join(path[1:]) for path in flat_target])
@@ -115,6 +116,18 @@ def transfer(
     report = Transferred(**{name: tuple(names) for name, names in done.items()})
     log.info('weights transferred:\n%s', report)
     return flax.traverse_util.unflatten_dict(result), report
+
+
+def _read(source: str | os.PathLike[str]) -> Variables:
+    """The variables of a checkpoint, or of a PyTorch file."""
+    if not os.path.isfile(source):
+        return loading.load(source)[1]
+    with hub_cache.converting(os.fspath(source)):
+        from convert import folders
+    file = folders.read(os.fspath(source), backbone=None)
+    for note in file.notes:
+        log.info('%s: %s', source, note)
+    return file.done.variables
 
 
 def matching(params: Variables, *patterns: str) -> Variables:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import jax
 import numpy as np
 
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import loading
-from hrnet_jax.checkpoints.hub_cache import FILES, place_of, remove
 from hrnet_jax.checkpoints.hub_files import PREFIX, parse, reason_of
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, check_class_names, variable_shapes
+from hrnet_jax.weights import loading
+from hrnet_jax.weights.hub_cache import FILES, place_of, remove
 
 
 def push_to_hub(
@@ -28,42 +29,52 @@ def push_to_hub(
     arch: str | None = None,
     weights: str | None = None,
     transform: Transform | None = None,
-    class_names: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
     private: bool | None = None,
     revision: str | None = None,
     message: str = 'Checkpoint of hrnet_jax',
 ) -> str:
-    """Uploads a checkpoint in one commit, for `load('hf:OWNER/REPO')`; `hf auth login` before.
+    """Uploads a checkpoint to the Hugging Face hub in one commit; `load('hf:OWNER/REPO')` loads it.
+
+    Log in before: `hf auth login` in a shell.
 
     Args:
-        source: a converted checkpoint or training folder (`arch` and `weights` as for `load`); or
-            a model and its variables.
-        repository: OWNER/REPO; made if it is not there.
-        transform: instead of the folder's; of a model, ImageNet's.
-        class_names: instead of the folder's; of a model, none.
-        private: of a repository that is made; None: the owner's default.
-        revision: the branch; None: main.
-        message: of the commit.
+        source: a folder as for `load`, with a converted checkpoint or a training run; or a model
+            and its variables, such as `load` and `init` give.
+        repository: 'OWNER/REPO', or 'OWNER/REPO@BRANCH'; made if it is not there.
+        arch, weights: of a folder: which checkpoint in it, and which weights; as for `load`.
+        transform: how images are resized, cropped and normalised; None: as the folder says; for a
+            model, as for ImageNet (256 and 224 pixels, bilinear).
+        class_names: one for each class, in order; None: those of the folder; for a model, none.
+        private: whether a repository that is made is private; None: as its owner has set it. One
+            that is there stays as it is.
+        revision: the branch, which must be there; None: the one in `repository`, or main.
+        message: the commit's message.
 
     Returns:
-        The commit's address.
+        The web address of the commit.
 
     Raises:
-        UserError: if the variables are not the model's, or the hub refuses.
+        UserError: if variables or names do not fit the model, a checkpoint cannot describe the
+            model, or the hub refuses.
     """
     try:
         repository, named = parse(PREFIX + repository.removeprefix(PREFIX))
     except UserError as error:
         raise UserError(f'{repository!r} {error}') from None
     if revision and named and revision != named:
-        raise UserError(f'{repository}: push to {named} or to {revision}?')
+        raise UserError(
+            f'{repository} is followed by @{named}, and revision says {revision!r}: leave one out'
+        )
     revision = revision or named
     cached = place_of(repository, revision)
     try:
         import huggingface_hub as hub
         from safetensors.numpy import save_file
     except ModuleNotFoundError as error:
-        raise UserError(f'push needs a package that is missing: pip install {error.name}') from None
+        raise UserError(
+            f'push_to_hub needs a package that is missing: pip install {error.name}'
+        ) from None
     meta: dict[str, Any] = {'published': None, 'class_names': None}
     if isinstance(source, tuple):
         model, variables = source
@@ -72,20 +83,26 @@ def push_to_hub(
     else:
         folder = loading.find(source, arch)
         model, variables = loading.load(folder, arch, weights=weights)
-        own = ('version', 'arrays', 'ema', 'rest', 'training')
-        meta |= {k: v for k, v in checkpoint.read_json(folder).items() if k not in own}
+        meta |= checkpoint.of_the_model(checkpoint.read_json(folder))
     meta |= {'transform': transform.to_json()} if transform else {}
-    meta |= {'class_names': list(class_names)} if class_names else {}
+    if class_names is not None and len(class_names):
+        meta['class_names'] = [str(name) for name in class_names]
     if meta['class_names']:
         check_class_names(meta['class_names'], model.num_classes)
-    content = checkpoint.describe(model)
+    content = checkpoint.describe(model, meta.get('task'))
     described = checkpoint.model_of(content)  # what `load` will make of it
-    if model.folded or (model.upsample, model.align_corners) != ('nearest', False):
-        raise UserError('a model that is folded or upsamples in another way cannot be pushed')
+    if getattr(model, 'folded', False):
+        raise UserError('a folded model cannot be pushed: push the model that it was made of')
+    fields = ('upsample', 'align_corners')
+    if lost := [f for f in fields if getattr(model, f, None) != getattr(described, f, None)]:
+        raise UserError(
+            f'a checkpoint does not say {" and ".join(lost)}, which this model has changed: it '
+            'cannot be pushed'
+        )
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), dict(variables))
     entries = checkpoint.entries(variables)
     if wrong := checkpoint.differing(entries, variable_shapes(described)):
-        raise UserError(f'the variables are not of this model: they differ at {", ".join(wrong)}')
+        raise UserError(f'the variables are not of this model: they differ at {listed(wrong)}')
     content = checkpoint.with_digest({**meta, **content, 'arrays': entries})
     with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / name for name in FILES]

@@ -1,0 +1,98 @@
+"""A PyTorch file of a checkpoint, and the JSON beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from convert import timm
+from convert.conversion import to_torch
+from convert.layouts import LAYOUTS
+from hrnet_jax.checkpoints import beside
+from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.errors import UserError
+from hrnet_jax.models import Variables
+from hrnet_jax.runtime.files import refuse_existing, replacing
+
+FORMATS = ('.pth', '.safetensors')
+
+
+@dataclasses.dataclass
+class Written:
+    """What is to be written; made before the arrays are read, because it shows mistakes.
+
+    Attributes:
+        out: the file.
+        layout: a name of `LAYOUTS`.
+        meta: the JSON of the checkpoint.
+        force: replace what is there.
+
+    Raises:
+        UserError: if the file cannot have this name, or something is there.
+    """
+
+    out: Path
+    layout: str
+    meta: dict[str, Any]
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.out.suffix not in FORMATS:
+            raise UserError(f'--out {self.out}: the file must end in {" or ".join(FORMATS)}')
+        self.config = self.out.with_name(timm.CONFIG)
+        self.content = None
+        if self.layout == 'timm':
+            self.content = timm.config(self.meta, self.head_bias)
+        self.foreign = bool(self.content) and self.config.exists()
+        self.foreign &= 'architecture' not in beside.parsed(self.config)
+        for path in (self.out, beside.place(self.out), *self._configs()):
+            refuse_existing(path, self.force)
+
+    @property
+    def head_bias(self) -> bool:
+        """False for a model whose own implementation has none, so that it loads there strictly."""
+        published = PUBLISHED.get((self.meta.get('published') or {}).get('name', ''))
+        source, usual = self.meta.get('source', {}), LAYOUTS[self.layout].head_bias
+        theirs = LAYOUTS[source.get('layout', 'official')].head_bias
+        bare = source.get('head_bias') is False and theirs
+        return usual and not bare and (not published or published.head_bias)
+
+    def write(self, model: Any, variables: Variables) -> str:
+        """Writes the files; returns a line that says what was written."""
+        state = to_torch(variables, model.arch, self.layout, head_bias=self.head_bias)
+        with contextlib.ExitStack() as stack:
+            for config in self._configs():
+                temporary = stack.enter_context(replacing(config, self.force))
+                temporary.write_text(json.dumps(self.content, indent=1) + '\n')
+            temporary = stack.enter_context(replacing(self.out, self.force))
+            _save(state, temporary, self.out.suffix)
+            beside.write(stack, self.out, temporary, self.meta, self.force, layout=self.layout)
+        names = [path.name for path in (beside.place(self.out), *self._configs())]
+        size = self.out.stat().st_size / 1e6
+        note = f'; {self.config.name} is not of timm and stays' * self.foreign
+        return (
+            f'{self.out}: {len(state)} tensors, {self.layout} layout, {size:.1f} MB; '
+            f'beside it {" and ".join(names)}{note}'
+        )
+
+    def _configs(self) -> list[Path]:
+        return [self.config] if self.content and not self.foreign else []
+
+
+def _save(state: dict[str, Any], file: Path, suffix: str) -> None:
+    if suffix == '.safetensors':
+        from safetensors.numpy import save_file
+
+        save_file(state, file, {'format': 'pt'})
+        file.chmod(0o644)  # the library makes it its owner's alone
+        return
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError(
+            'writing .pth needs PyTorch (pip install torch); .safetensors does not'
+        ) from None
+    torch.save({k: torch.from_numpy(v.copy()) for k, v in state.items()}, file)

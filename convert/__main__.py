@@ -232,9 +232,10 @@ def from_file(args: Any) -> None:
     layout = ' or '.join(file.layouts)
     figures = ''
     if known:
-        dataset, values = next(iter(known.results[known.transform].items()))
-        said = zip(values, get_task(known.task).figures, strict=True)
-        reached = ' and '.join(f'{value} {figure.unit} {figure.label}' for value, figure in said)
+        dataset, splits = next(iter(known.results[known.transform].items()))
+        values = next(iter(splits.values()))
+        said = [figure for figure in get_task(known.task).figures if figure.name in values]
+        reached = ' and '.join(f'{values[one.name]} {one.unit} {one.label}' for one in said)
         figures = f', published as {reached} on {dataset}'
     print(f'{out}: {done.arch.name}, {done.num_classes} classes, {layout} layout{figures}')
 
@@ -291,8 +292,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
 
 def to_file(args: Any) -> None:
     """A converted or training folder -> a .pth or .safetensors file, and JSON beside it."""
-    folder = loading.find(args.source, args.arch)
-    meta = checkpoint.read_json(folder)
+    folder, meta = loading.described(args.source, args.arch, args.weights)
     task = task_of_checkpoint(args.task, meta)
     if args.to not in task.layouts:
         known = f'known: {", ".join(task.layouts)}' if task.layouts else 'it has none'

@@ -169,6 +169,8 @@ def _told(
     """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
     content, remark = beside.read(source.path, source.sha256)
     notes = [remark] if remark else []
+    if content and (wrong := _misfit(content, done.num_classes)):
+        return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
     if content:
         content = _of_use(content, done)
         return content, [f'{_taken(content)}: taken from {beside.place(source.path).name}']
@@ -194,6 +196,30 @@ def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
     if isinstance(done.model, Classifier):
         return told
     return {name: told[name] for name in ('transform', 'layout') if name in told}
+
+
+def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
+    """What cannot be right in the JSON beside a file of so many classes."""
+    task, transform = content.get('task', DEFAULT), content.get('transform')
+    names, published = content.get('class_names'), content.get('published') or {}
+    fits = {
+        'task': isinstance(task, str),
+        'layout': content.get('layout') in tuple(LAYOUTS),
+        'class_names': names is None
+        or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        'published': isinstance(published, dict) and isinstance(published.get('name', ''), str),
+        'transform': transform is None or isinstance(transform, dict),
+    }
+    if wrong := [field for field, fit in fits.items() if not fit]:
+        return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'
+    if names and num_classes is not None and len(names) != num_classes:
+        return f'it has {len(names)} class names, the file has {num_classes} classes'
+    try:
+        if transform:
+            get_task(task).protocol.from_json(transform)
+    except (UserError, TypeError) as error:
+        return str(error)
+    return None
 
 
 def _taken(told: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -9,6 +10,15 @@ def listed(names: Sequence[str], shown: int = 5, separator: str = ', ') -> str:
     """The first of the names, and how many more there are."""
     more = f' and {len(names) - shown} more' if len(names) > shown else ''
     return separator.join(names[:shown]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, at most 200 characters; if there is none, the name of
+    the error. TensorFlow's is without the names of nodes and iterators."""
+    text = str(getattr(error, 'message', None) or error).strip()
+    inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
+    line = re.sub(inner, '', text.partition('\n')[0]).strip()
+    return line[:200] or type(error).__name__
 
 
 class UserError(ValueError):

@@ -18,6 +18,7 @@ from test_conversion import made
 import hrnet_jax
 from convert import folders, readers, timm
 from convert.__main__ import main
+from convert.files import Written
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.models import create_model
@@ -63,6 +64,15 @@ def tiny_checkpoint(once):
 def timm_checkpoint(once):
     """Of an architecture that timm has."""
     return once('beside_timm', lambda folder: saved(folder, 'w18_small_v1', 4))
+
+
+@pytest.fixture(scope='module')
+def tiny_file(tiny_checkpoint, tmp_path_factory):
+    """A PyTorch file, and what lies beside it."""
+    meta = checkpoint.read_json(tiny_checkpoint)
+    file = tmp_path_factory.mktemp('file') / 'a.safetensors'
+    Written(file, 'timm', meta).write(*hrnet_jax.load(tiny_checkpoint))
+    return file, json.loads(beside.place(file).read_text())
 
 
 @pytest.mark.parametrize('layout', ['official', 'timm', 'mmpretrain'])
@@ -122,6 +132,32 @@ def test_without_it_or_with_that_of_another_file(tiny_checkpoint, command, tmp_p
         assert (f'note: nothing is taken from {note}\n' in out) == bool(note)
         meta = checkpoint.read_json(tmp_path / 'out' / 'tiny')
         assert (meta['class_names'], meta['task']) == (None, 'classification')
+
+
+@pytest.mark.parametrize(
+    ('change', 'note'),
+    [
+        ({'class_names': NAMES[:9]}, 'it has 9 class names, the file has 10 classes'),
+        ({'class_names': 5}, 'class_names is 5'),
+        ({'class_names': [*range(10)]}, 'class_names is [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]'),
+        ({'transform': [1]}, 'transform is [1]'),
+        (
+            {'transform': {'crop': '224'}},
+            "transform: crop must be a whole number above 0, not '224'",
+        ),
+        ({'task': 3}, 'task is 3'),
+        ({'layout': None}, 'layout is None'),
+        ({'published': 'w18'}, "published is 'w18'"),
+        ({'published': {'name': 18}}, "published is {'name': 18}"),
+    ],
+)
+def test_nothing_is_taken_of_what_cannot_be(tiny_file, change, note):
+    file, content = tiny_file
+    beside.place(file).write_text(json.dumps(content | change))
+    found = folders.read(str(file))
+    assert found.told == {}
+    assert found.notes == (f'nothing is taken from {file.name}.json: {note}',)
+    assert folders.describe(found)['task'] == 'classification'
 
 
 def test_nothing_is_overwritten_unasked(tiny_checkpoint, refused, tmp_path):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import hrnet_jax
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints.format import _digest as digest
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import classification
 
 
 @pytest.fixture(scope='module')
@@ -59,6 +62,40 @@ def test_found_by_folder_name_and_architecture(written):
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.load(path, arch=arch)
+
+
+class Net(nn.Module):
+    """Its `arch` is a name, or nothing."""
+
+    arch: str | None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Conv(2, (1, 1))(images)
+
+
+class Named(classification.Classification):
+    name = 'named'
+    recipes: ClassVar = {}
+
+    def describe(self, model):
+        return {'arch': model.arch} if model.arch else {}
+
+    def model_of(self, meta, **options):
+        return Net(meta.get('arch'))
+
+
+def test_found_beside_models_of_other_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'named': Named()})
+    variables = Net(None).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    for arch in (None, 'tiny'):
+        checkpoint.save(tmp_path / f'{arch}!', variables, checkpoint.describe(Net(arch), 'named'))
+    model, loaded = hrnet_jax.load(tmp_path, 'tiny')
+    assert model.arch == 'tiny'
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    for folder, held in (('tiny!', 'tiny'), ('None!', 'another model')):
+        with pytest.raises(hrnet_jax.UserError, match=f'is a checkpoint of {held}, not w18'):
+            hrnet_jax.load(tmp_path / folder, 'w18')
 
 
 def test_what_can_be_described(tmp_path, written):

@@ -94,16 +94,24 @@ def test_published_table():
     from_page = {'w18': (76.75, 93.44), 'w64': (79.46, 94.65), 'w48_ssld': (83.63, 96.79)}
     for name, figures in from_page.items():
         entry = PUBLISHED[name]
-        assert entry.results[entry.transform] == {'imagenet2012': figures}
+        accuracy = dict(zip(('top1', 'top5'), figures, strict=True))
+        assert entry.results[entry.transform] == {'imagenet2012': {'validation': accuracy}}
     assert len([n for n in PUBLISHED if '.' not in n]) == 9
     assert len([n for n in PUBLISHED if '.' in n]) == 14
     ssld = find_published(None, 'hf:timm/hrnet_w18_ssld.paddle_in1k@main')
     assert ssld is not None
     large = dataclasses.replace(ssld.transform, resize=288, crop=288)
-    assert expected(ssld.to_json(), ssld.transform, 'imagenet2012') == (81.114, 95.638)
-    assert expected(ssld.to_json(), large, 'imagenet2012') == (82.052, 96.25)
-    assert expected(ssld.to_json(), large, 'imagenet_a') == (23.24, 55.067)
-    assert expected(ssld.to_json(), dataclasses.replace(large, resize=300), 'imagenet_a') is None
+    other, first = dataclasses.replace(large, resize=300), {'top1': 81.114, 'top5': 95.638}
+    for transform, dataset, split, accuracy in (
+        (ssld.transform, 'imagenet2012', 'validation', first),
+        (ssld.transform, 'imagenet2012', 'validation[:100%]', first),
+        (ssld.transform, 'imagenet2012', 'train', {}),
+        (large, 'imagenet2012', 'validation', {'top1': 82.052, 'top5': 96.25}),
+        (large, 'imagenet_a', 'test', {'top1': 23.24, 'top5': 55.067}),
+        (other, 'imagenet_a', 'test', {}),
+    ):
+        assert expected({'published': ssld.to_json()}, transform, dataset, split) == accuracy
+    assert expected({'published': None}, large, 'imagenet_a', 'test') == {}
     for file, name in {
         '/x/hrnet-w64_3rdparty_8xb32_in1k_20220120-19126642.pth': 'w64',
         'hrnetv2_w18-8cb57bb9.pth': 'w18.ms_in1k',
@@ -132,7 +140,12 @@ def test_a_published_name_is_recorded(command, tmp_path):
         command(main, file, '--out', tmp_path / 'n', '--name', name)
     meta = checkpoint.read_json(tmp_path / 'n' / 'w18_small.gluon_in1k')
     assert meta['transform']['interpolation'] == 'bicubic'
-    assert meta['published']['results'][0]['accuracy']['imagenet2012'] == [73.934, 91.178]
+    accuracy = meta['published']['results'][0]['accuracy']['imagenet2012']
+    assert accuracy == {'validation': {'top1': 73.934, 'top5': 91.178}}
+    accuracy = meta['published']['results'][0]['accuracy'] = {'imagenet2012': [73.9, 91.2]}
+    transform = hrnet_jax.Transform.from_json(meta['transform'])
+    found = expected(meta, transform, 'imagenet2012', 'validation')  # of the first release
+    assert found == {'top1': 73.9, 'top5': 91.2}
     with pytest.raises(hrnet_jax.UserError, match='several'):
         checkpoint.find(tmp_path / 'n', 'w18_small_v1')
     _, out, _ = command(main, save(tmp_path / 'own.pth', state), '--out', tmp_path / 'd')
@@ -142,22 +155,28 @@ def test_a_published_name_is_recorded(command, tmp_path):
 def test_a_published_name_of_another_task(command, tmp_path, monkeypatch):
     """The number of classes, the figures and the task are those of the table's line."""
     transform = hrnet_jax.Transform(32, 32)
-    entry = Published('scans', 'tiny', 10, {transform: {'digits': (97.5, 91.0)}}, task='multilabel')
+    results = {transform: {'digits': {'test': {'map': 97.5}}}}
+    entry = Published('scans', 'tiny', 10, results, task='multilabel')
     monkeypatch.setitem(PUBLISHED, 'scans', entry)
     _, out, _ = command(main, DIGITS, '--out', tmp_path)
     assert 'if it is one, say --name scans\n' in out
     code, out, err = command(main, DIGITS, '--out', tmp_path, '--name', 'scans')
     assert code == 0, err
-    assert out.endswith(', published as 97.5 % mAP and 91.0 % F1 on digits\n')
+    assert out.endswith(', published as 97.5 % mAP on digits\n')
     assert checkpoint.read_json(tmp_path / 'scans')['task'] == 'multilabel'
 
 
-def test_two_figures_for_one_are_refused(monkeypatch):
-    """Those of another split would take the place of the first."""
+def test_lines_of_the_table_of_figures(monkeypatch):
+    """Not each figure of a task, and several splits; but one value."""
     rows = {name: list(published._rows(name)) for name in ('published.csv', 'results.csv')}
-    rows['results.csv'].append(rows['results.csv'][0] | {'split': 'train', 'value': '99'})
+    first = rows['results.csv'][0] | {'split': 'train', 'value': '99'}
+    rows['results.csv'].append(first)
     monkeypatch.setattr(published, '_rows', rows.get)
-    with pytest.raises(ValueError, match=r'two figures for top1 of w18, .*, imagenet2012'):
+    entry = published._read()['w18']
+    accuracy = entry.results[entry.transform]['imagenet2012']
+    assert accuracy == {'validation': {'top1': 76.75, 'top5': 93.44}, 'train': {'top1': 99}}
+    rows['results.csv'].append(first | {'source': 'another'})
+    with pytest.raises(ValueError, match=r'two figures for top1 of w18, .*, imagenet2012, train'):
         published._read()
 
 

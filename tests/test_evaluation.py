@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import pickle
@@ -17,8 +18,12 @@ import eval as eval_command
 import hrnet_jax
 import train as train_command
 from hrnet_jax import checkpoint
+from hrnet_jax.commands.eval import report
 from hrnet_jax.data import imagenet, reader
+from hrnet_jax.data.sources import Dataset, Facts
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.base import Result
 
 
 class Here(reader.Reader):
@@ -101,6 +106,22 @@ def test_columns_that_are_known(command, setting, tmp_path):
     _, out = run(command, setting, tmp_path, '--limit', 5)
     assert 'published' not in out.splitlines()[-4]
     assert out.splitlines()[-4].split() == ['measured', 'correct']
+
+
+def test_figures_that_are_published(capsys, tmp_path):
+    """Those that there are, beside those of the evaluation."""
+    transform, split = hrnet_jax.Transform(), {'validation': {'top1': 50.0}}
+    results = [{'transform': transform.to_json(), 'accuracy': {'own': split}}]
+    meta = {'published': {'name': 'x', 'results': results}, 'source': {'sha256': None}}
+    result = Result(4, 4, metrics={'top1': 75.0, 'top5': 100.0}, counts={'top1_correct': 3})
+    facts = Facts(Dataset('own'), 'validation', 4, 10, None, False, (), {})
+    args = argparse.Namespace(json=str(tmp_path / 'a.json'), dtype='float32')
+    model = hrnet_jax.create_model('tiny', 10)
+    report(args, meta, get_task('classification'), facts, transform, result, 4, model)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ['top-1', '75.000', '3', '50.000', '+25.000'] in lines
+    assert ['top-5', '100.000'] in lines
+    assert json.loads((tmp_path / 'a.json').read_text())['published'] == {'top1': 50.0}
 
 
 def test_bfloat16_is_close(command, setting, tmp_path):

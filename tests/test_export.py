@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,8 +25,10 @@ from convert import from_torch
 from hrnet_jax import checkpoint
 from hrnet_jax.commands import export as export_command
 from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.inference import export
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import classification
 
 # In a process of its own: FILE INPUT OUTPUT, over and over.
 ALONE = """
@@ -117,7 +121,7 @@ def test_runs_with_jax_alone(command, folder, source, tmp_path):
         assert told['jax'] == jax.__version__
         assert f'written by JAX {jax.__version__}; JAX promises to read it for 6 months' in out
         size = 64 if '--image-size' in options else 32
-        assert told['transform'] == TRANSFORM.override(crop=size).to_json()
+        assert told['transform'] == TRANSFORM.at_size(size, size).to_json()
         result = tmp_path / f'{name}_logits.npy'
         arguments += [file, tmp_path / f'{given}.npy', result]
         x = images[given]
@@ -315,6 +319,8 @@ def test_wrong_arguments(refused, command, folder, tmp_path):
         ((*right, '--image-size', 100), '--image-size 100: '),
         ((*right, '--image-size', 100), 'the next sizes that fit: 96 and 128'),
         ((*right, '--image-size', 0), '--image-size 0: images must be at least 1 high'),
+        ((*right, '--image-size', 64, 32), '--image-size 64 32: the crop is a square'),
+        ((*right, '--image-size', 32, 32, 32), '--image-size is needed: one number, or height'),
         ((*right, '--weights', 'ema'), 'no averaged weights'),
         ((*right, '--arch', 'w18'), 'no checkpoint of w18'),
         (('--ckpt', folder, '--out', there), 'there exists; remove it or give --force'),
@@ -328,6 +334,57 @@ def test_wrong_arguments(refused, command, folder, tmp_path):
     assert there.read_text() == 'mine'
     assert command(export_command.main, *right[:3], there, '--force', '--platforms', 'tpu')[0] == 0
     assert read(there).out_avals[0].shape[1:] == (10,)
+
+
+@pytest.mark.parametrize(
+    ('before', 'size', 'after'),
+    [((256, 224), 128, (146, 128)), ((256, 224), 448, (512, 448)), ((224, 256), 128, (112, 128))],
+)
+def test_the_resize_follows_the_size(before, size, after):
+    transform = hrnet_jax.Transform(*before, 'bicubic', flip=True)
+    assert transform.at_size(*transform.image_size) == transform
+    assert transform.at_size(size, size) == hrnet_jax.Transform(*after, 'bicubic', flip=True)
+
+
+def test_the_json_of_a_smaller_size(command, source, tmp_path):
+    model, variables, _ = source
+    meta = checkpoint.describe(model) | {'transform': hrnet_jax.Transform(256, 224).to_json()}
+    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    flags = ('--out', tmp_path / 'out', '--platforms', 'tpu', '--image-size', 128)
+    assert command(export_command.main, '--ckpt', tmp_path / 'tiny', *flags)[0] == 0
+    said = json.loads((tmp_path / 'out.json').read_text())['transform']
+    assert (said['resize'], said['crop']) == (146, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Protocol):
+    """Images of any size, as they are."""
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.2, 0.2, 0.2)
+    text = 'whole'
+    from_text = prepare = None
+
+
+class WholeTask(classification.Classification):
+    name = 'whole'
+    recipes: ClassVar = {}
+    protocol = Whole
+
+
+def test_images_that_are_no_squares(command, refused, source, tmp_path, monkeypatch):
+    """The task's own protocol describes them."""
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'whole': WholeTask()})
+    model, variables, _ = source
+    meta = checkpoint.describe(model, 'whole') | {'transform': Whole().to_json()}
+    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    out = tmp_path / 'out'
+    flags = ('--ckpt', tmp_path / 'tiny', '--out', out, '--platforms', 'tpu', '--preprocess')
+    assert 'error: --image-size is needed: one number' in refused(export_command.main, *flags)
+    code, _, err = command(export_command.main, *flags, '--image-size', 64, 32)
+    assert code == 0, err
+    assert read(out).in_avals[0].shape[1:] == (64, 32, 3)
+    assert json.loads((tmp_path / 'out.json').read_text())['transform'] == Whole().to_json()
 
 
 def test_damaged_checkpoint(refused, source, tmp_path):

@@ -10,9 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+import eval as eval_command
 import hrnet_jax
+import predict as predict_command
+from convert import __main__ as convert
 from convert import from_torch
 from hrnet_jax import checkpoint
+from hrnet_jax.commands import export, visualize
+from hrnet_jax.tasks.classification import Classification
+from hrnet_jax.weights import hub_cache
 
 DIGITS = hub.ROOT / 'examples' / 'tiny_digits.pth'
 # Each argument is one step; prints what each gave, arrays as their digests.
@@ -135,8 +141,13 @@ def test_damage_is_found(converted, tmp_path):
     assert 'was edited: its digest differs' in edited
 
 
-def test_push_of_a_model_in_memory(converted, monkeypatch):
-    """What is uploaded, and what is refused before anything is."""
+def test_push_of_a_model_in_memory(converted, monkeypatch, tmp_path):
+    """What is uploaded, and what is refused before anything is; what was in the cache goes."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    old = [hub_cache.place_of('me/net', 'v1', weights) for weights in (None, 'ema', 'raw')]
+    other = hub_cache.place_of('me/net', None)
+    for place in (*old, other):
+        place.mkdir(parents=True)
     sent = {}
 
     def create_commit(repository, operations, revision=None, **options):
@@ -152,6 +163,7 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     small = hrnet_jax.Transform(32, 32)
     url = hrnet_jax.push_to_hub((model, halves), 'me/net@v1', transform=small)
     assert url == 'https://hub/me/net'
+    assert list(other.parent.iterdir()) == [other]
     assert sent['revision'] == 'v1'
     meta = json.loads(sent[checkpoint.JSON])
     rounded = jax.tree.map(lambda x: np.asarray(x, np.float32), halves)
@@ -160,6 +172,12 @@ def test_push_of_a_model_in_memory(converted, monkeypatch):
     names = np.array(list('abcdefghij'))
     hrnet_jax.push_to_hub((model, variables), 'me/net', class_names=names)
     assert json.loads(sent[checkpoint.JSON])['class_names'] == names.tolist()
+    assert json.loads(sent[checkpoint.JSON])['transform'] == hrnet_jax.Transform().to_json()
+    small_task = type('Small', (Classification,), {'name': 'small', 'recipes': {}})()
+    small_task.protocol = lambda: small
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'small': small_task})
+    hrnet_jax.push_to_hub((model.clone(task='small'), variables), 'me/net')
+    assert json.loads(sent[checkpoint.JSON])['transform'] == small.to_json()
     backbone = hrnet_jax.HRNet('tiny', upsample='bilinear', align_corners=True)
     own = {k: v['backbone'] for k, v in variables.items()}
     hrnet_jax.push_to_hub((backbone, own), 'me/backbone')
@@ -200,3 +218,29 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path, monkeypatch):
         hrnet_jax.load('hf:a/b')
     assert asked[0] == (checkpoint.JSON, False)
     assert [local for _, local in asked[1:]] == [True, True]
+
+
+def test_every_command_asks_for_the_weights(command, monkeypatch, tmp_path):
+    """A repository may have averaged weights and others: each are a folder of their own."""
+    asked = []
+
+    def fetch(origin, weights=None):
+        asked.append(weights)
+        raise hrnet_jax.UserError('stop')
+
+    monkeypatch.setattr(hub_cache, 'fetch', fetch)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    flags = ('--ckpt', 'hf:a/b', '--weights', 'raw')
+    for main, *arguments in (
+        (eval_command.main, *flags),
+        (predict_command.main, 'a.png', *flags),
+        (export.main, '--out', tmp_path / 'a.stablehlo', *flags),
+        (visualize.main, 'a.png', '--out', tmp_path / 'a.png', *flags),
+        (convert.main, 'hf:a/b', '--to', 'timm', '--out', tmp_path / 'a.pth', *flags[2:]),
+    ):
+        before = len(asked)
+        assert command(main, *arguments)[0] == 2
+        assert len(asked) > before
+    with pytest.raises(hrnet_jax.UserError, match='stop'):
+        hrnet_jax.push_to_hub('hf:a/b', 'me/net', weights='raw')
+    assert set(asked) == {'raw'}

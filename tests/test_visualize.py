@@ -18,6 +18,7 @@ from hrnet_jax.commands import visualize as visualize_command
 from hrnet_jax.inference import drawing
 from hrnet_jax.inference.visualize import STRIDES, components, find_class, grad_cam, view
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks.multilabel import MultilabelClassification
 
 DIGITS = Path(__file__).parents[1] / 'examples' / 'tiny_digits.pth'
 TRANSFORM = hrnet_jax.Transform(resize=32, crop=32)
@@ -226,6 +227,16 @@ def test_mistakes_are_one_line(refused, digits, tmp_path):
     ):
         assert part in refused(visualize_command.main, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_task_is_one_line(refused, digits, tmp_path, monkeypatch):
+    """Its checkpoint may have no classes."""
+    other = type('Other', (MultilabelClassification,), {'name': 'other', 'recipes': {}})()
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {'other': other})
+    checkpoint.save(tmp_path / 'tiny', from_torch(DIGITS)[1], {'task': 'other'})
+    flags = ('--ckpt', tmp_path / 'tiny', '--out', tmp_path / 'x.png')
+    line = refused(visualize_command.main, digits / 'nine.png', *flags)
+    assert 'tiny is for other; views are of classifiers' in line
 
 
 def test_wrong_arguments(digits):

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.errors import UserError, listed
+from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.files import replacing, uninterrupted
 from hrnet_jax.tasks import get_task, task_of, task_of_model
@@ -132,7 +132,8 @@ def _plain(value: Any) -> Any:
 def arch_name(meta: dict[str, Any]) -> str | None:
     """The architecture in a checkpoint's JSON, if its task says one."""
     arch = meta.get('arch')
-    return arch.get('name') if isinstance(arch, dict) else None
+    name = arch.get('name') if isinstance(arch, dict) else arch
+    return name if isinstance(name, str) else None
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -180,10 +181,6 @@ def _restore(path: Path, shapes: Variables) -> Variables:
             return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
         raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:

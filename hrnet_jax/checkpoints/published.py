@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any
 
 from hrnet_jax.data.protocol import Protocol
-from hrnet_jax.tasks import DEFAULT, get_task
+from hrnet_jax.tasks import DEFAULT, get_task, task_of
 
-Accuracy = tuple[float, ...]  # the figures of the task: top-1, top-5
+Accuracy = dict[str, float]  # `Figure.name` -> value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Published:
     Attributes:
         name: what `--name` takes.
         arch: its architecture; num_classes: the length of its output.
-        results: evaluation transform -> data set -> accuracy; the first transform is the default.
+        results: evaluation transform -> data set -> split -> accuracy; the first transform is the
+            default.
         files: the names under which the file is distributed.
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
         head_bias: whether its own implementation has biases before BatchNorm in the head.
@@ -36,7 +38,7 @@ class Published:
     name: str
     arch: str
     num_classes: int
-    results: dict[Any, dict[str, Accuracy]]
+    results: dict[Any, dict[str, dict[str, Accuracy]]]
     files: tuple[str, ...] = ()
     hub: str | None = None
     head_bias: bool = True
@@ -61,15 +63,16 @@ class Published:
         }
 
 
-def expected(
-    published: dict[str, Any] | None, transform: Protocol, dataset: str
-) -> Accuracy | None:
-    """The figure in a checkpoint's JSON for this transform and data set, if there is one."""
-    for entry in (published or {}).get('results', ()):
+def expected(meta: Mapping[str, Any], transform: Protocol, dataset: str, split: str) -> Accuracy:
+    """The figures in a checkpoint's JSON for this transform and split; those that there are."""
+    for entry in (meta.get('published') or {}).get('results', ()):
         known = type(transform).from_json(entry['transform'])
-        if known == transform and dataset in entry['accuracy']:
-            return tuple(entry['accuracy'][dataset])
-    return None
+        if known == transform and (held := entry['accuracy'].get(dataset)):
+            if isinstance(held, list):  # of the first release: all figures, of the usual split
+                names = [figure.name for figure in task_of(meta).figures]
+                return dict(zip(names, held, strict=False))
+            return held.get(re.split(r'[\[+]', split)[0], {})
+    return {}
 
 
 def find_published(name: str | None, origin: str) -> Published | None:
@@ -99,17 +102,15 @@ def _read() -> dict[str, Published]:
         )
         for row in _rows('published.csv')
     }
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in _rows('results.csv'):
-        key = (row['checkpoint'], row['protocol'], row['dataset'])
-        values = found.setdefault(key, {})
-        if row['metric'] in values:  # on another split, or from another source
-            raise ValueError(f'results.csv: two figures for {row["metric"]} of {", ".join(key)}')
+        entry = entries[row['checkpoint']]
+        protocol = get_task(entry.task).protocol.from_text(row['protocol'])
+        splits = entry.results.setdefault(protocol, {}).setdefault(row['dataset'], {})
+        values = splits.setdefault(row['split'], {})
+        if row['metric'] in values:  # from another source
+            where = ', '.join(row[name] for name in ('checkpoint', 'protocol', 'dataset', 'split'))
+            raise ValueError(f'results.csv: two figures for {row["metric"]} of {where}')
         values[row['metric']] = float(row['value'])
-    for (name, protocol, dataset), values in found.items():
-        task = get_task(entries[name].task)
-        sets = entries[name].results.setdefault(task.protocol.from_text(protocol), {})
-        sets[dataset] = tuple(values[figure.name] for figure in task.figures)
     return entries
 
 

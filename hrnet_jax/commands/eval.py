@@ -87,7 +87,6 @@ def main() -> None:
         import jax
         import jax.numpy as jnp
 
-        from hrnet_jax.checkpoints import format as checkpoint
         from hrnet_jax.inference.evaluation import evaluate
         from hrnet_jax.inference.folding import fold
         from hrnet_jax.runtime import compilation, distributed
@@ -96,8 +95,7 @@ def main() -> None:
     distributed.start(args)
     compilation.enable_cache()
     with distributed.fail_together():
-        folder = loading.find(args.ckpt, args.arch)
-        meta = checkpoint.read_json(folder)
+        folder, meta = loading.described(args.ckpt, args.arch, args.weights)
         task = task_of_checkpoint(args.task, meta)
         if not task.figures:
             task.refuse('evaluation')
@@ -179,7 +177,7 @@ def report(
 
     name, unreadable = source.dataset.name, result.unreadable
     partial = source.is_partial or total < source.num_examples or unreadable > 0
-    published = None if partial else expected(meta['published'], transform, name)
+    published = {} if partial else expected(meta, transform, name, source.split)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
@@ -195,12 +193,14 @@ def report(
         print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
     shown = task.figures_of(model)
-    for i, figure in enumerate(task.figures):
+    for figure in task.figures:
         if figure not in shown:
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(figure.count or '')
-        theirs = [f'{published[i]:.3f}', f'{value - published[i]:+.3f}'] if published else ['', '']
+        theirs = ['', '']
+        if (reached := published.get(figure.name)) is not None:
+            theirs = [f'{reached:.3f}', f'{value - reached:+.3f}']
         number = '' if correct is None else f'{correct:,}'
         rows.append([figure.label + '*' * bool(unreadable), f'{value:.3f}', number, *theirs])
     rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
@@ -222,7 +222,7 @@ def report(
             'metrics': dict(result.metrics),
             'partial': partial,
             'restricted': source.dataset.restricted,
-            'published': list(published) if published else None,
+            'published': published or None,
             'transform': transform.to_json(),
             'protocol': transform.text,
             'dtype': args.dtype,

@@ -12,7 +12,6 @@ import numpy as np
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.commands.arguments import add_checkpoint
-from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import export
 from hrnet_jax.runtime import cli, compilation
@@ -36,8 +35,10 @@ def parser() -> cli.Parser:
     p.add_argument(
         '--image-size',
         type=int,
+        nargs='+',
         metavar='N',
-        help="height and width of the images, a multiple of 32 (default: the checkpoint's crop)",
+        help='edge of the images, or height and width; multiples of 32 (default: those of the '
+        'checkpoint)',
     )
     p.add_argument(
         '--platforms',
@@ -74,24 +75,25 @@ def main() -> None:
     for path in (out, described_in, weights_file)[: 2 + args.weights_beside]:
         refuse_unwritable(path)
         refuse_existing(path, args.force)
-    folder = loading.find(args.ckpt, args.arch)
-    meta = checkpoint.read_json(folder)
-    task_of_checkpoint(args.task, meta)
-    transform = Transform.from_json(meta['transform'])
-    size = transform.crop if args.image_size is None else args.image_size
+    folder, meta = loading.described(args.ckpt, args.arch, args.weights)
+    transform = task_of_checkpoint(args.task, meta).protocol.from_json(meta['transform'])
+    given = args.image_size
+    size = transform.image_size if given is None else (given[0], given[-1])
+    if size is None or len(given or ()) > 2:
+        raise UserError('--image-size is needed: one number, or height and width')
     try:  # now, not after the model is loaded
-        export.check_size(checkpoint.model_of(meta), size, size)
+        export.check_size(checkpoint.model_of(meta), *size)
+        transform = transform.at_size(*size) if given else transform
     except UserError as error:
-        flag = f'--image-size {size}' if args.image_size is not None else f'{folder}'
+        flag = f'--image-size {" ".join(map(str, given))}' if given else f'{folder}'
         raise UserError(f'{flag}: {error}') from None
-    transform = transform.override(crop=size)
     compilation.enable_cache()
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     fast = export.fold_for(model, variables, platforms)
     program = export.export(
         fast.model,
         fast.variables,
-        image_size=transform.crop,
+        image_size=size,
         batch=batch,
         platforms=platforms,
         transform=transform if args.preprocess else None,
@@ -115,7 +117,7 @@ def main() -> None:
         }
         described = meta | {'transform': transform.to_json()}
         beside.write(stack, out, temporary, described, args.force, **said)
-    name = meta['arch']['name'] if 'arch' in meta else type(model).__name__
+    name = checkpoint.arch_name(meta) or type(model).__name__
     print(
         f'{out}: {name}, {said["images"]} -> {", ".join(said["outputs"])}, for '
         f'{", ".join(platforms)}, {out.stat().st_size / 1e6:.1f} MB; beside it {described_in.name}'

@@ -42,8 +42,7 @@ def main() -> None:
             files.refuse_unwritable(Path(file))
     if args.out and Path(args.out).suffix.lower() not in ('.png', '.pdf', '.svg', '.jpg'):
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
-    folder = loading.find(args.ckpt, args.arch)
-    meta = checkpoint.read_json(folder)
+    folder, meta = loading.described(args.ckpt, args.arch, args.weights)
     task = task_of_checkpoint(args.task, meta)
     transform = task.protocol.from_json(meta['transform'])
     transform = transform.override(STRIDE, **given(args, of_protocol))
@@ -83,13 +82,13 @@ def main() -> None:
 def _tasks() -> list[Task]:
     """The checkpoint's; all that there are, for --help, where there is no checkpoint."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument('--ckpt')
-    first.add_argument('--arch')
+    for flag in ('--ckpt', '--arch', '--weights'):
+        first.add_argument(flag)
     known = first.parse_known_args()[0]
     if not known.ckpt:
         return every_task()
     try:
-        return [task_of(checkpoint.read_json(loading.find(known.ckpt, known.arch)))]
+        return [task_of(loading.described(known.ckpt, known.arch, known.weights)[1])]
     except UserError:  # of which `main` will hear
         return every_task()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hrnet_jax.archs import STRIDE
-from hrnet_jax.checkpoints.format import read_json
 from hrnet_jax.commands.arguments import add_checkpoint
 from hrnet_jax.data.imagenet import default_class_names, readable
 from hrnet_jax.data.preprocess import Transform, open_image
@@ -40,8 +39,7 @@ def main() -> None:
         raise UserError(f'--out {out}: the ending must be one of {", ".join(FORMATS)}')
     from hrnet_jax.inference.drawing import draw_view
 
-    folder = loading.find(args.ckpt, args.arch)
-    meta = read_json(folder)
+    folder, meta = loading.described(args.ckpt, args.arch, args.weights)
     require_classifier(task_of_checkpoint(args.task, meta))
     names = readable(meta.get('class_names') or default_class_names(meta['num_classes']))
     target = None if args.target is None else find_class(args.target, names)

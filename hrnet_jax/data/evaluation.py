@@ -15,9 +15,9 @@ from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.integrity import suspects
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import DATASETS, Source, basename, first_line, opened, tensorflow
+from hrnet_jax.data.sources import DATASETS, Source, basename, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
-from hrnet_jax.errors import UserError, listed
+from hrnet_jax.errors import UserError, first_line, listed
 
 NAMED = 100  # unreadable images that a message names
 
@@ -60,9 +60,8 @@ def checked(source: Source) -> Source:
     try:
         first = next(source.records(0, 1).batch(1).as_numpy_iterator())
     except (tf.errors.OpError, StopIteration) as error:
-        raise UserError(
-            f'{source.dataset.name}: cannot read a file: {first_line(error)}'
-        ) from error
+        line = 'no examples' if isinstance(error, StopIteration) else first_line(error)
+        raise UserError(f'{source.dataset.name}: cannot read a file: {line}') from error
     source.check(source, first)
     if source.official and basename(first['name'][0]) not in source.official:
         note = f'labels could not be checked: {basename(first["name"][0])} is no known file name'

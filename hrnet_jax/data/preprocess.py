@@ -86,6 +86,17 @@ class Transform(Protocol):
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         return resize_crop(image, self)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.crop, self.crop
+
+    def at_size(self, height: int, width: int) -> Self:
+        """With another crop, and the resize in proportion."""
+        if height != width:
+            raise UserError(f'the crop is a square, not {height} x {width}')
+        resize = round(self.resize * height / self.crop)
+        return dataclasses.replace(self, crop=height, resize=resize)
+
     def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """With `flip` the mean over the image and its mirror image."""
         found = forward(images)

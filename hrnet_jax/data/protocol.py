@@ -43,6 +43,19 @@ class Protocol(abc.ABC):
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """What the network gets of an image before it is normalised, uint8 (H, W, 3)."""
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of what the network gets; None where they are not always the same."""
+        return None
+
+    def at_size(self, height: int, width: int) -> Self:
+        """This protocol for a network that gets images of another size; the same unless overridden.
+
+        Raises:
+            UserError: if it has no such images.
+        """
+        return self
+
     def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
         """The network's outputs for normalised images (N, H, W, 3), traced.
 

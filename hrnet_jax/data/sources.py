@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -241,10 +240,3 @@ def opened(data: tf.data.Dataset) -> Iterator[Any]:
     result = elements()
     weakref.finalize(result, held.clear)
     return result
-
-
-def first_line(error: Exception) -> str:
-    """The first line of TensorFlow's message, without the names of its nodes and iterators."""
-    text = getattr(error, 'message', str(error)) or 'no examples'
-    inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
-    return re.sub(inner, '', text.strip().splitlines()[0]).strip()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
-from hrnet_jax.data.sources import Source, first_line, opened, tensorflow
-from hrnet_jax.errors import UserError
+from hrnet_jax.data.sources import Source, opened, tensorflow
+from hrnet_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""What stands on the backbone and makes its maps a result: one file a head.
+"""A head makes a result of the backbone's maps; one file for each head.
 
 May import the network (archs, layers, backbone, what they take) and errors.
 """

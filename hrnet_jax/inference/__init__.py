@@ -1,4 +1,4 @@
 """Trained models in use: evaluation, prediction, the folded forms, export, pictures, costs.
 
-May import checkpoints, data, the models and what is below them.
+May import tasks, data, the models and what is below them.
 """

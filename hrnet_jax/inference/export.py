@@ -35,7 +35,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax.backbone import check_images, image_hw
-from hrnet_jax.data.preprocess import Transform, normalize
+from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference import folding
 from hrnet_jax.inference.folding import Folded, apply, fold
@@ -54,7 +55,7 @@ def export(
     image_size: int | tuple[int, int] = 224,
     batch: int | None = None,
     platforms: Sequence[str] | None = None,
-    transform: Transform | None = None,
+    transform: Protocol | None = None,
     weights_beside: bool = False,
 ) -> jax.export.Exported:
     """The program (images) -> what the model gives, of a classifier logits (N, num_classes) in
@@ -165,7 +166,7 @@ def difference(
     weights: dict[str, Any] | None,
     model: nn.Module,
     variables: Variables,
-    transform: Transform,
+    transform: Protocol,
 ) -> float:
     """The worst difference of a program's outputs, each relative to its largest value.
 
@@ -197,7 +198,7 @@ def difference(
 
 
 def check(
-    file: Path, stored: Path | None, model: nn.Module, variables: Variables, transform: Transform
+    file: Path, stored: Path | None, model: nn.Module, variables: Variables, transform: Protocol
 ) -> str:
     """Runs the written files beside the model; says how they compare.
 

@@ -1,4 +1,4 @@
 """The machine: devices and hosts, the cache of compiled programs, files, the command line.
 
-May import errors and version alone; everything else may import it.
+May import errors and version; no other room.
 """

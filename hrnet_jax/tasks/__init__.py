@@ -1,6 +1,6 @@
 """What a task is (`base`), and one file a task: its data, metric, loss, decoding and results.
 
-May import data, heads and models; nothing needs JAX until a model, a metric or a loss is made.
+May import data, models, heads and network; only models, metrics and losses need JAX.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.runtime import distributed, files
 from hrnet_jax.training.step import TrainState
 
@@ -314,5 +314,5 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = checkpoint.first_line(error)
+        line = first_line(error)
         raise UserError(f'cannot write the checkpoint in {path}: {line}') from error

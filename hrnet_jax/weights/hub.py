@@ -14,10 +14,11 @@ import numpy as np
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, parse, reason_of
-from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, check_class_names, variable_shapes
+from hrnet_jax.tasks import task_of
 from hrnet_jax.weights import loading
 from hrnet_jax.weights.hub_cache import FILES, place_of, remove
 
@@ -28,7 +29,7 @@ def push_to_hub(
     *,
     arch: str | None = None,
     weights: str | None = None,
-    transform: Transform | None = None,
+    transform: Protocol | None = None,
     class_names: Sequence[str] | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -44,7 +45,8 @@ def push_to_hub(
         repository: 'OWNER/REPO', or 'OWNER/REPO@BRANCH'; made if it is not there.
         arch, weights: of a folder: which checkpoint in it, and which weights; as for `load`.
         transform: how images are resized, cropped and normalised; None: as the folder says; for a
-            model, as for ImageNet (256 and 224 pixels, bilinear).
+            model, as its task has it without options (a classifier: as for ImageNet, 256 and 224
+            pixels, bilinear).
         class_names: one for each class, in order; None: those of the folder; for a model, none.
         private: whether a repository that is made is private; None: as its owner has set it. One
             that is there stays as it is.
@@ -67,7 +69,7 @@ def push_to_hub(
             f'{repository} is followed by @{named}, and revision says {revision!r}: leave one out'
         )
     revision = revision or named
-    cached = place_of(repository, revision)
+    cached = [place_of(repository, revision, kind) for kind in (None, 'ema', 'raw')]
     try:
         import huggingface_hub as hub
         from safetensors.numpy import save_file
@@ -78,18 +80,18 @@ def push_to_hub(
     meta: dict[str, Any] = {'published': None, 'class_names': None}
     if isinstance(source, tuple):
         model, variables = source
-        meta |= {'transform': Transform().to_json()}
         meta |= {'source': {'file': None, 'origin': 'memory', 'sha256': None}}
     else:
-        folder = loading.find(source, arch)
+        folder, found = loading.described(source, arch, weights)
         model, variables = loading.load(folder, arch, weights=weights)
-        meta |= checkpoint.of_the_model(checkpoint.read_json(folder))
-    meta |= {'transform': transform.to_json()} if transform else {}
+        meta |= checkpoint.of_the_model(found)
     if class_names is not None and len(class_names):
         meta['class_names'] = [str(name) for name in class_names]
     if meta['class_names']:
         check_class_names(meta['class_names'], model.num_classes)
     content = checkpoint.describe(model, meta.get('task'))
+    if transform or 'transform' not in meta:
+        meta['transform'] = (transform or task_of(content).protocol()).to_json()
     described = checkpoint.model_of(content)  # what `load` will make of it
     if getattr(model, 'folded', False):
         raise UserError('a folded model cannot be pushed: push the model that it was made of')
@@ -118,5 +120,6 @@ def push_to_hub(
             )
         except Exception as error:  # the hub's, and those of its HTTP library
             raise UserError(f'{repository} cannot be pushed: {reason_of(error)}') from error
-    remove(cached)
+    for place in cached:
+        remove(place)
     return str(done.commit_url)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
-from hrnet_jax.errors import UserError, listed
+from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime.files import cache_folder
 
@@ -120,7 +120,7 @@ def _read(file: Path, meta: dict[str, Any]) -> Variables:
     try:
         flat = load_file(file)
     except Exception as error:  # safetensors has one kind of its own
-        raise UserError(f'is damaged ({checkpoint.first_line(error)})') from error
+        raise UserError(f'is damaged ({first_line(error)})') from error
     expected = meta['arrays']
     wrong = checkpoint.differing(expected, variable_shapes(checkpoint.model_of(meta)))
     got = checkpoint.entries(flat)

@@ -11,7 +11,7 @@ import numpy as np
 
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.checkpoints.format import ARRAYS, JSON, model_of, read_json, restore
+from hrnet_jax.checkpoints.format import ARRAYS, JSON, arch_name, model_of, read_json, restore
 from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
@@ -22,12 +22,14 @@ from hrnet_jax.weights import hub_cache
 def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | None = None) -> Path:
     """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
 
-    Of a training folder, that of the step with the best evaluation; before the first, the last.
-    Of `hf:OWNER/REPO`, what `hub_cache.fetch` has made of it, with these `weights`.
+    A training folder gives the step with the best evaluation, or the last step if none was
+    evaluated. `hf:OWNER/REPO` gives the folder that `hub_cache.fetch` makes for these `weights`.
 
     Raises:
         UserError: if there is none, or several and nothing says which.
     """
+    if weights not in (None, 'ema', 'raw'):
+        raise UserError(f'weights are ema or raw, not {weights!r}')
     if os.fspath(path).startswith('hf:'):
         return hub_cache.fetch(os.fspath(path), weights)
     path = Path(path)
@@ -58,9 +60,17 @@ def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | N
     raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')
 
 
+def described(
+    path: str | os.PathLike[str], arch: str | None = None, weights: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint folder, see `find`, and the JSON in it."""
+    folder = find(path, arch, weights)
+    return folder, read_json(folder)
+
+
 def _arch_name(folder: Path) -> str | None:
     try:
-        return read_json(folder)['arch']['name']
+        return arch_name(read_json(folder))
     except UserError:  # a damaged neighbour must not hide the others
         return None
 
@@ -89,15 +99,12 @@ def load(
     Raises:
         UserError: if it is missing, of another architecture, or damaged, naming the array.
     """
-    folder = find(path, arch, weights)
-    meta = read_json(folder)
+    folder, meta = described(path, arch, weights)
     model = model_of(meta, **options)
     named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
-    if arch is not None and arch != model.arch.name and not named:
-        raise UserError(f'{folder} is a checkpoint of {model.arch.name}, not {arch}')
+    if arch not in (None, held := arch_name(meta)) and not named:
+        raise UserError(f'{folder} is a checkpoint of {held or "another model"}, not {arch}')
     shapes = variable_shapes(model)
-    if weights not in (None, 'ema', 'raw'):
-        raise UserError(f'weights are ema or raw, not {weights!r}')
     converted = (meta.get('source') or {}).get('weights')  # which of a file's
     if weights == 'ema' and not meta.get('ema') and converted != 'ema':
         raise UserError(f'{folder} has no averaged weights')

@@ -25,7 +25,8 @@ from hrnet_jax.tasks.recipe_flags import describe
         (Official, {'eval_crop': 288}, 329, 288),
         (Official, {'eval_crop': 288, 'eval_resize': 288}, 288, 288),
         (Official, {'eval_resize': 235}, 235, 224),
-        (Digits, {'image_size': 64}, 32, 32),
+        (Digits, {}, 32, 32),
+        (Digits, {'image_size': 64}, 64, 64),
     ],
 )
 def test_the_evaluation_has_the_size_of_the_training(recipe, given, resize, crop):
@@ -33,6 +34,9 @@ def test_the_evaluation_has_the_size_of_the_training(recipe, given, resize, crop
     assert (made.transform.resize, made.transform.crop) == (resize, crop)
     held = made.to_json()
     assert (held['eval_resize'], held['eval_crop']) == (resize, crop)
+    other = dataclasses.replace(recipe(), **given)
+    assert other == made
+    assert other.transform == made.transform
 
 
 @pytest.mark.parametrize(

@@ -54,16 +54,16 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
         help='training folder; the same for all hosts, on shared storage',
     )
     p.add_argument(
-        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+        '--data-dir', metavar='D', help='where tfds data sets lie (default: where tfds has them)'
     )
     add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls)
     g = p.add_argument_group('run', 'what the result does not depend on')
-    g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
+    g.add_argument('--eval-batch-size', type=int, help='images (default: as in training)')
     g.add_argument(
         '--log-every', type=int, default=50, help='steps between records, at most an epoch'
     )
     g.add_argument('--checkpoint-steps', type=int, default=2000, help='steps between checkpoints')
-    g.add_argument('--checkpoint-minutes', type=float, default=15.0, help='and at most so long')
+    g.add_argument('--checkpoint-minutes', type=float, default=15.0, help='longest time between checkpoints')
     g.add_argument('--keep', type=int, default=2, help='last checkpoints kept, beside the best')
     g.add_argument('--stop-at', type=int, metavar='STEP', help='end there, to go on another time')
     g.add_argument('--tensorboard', action=argparse.BooleanOptionalAction, default=True,

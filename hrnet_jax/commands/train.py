@@ -16,13 +16,14 @@ import zlib
 from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe
-from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments
+from hrnet_jax.tasks.recipe_flags import add_arguments, describe, going_on
 from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
@@ -87,7 +88,7 @@ def main() -> None:
         raise UserError(
             f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
         )
-    recipe = from_arguments(cls, args)
+    recipe, kept = going_on(cls, args, workdir.recipe(Path(args.workdir)))
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
@@ -101,6 +102,7 @@ def main() -> None:
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
     shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
+    shared.append(('fields', str(recipe.to_json())))  # some are from the training folder
     compilation.enable_cache()
     distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
@@ -122,6 +124,8 @@ def main() -> None:
     profile = tuple(args.profile) if args.profile else None
     options = Options(**values | {'workdir': Path(args.workdir), 'profile': profile})
     experiment = Experiment(args.arch, recipe, options, say)
+    if kept:
+        say(f'note: evaluated as before, {" ".join(kept)}; to change that, give these flags')
     state = experiment.start()
     step = int(state.step)
     experiment.introduce(step)

@@ -169,10 +169,10 @@ def _told(
     """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
     content, remark = beside.read(source.path, source.sha256)
     notes = [remark] if remark else []
+    if content and (wrong := _misfit(content, done.num_classes)):
+        return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
     if content:
         content = _of_use(content, done)
-        if wrong := _misfit(content, done.num_classes):
-            return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
         return content, [f'{_taken(content)}: taken from {beside.place(source.path).name}']
     config = beside.parsed(_config(source, offline))
     model = timm.model_of(config)
@@ -191,6 +191,13 @@ def _told(
     return told, [*notes, *more, f'{_taken(told)}: taken from {timm.CONFIG}']
 
 
+def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
+    """Of a backbone alone only how images are prepared."""
+    if isinstance(done.model, Classifier):
+        return told
+    return {name: told[name] for name in ('transform', 'layout') if name in told}
+
+
 def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
     """What cannot be right in the JSON beside a file of so many classes."""
     task, transform = content.get('task', DEFAULT), content.get('transform')
@@ -205,7 +212,7 @@ def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
     }
     if wrong := [field for field, fit in fits.items() if not fit]:
         return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'
-    if names and len(names) != num_classes:
+    if names and num_classes is not None and len(names) != num_classes:
         return f'it has {len(names)} class names, the file has {num_classes} classes'
     try:
         if transform:
@@ -213,13 +220,6 @@ def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
     except (UserError, TypeError) as error:
         return str(error)
     return None
-
-
-def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
-    """Of a backbone alone only how images are prepared."""
-    if isinstance(done.model, Classifier):
-        return told
-    return {name: told[name] for name in ('transform', 'layout') if name in told}
 
 
 def _taken(told: dict[str, Any]) -> str:

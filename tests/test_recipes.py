@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 import pytest
@@ -12,8 +13,8 @@ from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.classification import TASK
 from hrnet_jax.tasks.classification_recipes import Digits, Official, Strong
 from hrnet_jax.tasks.multilabel import Multilabel
-from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
-from hrnet_jax.tasks.recipe_flags import describe
+from hrnet_jax.tasks.recipe import Recipe, evaluation_fields, setting
+from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments, going_on
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,8 @@ from hrnet_jax.tasks.recipe_flags import describe
         (Official, {'eval_crop': 288}, 329, 288),
         (Official, {'eval_crop': 288, 'eval_resize': 288}, 288, 288),
         (Official, {'eval_resize': 235}, 235, 224),
-        (Digits, {'image_size': 64}, 32, 32),
+        (Digits, {}, 32, 32),
+        (Digits, {'image_size': 64}, 64, 64),
     ],
 )
 def test_the_evaluation_has_the_size_of_the_training(recipe, given, resize, crop):
@@ -33,6 +35,9 @@ def test_the_evaluation_has_the_size_of_the_training(recipe, given, resize, crop
     assert (made.transform.resize, made.transform.crop) == (resize, crop)
     held = made.to_json()
     assert (held['eval_resize'], held['eval_crop']) == (resize, crop)
+    other = dataclasses.replace(recipe(), **given)
+    assert other == made
+    assert other.transform == made.transform
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,45 @@ def test_what_may_change_in_a_run():
         assert evaluation_fields(cls) == expected
 
 
+def parsed(cls, *flags):
+    p = argparse.ArgumentParser()
+    add_arguments(p.add_argument_group(), cls)
+    return p.parse_args(flags)
+
+
+def test_flags_of_tuples(capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Own(Official):
+        size: tuple[int, int] = setting((256, 192), 'height and width')
+        widths: tuple[int, ...] = setting((), 'of layers')
+
+    made = from_arguments(Own, parsed(Own, '--size', '64', '96', '--widths', '3'))
+    assert (made.size, made.widths) == ((64, 96), (3,))
+    assert all(type(x) is int for x in (*made.size, *made.widths))
+    assert from_arguments(Own, parsed(Own)) == Own()
+    assert from_arguments(Own, parsed(Own, '--milestones', '1', '2.5')).milestones == (1.0, 2.5)
+    for wrong in (('64',), ('64', '96', '1'), ('64', '9.6')):
+        with pytest.raises(SystemExit):
+            parsed(Own, '--size', *wrong)
+        assert '--size' in capsys.readouterr().err
+
+
+def test_the_evaluation_stays_as_the_run_was_begun():
+    """A run of the first release had 256 and 224 for images of any size."""
+    before = Official(image_size=64, eval_resize=256, eval_crop=224, eval_split='val').to_json()
+    recipe, kept = going_on(Official, parsed(Official, '--image-size', '64'), before)
+    assert recipe.to_json() == before
+    assert kept == ['--eval-crop 224', '--eval-resize 256', '--eval-split val']
+    given = ('--image-size', '64', '--eval-crop', '32', '--eval-resize', '40')
+    recipe, kept = going_on(Official, parsed(Official, *given), before)
+    assert (recipe.transform.resize, recipe.transform.crop) == (40, 32)
+    assert kept == ['--eval-split val']
+    recipe, kept = going_on(Official, parsed(Official, '--image-size', '96'), {})
+    assert (recipe, kept) == (Official(image_size=96), [])
+    assert going_on(Official, parsed(Official, '--image-size', '96'), recipe.to_json())[1] == []
+    assert going_on(Official, parsed(Official), before | {'seed': 5})[0].seed == 0
+
+
 def test_fields_without_effect_have_no_flag(refused, tmp_path):
     run = ('--recipe', 'multilabel', '--dataset', 'folder:x', '--workdir', tmp_path / 'run')
     for flags in (('--temperature', '2'), ('--distill-loss', 'kl')):
@@ -79,6 +123,25 @@ def test_help_of_all_recipes_is_a_line_each(command):
         [line] = [x for x in out.splitlines() if x.startswith(f'  {name} ')]
         assert line.endswith('.')
     assert 'Expect' not in out
+
+
+def test_what_none_means(command):
+    shown = {
+        'official': (
+            '--clip-norm FLOAT largest norm of the whole gradient (default: any)',
+            'BatchNorm statistics (default: 32; none: the whole batch)',
+            'shorter edge in pixels (default: eval_crop * 256 / 224)',
+            'a random crop, as a part of the image (default: (0.08, 1.0))',
+        ),
+        'strong': ('whole gradient (default: 5.0; none: any)',),
+        'digits': ('shorter edge in pixels (default: eval_crop)', 'split to evaluate on'),
+    }
+    for name, texts in shown.items():
+        _, out, _ = command(train_command.main, '--recipe', name, '--help')
+        out = ' '.join(out.split())
+        assert 'None' not in out
+        for text in texts:
+            assert text in out
 
 
 @pytest.mark.parametrize('name', list(recipes()))

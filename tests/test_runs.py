@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -179,11 +180,11 @@ def test_a_write_that_fails_is_one_line(store, state):
 
 
 def test_prepare(tmp_path):
-    config = {'arch': 'tiny', 'recipe': {'seed': 0, 'batch_size': 64}}
+    config = {'task': 'classification', 'arch': 'tiny', 'recipe': {'seed': 0, 'batch_size': 64}}
     saving.prepare(tmp_path, config, force=False)
     saving.write_config(tmp_path, config)
     saving.prepare(tmp_path, config, force=False)
-    changed = {'arch': 'tiny', 'recipe': {'seed': 1, 'batch_size': 64}}
+    changed = config | {'recipe': {'seed': 1, 'batch_size': 64}}
     with pytest.raises(UserError, match=r'recipe\.seed 0, not 1'):
         saving.prepare(tmp_path, changed, force=False)
     saving.prepare(tmp_path, changed, force=True)
@@ -196,6 +197,40 @@ def test_prepare(tmp_path):
     (tmp_path / 'config.json').write_text('{"arch"')
     with pytest.raises(UserError, match='damaged'):
         saving.prepare(tmp_path, config, force=False)
+
+
+def test_scores_of_another_evaluation_are_left_out(store, state):
+    def restored(recipe):
+        store.describe['transform'] = recipe.transform.to_json()
+        store.describe['training'] = {'recipe': recipe.to_json()}
+        assert read(store, state).step == 1
+        return store.scores
+
+    store.describe['training'] = {'recipe': RECIPE.to_json()}
+    store.note(1, 70.0)
+    save(store, state, 1)
+    assert restored(dataclasses.replace(RECIPE, eval_every=1)) == {1: 70.0}
+    assert not store.warnings
+    changes = {'eval_resize': 64, 'image_size': 64, 'eval_split': 'train'}
+    for name, value in changes.items():
+        assert restored(dataclasses.replace(RECIPE, **{name: value})) == {}
+    assert all('the best is chosen anew' in line for line in store.warnings)
+    assert 'resize 32, not 64' in store.warnings[0]
+    assert 'eval_split test, not train' in store.warnings[-1]
+    assert len(store.warnings) == len(changes)
+    assert restored(RECIPE) == {1: 70.0}
+
+
+def test_another_task_is_refused(store, state, tmp_path):
+    """The first release wrote no task: what it wrote is for classification."""
+    config = json.loads((tmp_path / 'config.json').read_text())
+    saving.prepare(tmp_path, {'task': 'classification', **config}, force=False)
+    with pytest.raises(UserError, match='task classification, not multilabel'):
+        saving.prepare(tmp_path, {'task': 'multilabel', **config}, force=False)
+    save(store, state, 1)
+    store.describe['task'] = 'multilabel'
+    with pytest.raises(UserError, match='is for classification, not multilabel.*--init'):
+        read(store, state)
 
 
 def test_a_folder_of_the_first_release(store, state):

@@ -31,6 +31,14 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(p.parts[-3]) for p in found if p.parts[-3].isdecimal())
 
 
+def recipe(workdir: Path) -> dict[str, Any]:
+    """The recipe in config.json; empty where there is none, or none that can be read."""
+    try:
+        return dict(json.loads((workdir / CONFIG).read_text())['recipe'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def evaluations(workdir: Path) -> dict[int, float]:
     """Step -> score, of the evaluations before the newest readable checkpoint; higher is better."""
     for step in reversed(steps(workdir)):

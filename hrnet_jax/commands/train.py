@@ -16,13 +16,14 @@ import zlib
 from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, compilation, distributed
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe
-from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments
+from hrnet_jax.tasks.recipe_flags import add_arguments, describe, going_on
 from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
@@ -54,16 +55,18 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
         help='training folder; the same for all hosts, on shared storage',
     )
     p.add_argument(
-        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+        '--data-dir', metavar='D', help='where tfds data sets lie (default: where tfds has them)'
     )
     add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls)
     g = p.add_argument_group('run', 'what the result does not depend on')
-    g.add_argument('--eval-batch-size', type=int, help='images; None: as in training')
+    g.add_argument('--eval-batch-size', type=int, help='images (default: as in training)')
     g.add_argument(
         '--log-every', type=int, default=50, help='steps between records, at most an epoch'
     )
     g.add_argument('--checkpoint-steps', type=int, default=2000, help='steps between checkpoints')
-    g.add_argument('--checkpoint-minutes', type=float, default=15.0, help='and at most so long')
+    g.add_argument(
+        '--checkpoint-minutes', type=float, default=15.0, help='longest time between checkpoints'
+    )
     g.add_argument('--keep', type=int, default=2, help='last checkpoints kept, beside the best')
     g.add_argument('--stop-at', type=int, metavar='STEP', help='end there, to go on another time')
     g.add_argument('--tensorboard', action=argparse.BooleanOptionalAction, default=True,
@@ -87,7 +90,7 @@ def main() -> None:
         raise UserError(
             f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
         )
-    recipe = from_arguments(cls, args)
+    recipe, kept = going_on(cls, args, workdir.recipe(Path(args.workdir)))
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
@@ -101,6 +104,7 @@ def main() -> None:
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
     shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
+    shared.append(('fields', str(recipe.to_json())))  # some are from the training folder
     compilation.enable_cache()
     distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
 
@@ -122,6 +126,8 @@ def main() -> None:
     profile = tuple(args.profile) if args.profile else None
     options = Options(**values | {'workdir': Path(args.workdir), 'profile': profile})
     experiment = Experiment(args.arch, recipe, options, say)
+    if kept:
+        say(f'note: evaluated as before, {" ".join(kept)}; to change that, give these flags')
     state = experiment.start()
     step = int(state.step)
     experiment.introduce(step)

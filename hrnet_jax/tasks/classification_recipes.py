@@ -17,9 +17,7 @@ class ClassRecipe(LabelRecipe):
     dataset: str = setting('imagenet2012', 'tfds data set, or folder:PATH of class folders')
     split: str = setting('train', 'split to train on: of tfds, or a folder in PATH')
     eval_split: str | None = setting(
-        None,
-        'split to evaluate on: of tfds, or a folder in PATH; None: the usual one of tfds',
-        True,
+        None, 'split to evaluate on: of tfds, or a folder in PATH', True, 'the usual one of tfds'
     )
 
 
@@ -155,6 +153,8 @@ class Digits(ClassRecipe):
     597 are right.
     """
 
+    eval_border: ClassVar[float] = 1.0
+
     dataset: str = 'digits'
     eval_split: str | None = 'test'
     epochs: float = 40
@@ -166,8 +166,7 @@ class Digits(ClassRecipe):
     image_size: int = 32
     crop_scale: Pair = (0.7, 1.0)
     flip: float = 0.0
-    eval_resize: int | None = 32
-    eval_crop: int | None = 32
+    eval_resize: int | None = setting(None, 'evaluation: shorter edge in pixels', True, 'eval_crop')
     dtype: Literal['bfloat16', 'float32'] = 'float32'
     eval_every: float = 5
 

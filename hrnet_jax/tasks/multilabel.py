@@ -97,7 +97,7 @@ class Multilabel(LabelRecipe):
     dataset: str = setting('', 'folder:PATH with SPLIT.csv in it, or a tfds set with label lists')
     split: str = setting('train', 'split to train on: of tfds, or PATH/SPLIT.csv')
     eval_split: str | None = setting(
-        None, 'split to evaluate on: of tfds, or PATH/SPLIT.csv; None: the usual one of tfds', True
+        None, 'split to evaluate on: of tfds, or PATH/SPLIT.csv', True, 'the usual one of tfds'
     )
     epochs: float = 30
     batch_size: int = 64

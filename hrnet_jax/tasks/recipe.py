@@ -22,9 +22,10 @@ Similarity = Literal['js', 'kl']
 Pair = tuple[float, float]
 
 
-def setting(default: Any, help: str, evaluation: bool = False) -> Any:
-    """A field; of `evaluation` if no step of the training depends on it."""
-    return dataclasses.field(default=default, metadata={'help': help, 'evaluation': evaluation})
+def setting(default: Any, help: str, evaluation: bool = False, none: str = '') -> Any:
+    """A field; of `evaluation` if no training step depends on it; `none`: what None means."""
+    metadata = {'help': help, 'evaluation': evaluation, 'none': none}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +50,19 @@ class Recipe:
 
     `task` is the task's name; `required` names the fields that have no default worth having;
     `unused` those without effect in this recipe: they have no flag, and another value is refused.
+    `eval_border` is `eval_resize / eval_crop`, where `eval_resize` is not given.
     """
 
     task: ClassVar[str] = 'classification'
     required: ClassVar[tuple[str, ...]] = ('dataset',)
     unused: ClassVar[tuple[str, ...]] = ()
+    eval_border: ClassVar[float] = 256 / 224
 
     dataset: str = setting('', 'a prepared tfds data set, or folder:PATH')
     split: str = setting('train', 'split to train on')
-    eval_split: str | None = setting(None, 'split to evaluate on; None: the usual one', True)
+    eval_split: str | None = setting(None, 'split to evaluate on', True, 'the usual one')
     class_names: str | None = setting(
-        None, 'text file of the classes in their order, one a line; None: the order of the data'
+        None, 'text file of the classes in their order, one a line', False, 'the order of the data'
     )
     epochs: float = setting(100, 'passes over the training split')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
@@ -77,33 +80,37 @@ class Recipe:
     )
     std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise')
     eval_resize: int | None = setting(
-        None, 'evaluation: shorter edge in pixels; None: eval_crop * 256 / 224', True
+        None, 'evaluation: shorter edge in pixels', True, 'eval_crop * 256 / 224'
     )
     eval_crop: int | None = setting(
-        None, 'evaluation: edge of the central square; None: image_size', True
+        None, 'evaluation: edge of the central square in pixels', True, 'image_size'
     )
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum) or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
     base_batch: int = setting(128, 'batch size that learning_rate is for')
-    momentum: float = setting(0.9, 'of sgd')
+    momentum: float = setting(0.9, 'momentum of sgd')
     nesterov: bool = setting(True, 'momentum as Nesterov')
     weight_decay: float = setting(1e-4, 'sgd: added to the gradient; adamw: decoupled')
     decay_norms: bool = setting(True, 'decay biases and BatchNorm too')
-    clip_norm: float | None = setting(None, 'largest norm of the whole gradient; None: any')
-    schedule: Schedule = setting('step', 'of the learning rate: step or cosine')
-    milestones: tuple[float, ...] = setting((30, 60, 90), 'step: epochs at which it is multiplied')
-    gamma: float = setting(0.1, 'step: by what')
-    by_epoch: bool = setting(False, 'cosine: one value an epoch instead of one a step')
+    clip_norm: float | None = setting(None, 'largest norm of the whole gradient', none='any')
+    schedule: Schedule = setting('step', 'schedule of the learning rate: step or cosine')
+    milestones: tuple[float, ...] = setting(
+        (30, 60, 90), 'step schedule: epochs at which the learning rate is multiplied by gamma'
+    )
+    gamma: float = setting(0.1, 'step schedule: factor at each milestone')
+    by_epoch: bool = setting(False, 'cosine schedule: one value an epoch instead of one a step')
     warmup_epochs: float = setting(0.0, 'epochs of linear increase from 0')
     ema: float | None = setting(
-        None, 'averaged weights: part of the average that a step keeps; None: no average'
+        None, 'averaged weights: part of the average that a step keeps', none='no average'
     )
 
     dtype: Literal['bfloat16', 'float32'] = setting(
         'bfloat16', 'of the computation; weights, statistics and loss are float32'
     )
-    bn_group_size: int | None = setting(32, 'images that share statistics; None: the whole batch')
+    bn_group_size: int | None = setting(
+        32, 'images that share BatchNorm statistics', none='the whole batch'
+    )
     remat: bool = setting(False, 'recompute in the backward pass, to save memory')
     init: str | None = setting(None, 'checkpoint or training folder whose weights it starts from')
     head_lr: float = setting(1.0, 'factor on the learning rate of the last layer')
@@ -144,9 +151,7 @@ class Recipe:
             )
 
     def _check_sizes(self) -> None:
-        """Fills in the sizes of the evaluation that are not given."""
-        crop = self.image_size if self.eval_crop is None else self.eval_crop
-        resize = round(crop * 256 / 224) if self.eval_resize is None else self.eval_resize
+        resize, crop = self._eval_sizes
         for name, size in (('image_size', self.image_size), ('eval_crop', crop)):
             if size % STRIDE:
                 low = size // STRIDE * STRIDE
@@ -159,8 +164,13 @@ class Recipe:
                 f'--eval-crop {crop} is larger than --eval-resize {resize}: the border would be '
                 'black; give both, or neither'
             )
-        object.__setattr__(self, 'eval_crop', crop)
-        object.__setattr__(self, 'eval_resize', resize)
+
+    @property
+    def _eval_sizes(self) -> tuple[int, int]:
+        """Resize and crop; those that are not given follow from the others."""
+        crop = self.image_size if self.eval_crop is None else self.eval_crop
+        resize = round(crop * self.eval_border) if self.eval_resize is None else self.eval_resize
+        return resize, crop
 
     @property
     def microbatch(self) -> int:
@@ -175,10 +185,8 @@ class Recipe:
     @property
     def transform(self) -> Transform:
         """That of the evaluation; training normalises as it does."""
-        assert self.eval_resize  # `_check_sizes` has filled in both
-        assert self.eval_crop
         own: dict[str, Any] = {'mean': self.mean or None, 'std': self.std or None}
-        return Transform(self.eval_resize, self.eval_crop).override(**own)
+        return Transform(*self._eval_sizes).override(**own)
 
     def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
         """Those of the fields `head_lr` and `decay_norms`; `head` has paths of layers in params."""
@@ -190,7 +198,9 @@ class Recipe:
         return tuple(groups)
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The fields, with the sizes of the evaluation that follow from others."""
+        sizes = dict(zip(('eval_resize', 'eval_crop'), self._eval_sizes, strict=True))
+        return json.loads(json.dumps(dataclasses.asdict(self) | sizes))
 
 
 _ANY = float('inf')

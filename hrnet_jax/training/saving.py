@@ -19,9 +19,11 @@ from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.runtime import distributed, files
+from hrnet_jax.tasks import DEFAULT
 from hrnet_jax.training.step import TrainState
 
 _PATIENCE = 10  # seconds
+_EVALUATED = ('dataset', 'eval_split')  # with the transform: what an evaluation sees
 
 
 def prepare(
@@ -53,7 +55,7 @@ def prepare(
         raise UserError(f'{file} is damaged; its folder needs it to go on') from None
     if before is None and workdir.steps(path) and not force:
         raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
-    changed = {} if before is None else dict(_changes(before, config))
+    changed = {} if before is None else dict(_changes({'task': DEFAULT, **before}, config))
     if (refused := [text for name, text in changed.items() if name not in free]) and not force:
         raise UserError(
             f'{path} is of a run with {"; ".join(refused)}; take another --workdir, or --force to '
@@ -127,7 +129,7 @@ class Store:
         describe: the JSON of a checkpoint beside what `save` adds.
         higher_is_better: of the figure that decides.
         scores: step -> score, of the evaluations so far; a part of every checkpoint.
-        warn: gets a line about a checkpoint that cannot be read.
+        warn: gets a line about a checkpoint that cannot be read, or scores that are left out.
     """
 
     path: Path
@@ -260,6 +262,8 @@ class Store:
         folder = self.path / workdir.CHECKPOINTS / str(step)
         _appears(folder / workdir.META)
         meta = checkpoint.read_json(folder)
+        if (task := meta.get('task', DEFAULT)) != self.describe['task']:
+            raise checkpoint.Misfit(f'{folder} is for {task}, not {self.describe["task"]}')
         trees = {}
         for name, tree in _parts(shapes).items():
             expected = meta['arrays' if name == 'raw' else name]
@@ -269,7 +273,7 @@ class Store:
                 trees[name] = checkpoint.restore(folder / name, tree, expected)
         leaves, structure = jax.tree_util.tree_flatten_with_path(shapes.opt_state)
         flat = [trees['rest']['opt_state'][_name(path)] for path, _ in leaves]
-        self.scores = workdir.scores(meta['training'])
+        self.scores = self._comparable(meta)
         return TrainState(
             step=trees['rest']['step'],
             opt_state=jax.tree_util.tree_unflatten(structure, flat),
@@ -277,6 +281,21 @@ class Store:
             valid=np.ones((), bool),  # type: ignore[arg-type]
             **{'batch_stats': {}, **trees['raw']},
         )
+
+    def _comparable(self, meta: dict[str, Any]) -> dict[int, float]:
+        """The scores in a checkpoint's JSON, if the evaluation is still of the same images."""
+        scores = workdir.scores(meta['training'])
+        before, now = (
+            {'transform': x['transform']}
+            | {k: v for k, v in x['training'].get('recipe', {}).items() if k in _EVALUATED}
+            for x in (meta, self.describe)
+        )
+        if scores and (changed := [text for _, text in _changes(before, now)]):
+            self.warn(
+                f'the best is chosen anew: the evaluations until now had {"; ".join(changed)}'
+            )
+            return {}
+        return scores
 
     def _open(self) -> Any:
         import orbax.checkpoint as ocp

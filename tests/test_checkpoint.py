@@ -102,9 +102,9 @@ def test_what_can_be_described(tmp_path, written):
     """A model of a task, its architecture given by name, too; class names in an array."""
     model = hrnet_jax.Classifier('tiny', 10)
     assert checkpoint.describe(model) == checkpoint.describe(create_model('tiny', 10))
-    for backbone in (hrnet_jax.HRNet('tiny'), hrnet_jax.FeatureMaps('tiny')):
-        with pytest.raises(hrnet_jax.UserError, match='does not say what it is for'):
-            checkpoint.describe(backbone)
+    assert checkpoint.describe(hrnet_jax.HRNet('tiny'))['task'] == 'backbone'
+    with pytest.raises(hrnet_jax.UserError, match='does not say what it is for'):
+        checkpoint.describe(hrnet_jax.FeatureMaps('tiny'))
     names = np.array(list('abcdefghij'))
     meta = checkpoint.describe(model) | {'class_names': names}
     checkpoint.save(tmp_path / 'named', written[1], meta)

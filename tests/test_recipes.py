@@ -57,7 +57,7 @@ def test_sizes_that_do_not_fit(given, said):
 
 
 def test_what_may_change_in_a_run():
-    expected = {'eval_split', 'eval_resize', 'eval_crop', 'eval_every'}
+    expected = {'eval_split', 'eval_resize', 'eval_crop', 'eval_every', 'eval_max_corrupt'}
     for cls in (Recipe, Digits, Multilabel):
         assert evaluation_fields(cls) == expected
 

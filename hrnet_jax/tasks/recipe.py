@@ -120,7 +120,9 @@ class Recipe:
     temperature: float = setting(1.0, 'distillation: of both softmaxes')
     eval_every: float = setting(1.0, 'epochs between evaluations', True)
     max_corrupt: float = setting(0.001, 'part of the images of an epoch that may be unreadable')
-    eval_max_corrupt: float = setting(0.0, 'the same of the evaluation', True)
+    eval_max_corrupt: float = setting(
+        0.0, 'part of the images of an evaluation that may be unreadable', True
+    )
 
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():

@@ -29,16 +29,16 @@ def parser() -> tuple[cli.Parser, list[str]]:
     p.add_argument(
         '--dataset',
         help=f'{", ".join(sources.DATASETS)}, another tfds data set, or folder:PATH of class '
-        "folders; None: a training folder's own, or imagenet2012",
+        "folders; default: a training folder's own, or imagenet2012",
     )
-    p.add_argument('--split', help='tfds split, such as validation[:10%%]; None: the usual one')
+    p.add_argument('--split', help='tfds split, such as validation[:10%%]; default: the usual one')
     p.add_argument(
-        '--data-dir', metavar='D', help='where tfds data sets lie; None: the default of tfds'
+        '--data-dir', metavar='D', help='where tfds data sets lie; default: that of tfds'
     )
     p.add_argument(
         '--batch-size',
         type=int,
-        help='images a step, over all devices and hosts; None: 128; on CPUs 4 a core, '
+        help='images a step, over all devices and hosts; default: 128; on CPUs 4 a core, '
         'at most 64, and 16 over several hosts',
     )
     p.add_argument(
@@ -49,7 +49,7 @@ def parser() -> tuple[cli.Parser, list[str]]:
         '--class-names',
         metavar='FILE',
         help="text file of the data set's classes, one a line: the first is the checkpoint's class "
-        '0; None: by the names in the checkpoint, or in the order of the data set',
+        '0; default: by the names in the checkpoint, or in the order of the data set',
     )
     p.add_argument(
         '--restrict',

@@ -27,7 +27,7 @@ def main() -> None:
         '--map', choices=[*map(str, STRIDES), 'all'], default='all', help='by its stride'
     )
     p.add_argument(
-        '--class', dest='target', metavar='CLASS', help='name or number; None: the most probable'
+        '--class', dest='target', metavar='CLASS', help='name or number; default: the most probable'
     )
     p.add_argument('--resize', type=int, help="shorter edge in pixels, instead of the checkpoint's")
     p.add_argument('--crop', type=int, help='edge of the central square; larger: finer maps')

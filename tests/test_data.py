@@ -322,6 +322,10 @@ def test_restricted_classes(tmp_path, monkeypatch):
     assert source.dataset.restricted
     assert source.num_classes == 1000
     assert data.competing_classes(source, str(tmp_path)).tolist() == [6, 988]
+    with pytest.raises(
+        UserError, match=r"imagenet_a:9\.9\.9 is not .*builder\('imagenet_a:9\.9\.9'"
+    ):
+        data.open_dataset('imagenet_a:9.9.9', data_dir=str(tmp_path))
     newer = shutil.copytree(tmp_path / 'imagenet_a' / source.version, tmp_path / 'imagenet_a/9.9.9')
     for file in newer.glob('*.tfrecord*'):
         file.write_bytes(b'damaged')

@@ -145,6 +145,15 @@ def test_mistakes_are_told(fields, message):
         _ = hrnet_jax.FeatureMaps(**({'arch': 'tiny'} | fields)).feature_info
 
 
+def test_the_variables_of_a_backbone(variables):
+    own = {name: tree['backbone'] for name, tree in variables.items()}
+    images = jnp.ones((1, 32, 32, 3))
+    with pytest.raises(hrnet_jax.UserError, match="pass {k: {'backbone': v} for k, v in"):
+        hrnet_jax.FeatureMaps('tiny').apply(own, images)
+    wrapped = {name: {'backbone': tree} for name, tree in own.items()}
+    assert len(jax.eval_shape(hrnet_jax.FeatureMaps('tiny').apply, wrapped, images)) == 4
+
+
 def test_frozen_batch_norm(variables):
     """Training with the running statistics, which stay; the parameters have gradients."""
     model = hrnet_jax.HRNet('tiny', frozen_norm=True)

@@ -68,6 +68,24 @@ def test_probabilities_of_pytorch(digits):
     assert hrnet_jax.predict(model, variables, [], transform=TRANSFORM) == []
 
 
+def test_a_loaded_model_knows_how(digits):
+    """Its images and its classes, without a word more; equal models share compiled programs."""
+    model, variables = hrnet_jax.load(digits[0])
+    names = [f'digit {i}' for i in range(10)]
+    [best] = hrnet_jax.predict(model, variables, [digits[1]])
+    assert (
+        best
+        == hrnet_jax.predict(
+            create_model('tiny', 10), variables, [digits[1]], transform=TRANSFORM, class_names=names
+        )[0]
+    )
+    assert best[0].name == 'digit 9'
+    fast = hrnet_jax.fold(model, variables)
+    assert hrnet_jax.predict(fast.model, fast.variables, [digits[1]])[0] == best
+    assert model == create_model('tiny', 10)
+    assert hash(model) == hash(create_model('tiny', 10))
+
+
 def test_every_common_format(command, digits, tmp_path):
     """The same digit, however it is stored, is the same digit."""
     folder, scan = digits
@@ -195,7 +213,9 @@ def test_wrong_arrays(digits):
     ):
         with pytest.raises(hrnet_jax.UserError, match=message):
             hrnet_jax.predict(model, variables, images, transform=TRANSFORM, **options)
-    with pytest.raises(hrnet_jax.UserError, match='HRNet does not say what it is for'):
+    with pytest.raises(hrnet_jax.UserError, match='FeatureMaps does not say what it is for'):
+        hrnet_jax.predict(hrnet_jax.FeatureMaps('tiny'), variables, [])
+    with pytest.raises(hrnet_jax.UserError, match='a backbone alone gives maps'):
         hrnet_jax.predict(hrnet_jax.HRNet('tiny'), variables, [])
     fast = hrnet_jax.fold(model, variables)
     with pytest.raises(hrnet_jax.UserError, match='fast.model, fast.variables'):

@@ -243,6 +243,13 @@ def test_transform_json():
         assert Transform.from_text(one.text) == one
 
 
+def test_a_border_is_never_silent():
+    with pytest.warns(UserWarning, match='crop 288 is larger than resize 256: .* black border'):
+        Transform(crop=288)
+    with pytest.warns(UserWarning, match='crop 224 is larger than resize 64'):
+        Transform.from_json({'resize': 64})  # of an older checkpoint
+
+
 @pytest.mark.parametrize(
     ('flags', 'expected'),
     [
@@ -253,7 +260,7 @@ def test_transform_json():
         ({'resize': 288, 'crop': 288}, (288, 288)),
         ({'resize': 64}, 'crop 224 is larger than resize 64'),
         ({'resize': 64, 'crop': 96}, 'crop 96 is larger than resize 64'),
-        ({'crop': 100}, 'crop 100 is not a multiple of 32'),
+        ({'crop': 100}, 'crop 100 is not a multiple of 32; the next that fit are 96 and 128'),
         ({'scale': 2.0}, '--scale is not for this checkpoint, which has: resize 256 crop 224'),
     ],
 )

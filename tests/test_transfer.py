@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ import pytest
 
 import hrnet_jax
 from convert import from_torch
+from hrnet_jax import checkpoint
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import recipes
+from hrnet_jax.training.experiment import Experiment, Options
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 SIZE = 32
@@ -187,3 +191,23 @@ def test_fine_tuning_beats_training_from_scratch(digits, standard_promotion):
     ours, theirs = accuracy(tuned), accuracy(scratch)
     assert ours > 0.9, (ours, theirs)
     assert ours > theirs + 0.05, (ours, theirs)
+
+
+def test_the_last_layer_of_other_classes_is_new(digits_data, tmp_path):
+    """As many classes, with other names: their weights say nothing of the new ones."""
+    model = hrnet_jax.create_model('tiny', 10)
+    variables = hrnet_jax.init(model, jax.random.key(5))
+    described = checkpoint.describe(model) | {'transform': hrnet_jax.Transform(32, 32).to_json()}
+    kernel = np.asarray(variables['params']['head']['classifier']['kernel'])
+    for names, kept in ((list('abcdefghij'), False), (list('0123456789'), True), (None, True)):
+        folder = tmp_path / f'{names and names[0]}'
+        checkpoint.save(folder, variables, described | {'class_names': names})
+        recipe = dataclasses.replace(recipes()['digits'](), init=str(folder))
+        options = Options(tmp_path / f'run {folder.name}', digits_data, tensorboard=False)
+        said = []
+        started = Experiment('tiny', recipe, options, said.append).start().params
+        again = np.asarray(started['head']['classifier']['kernel'])
+        assert np.array_equal(again, kernel) == kept
+        assert any('last layer new for 10 classes' in line for line in said) != kept
+        stem = started['backbone']['conv1']['kernel']
+        assert np.array_equal(stem, variables['params']['backbone']['conv1']['kernel'])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,6 +69,11 @@ class Transform(Protocol):
             if len(value) != 3 or not all(map(math.isfinite, value)):
                 raise UserError(f'transform: {name} must be 3 numbers, not {getattr(self, name)!r}')
             object.__setattr__(self, name, value)
+        if self.crop > self.resize:
+            warnings.warn(
+                f'crop {self.crop} is larger than resize {self.resize}: images have a black border',
+                stacklevel=3,
+            )
         if min(self.std) <= 0:
             raise UserError(f'transform: std must be above 0, not {self.std}')
 
@@ -123,13 +129,18 @@ class Transform(Protocol):
         crop, resize = flags.get('crop'), flags.get('resize')
         if crop and resize is None and crop > self.resize:
             flags['resize'] = round(crop * max(self.resize / self.crop, 1))
+        final = crop or self.crop
+        if resize and final > resize:
+            raise UserError(
+                f'crop {final} is larger than resize {resize}: the image would have a black '
+                'border; give both, or --crop alone, which the resize follows'
+            )
         transform = super().override(**flags)
         if transform.crop % multiple:
-            raise UserError(f'crop {transform.crop} is not a multiple of {multiple}')
-        if resize and transform.crop > resize:
+            low = transform.crop // multiple * multiple
             raise UserError(
-                f'crop {transform.crop} is larger than resize {resize}: the image would have a '
-                'black border; give both, or --crop alone, which the resize follows'
+                f'crop {transform.crop} is not a multiple of {multiple}; the next that fit are '
+                f'{low} and {low + multiple}'
             )
         return transform
 

@@ -205,7 +205,8 @@ def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
 
     root = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
     root = epath.Path(os.path.expanduser(root))
-    prepare = _PREPARE.format(name=row.name, root=root, config=_MANUAL if row.numbered else '')
+    wanted = f'{row.name}:{version}' if version else row.name
+    prepare = _PREPARE.format(name=wanted, root=root, config=_MANUAL if row.numbered else '')
     copies = [
         path.parent
         for pattern in ('*/dataset_info.json', '*/*/dataset_info.json')
@@ -213,7 +214,6 @@ def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
         if re.fullmatch(re.escape(version) or r'\d+\.\d+\.\d+', path.parent.name)
     ]
     if not copies:
-        wanted = f'{row.name}:{version}' if version else row.name
         # With those of the community it would ask the network.
         known = tfds.list_builders(with_community_datasets=False)
         if row.name.split('/')[0] not in known and ':' not in row.name:

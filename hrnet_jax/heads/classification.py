@@ -83,12 +83,15 @@ class Classifier(Network):
 
     Attributes: arch (a name or an `Arch`, which becomes a `ClassifierArch`), num_classes, and by
     keyword what `hrnet_jax.HRNet` takes; task: what the logits are for, the name of a task, which
-    `hrnet_jax.predict` and checkpoints follow.
+    `hrnet_jax.predict` and checkpoints follow. `hrnet_jax.load` fills in transform and class_names,
+    of the checkpoint, for `hrnet_jax.predict`: models that differ in them alone are equal.
     """
 
     arch: Arch
     num_classes: int = 1000
     task: str = 'classification'
+    transform: Any = dataclasses.field(default=None, compare=False, repr=False)
+    class_names: tuple[str, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'arch', classifier_arch(self.arch))  # of a name, too

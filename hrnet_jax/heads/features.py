@@ -65,6 +65,12 @@ class FeatureMaps(Network):
         Raises:
             UserError: for images or `out_indices` that do not fit.
         """
+        params = self.variables.get('params', {})
+        if 'conv1' in params and 'backbone' not in params:
+            raise UserError(
+                'these are the variables of an HRNet alone: pass '
+                "{k: {'backbone': v} for k, v in variables.items()}"
+            )
         backbone = self.hrnet(self.arch, out_indices=self.out_indices, name='backbone')
         maps = backbone(images, train)
         if self.kind == 'widened':

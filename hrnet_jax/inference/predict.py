@@ -41,8 +41,9 @@ def predict(
         task: what the model is for; None: what it says. The result of 'classification' is a list
             of the `topk` (default: 5) most probable classes as `Prediction`s, most probable first;
             of 'multilabel' one of all labels with at least the probability `threshold` (0.5).
-        transform: as the checkpoint was evaluated; by default the task's: 256, 224, bilinear.
-        class_names: by default ImageNet's for 1000 classes, numbers for others.
+        transform: by default that of the checkpoint, where the model is of `hrnet_jax.load`; else
+            the task's: 256, 224, bilinear.
+        class_names: by default likewise; else ImageNet's for 1000 classes, numbers for others.
         batch_size: images at a time.
         **options: of the task, as named above.
 
@@ -53,7 +54,7 @@ def predict(
     if isinstance(model, Folded):
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
     kind = task_of_model(model) if task is None else get_task(task)
-    transform = transform or kind.protocol()
+    transform = transform or getattr(model, 'transform', None) or kind.protocol()
     chosen = kind.prediction_options(model, class_names, **options)
     if batch_size < 1:
         raise UserError(f'batch_size must be at least 1, not {batch_size}')

@@ -152,7 +152,7 @@ def view(
     Raises:
         UserError: for an image, a crop or a target that does not fit.
     """
-    transform = transform or Transform()
+    transform = transform or getattr(model, 'transform', None) or Transform()
     require_classifier(get_task(model.task))
     names = names_of(model, class_names)
     if target is not None and not 0 <= target < model.num_classes:

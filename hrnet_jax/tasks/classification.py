@@ -206,7 +206,8 @@ def names_of(model: Any, class_names: Sequence[str] | None) -> tuple[str, ...]:
     """The classes' names, or the usual ones; raises UserError for a wrong number of them."""
     from hrnet_jax.models import check_class_names
 
-    given = () if class_names is None else tuple(map(str, class_names))
+    given = getattr(model, 'class_names', None) if class_names is None else class_names
+    given = () if given is None else tuple(map(str, given))
     names = tuple(imagenet.readable(given)) or tuple(
         imagenet.default_class_names(model.num_classes)
     )

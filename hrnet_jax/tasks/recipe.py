@@ -164,7 +164,7 @@ class Recipe:
         if crop > resize:
             raise UserError(
                 f'--eval-crop {crop} is larger than --eval-resize {resize}: the border would be '
-                'black; give both, or neither'
+                'black; give --eval-crop or --image-size, too'
             )
 
     @property

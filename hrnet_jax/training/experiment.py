@@ -293,7 +293,9 @@ class Experiment:
             raise UserError(f'{folder} is a checkpoint of {found}, not {self.arch}')
         _, loaded = loading.load(folder)
         theirs = before.get('num_classes', self.num_classes)
-        new = theirs != self.num_classes or task_of(before) is not self.task
+        before_names, names = before.get('class_names') or [], self.source.class_names or ()
+        others = bool(before_names and names) and before_names != list(names)
+        new = theirs != self.num_classes or task_of(before) is not self.task or others
         last = ['^' + '/'.join(path) + '/' for path in self.task.head_layers(self.model)]
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
         head = not all(any(re.search(p, name) for p in last) for name in report.initialised)

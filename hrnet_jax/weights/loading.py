@@ -16,6 +16,7 @@ from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.tasks import task_of
 from hrnet_jax.weights import hub_cache
 
 
@@ -55,8 +56,9 @@ def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | N
         raise UserError(f'{path} holds no converted checkpoint; python -m convert writes one')
     names = ', '.join(p.name for p in fit or held)
     what = f'several checkpoints of {arch}' if fit and arch else 'several checkpoints'
+    choose = '' if arch else ', or choose by --arch'
     if fit:
-        raise UserError(f'{path} holds {what} ({names}); name one of these folders')
+        raise UserError(f'{path} holds {what} ({names}); name one of these folders{choose}')
     raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')
 
 
@@ -73,6 +75,17 @@ def _arch_name(folder: Path) -> str | None:
         return arch_name(read_json(folder))
     except UserError:  # a damaged neighbour must not hide the others
         return None
+
+
+def _told(model: Any, meta: dict[str, Any]) -> Any:
+    """The model with what the checkpoint says for `predict`, where it has fields for that."""
+    names, transform = meta.get('class_names'), meta.get('transform')
+    said = {
+        'transform': task_of(meta).protocol.from_json(transform) if transform else None,
+        'class_names': tuple(names) if names else None,
+    }
+    fields = {k: value for k, value in said.items() if k in type(model).__dataclass_fields__}
+    return model.clone(**fields) if fields else model
 
 
 def load(
@@ -100,7 +113,7 @@ def load(
         UserError: if it is missing, of another architecture, or damaged, naming the array.
     """
     folder, meta = described(path, arch, weights)
-    model = model_of(meta, **options)
+    model = _told(model_of(meta, **options), meta)
     named = arch == folder.name and arch not in ARCHS  # such as w18_ssld
     if arch not in (None, held := arch_name(meta)) and not named:
         raise UserError(f'{folder} is a checkpoint of {held or "another model"}, not {arch}')

@@ -56,7 +56,7 @@ def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | N
         raise UserError(f'{path} holds no converted checkpoint; python -m convert writes one')
     names = ', '.join(p.name for p in fit or held)
     what = f'several checkpoints of {arch}' if fit and arch else 'several checkpoints'
-    choose = '' if arch else ', or choose by --arch'
+    choose = ', or choose by --arch' if len(set(map(_arch_name, fit))) > 1 else ''
     if fit:
         raise UserError(f'{path} holds {what} ({names}); name one of these folders{choose}')
     raise UserError(f'{path} holds no checkpoint of {arch}; it holds {names}')

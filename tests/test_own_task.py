@@ -181,4 +181,4 @@ def test_a_split_that_is_not_given(folder, refused, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(folder))
     run = ('--task', 'angle:TASK', '--arch', 'tiny', '--dataset', f'folder:{folder}')
     line = refused(train_command.main, *run, '--workdir', tmp_path / 'run')
-    assert line.startswith(f'error: --eval-split is not given: {folder}/None.csv is not there')
+    assert line == 'error: --eval-split is not given: --split is needed\n'

@@ -165,7 +165,7 @@ def test_a_recipe_without_a_docstring():
     class Own(Recipe):
         pass
 
-    assert describe({'own': Own}).splitlines()[1:] == ['  own  (no description)']
+    assert describe({'own': Own}).splitlines()[1:] == ['  own  no description.']
 
 
 def test_figures_that_can_say_something():

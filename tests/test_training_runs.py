@@ -250,7 +250,7 @@ def _largest(a, b):
 def test_the_second_signal_leaves_at_once():
     code = (
         'import time\nfrom hrnet_jax.training.interrupt import Interrupt\n'
-        'with Interrupt() as stop:\n    print("ready", flush=True)\n'
+        'with Interrupt() as stop:\n    stop.armed = True\n    print("ready", flush=True)\n'
         '    while not stop: time.sleep(0.01)\n    print("asked", flush=True)\n    time.sleep(60)'
     )
     with subprocess.Popen(

@@ -101,4 +101,4 @@ def describe(recipes: Mapping[str, type[Recipe]], chosen: str | None = None) -> 
 def _doc(cls: type[Recipe]) -> str:
     """Its docstring; what a dataclass has in the place of none says nothing here."""
     text = inspect.getdoc(cls) or ''
-    return text if text and not text.startswith(f'{cls.__name__}(') else '(no description)'
+    return text if text and not text.startswith(f'{cls.__name__}(') else 'no description.'

@@ -62,9 +62,9 @@ def make_eval_step(
         )
         bad = mask & ~jnp.all(jnp.stack(finite), 0)
         seen = jnp.sum(mask, dtype=jnp.int32)
+        sums = {'num_examples': seen, **metric.update(outputs, batch)}
         if 'unreadable' in batch:
             sums['unreadable'] = jnp.sum(batch['unreadable'], dtype=jnp.int32)
-        sums = {'num_examples': seen, **metric.update(outputs, batch)}
         if 'examples' in sums:
             sums['examples'] = {**sums['examples'], 'index': batch['index']}
         not_finite = jnp.sum(bad, dtype=jnp.int32)

@@ -88,7 +88,7 @@ class Recipe:
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum) or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
-    base_batch: int = setting(128, 'batch size that learning_rate is for')
+    base_batch: int = setting(128, 'images in a batch for which learning_rate is meant')
     momentum: float = setting(0.9, 'momentum of sgd')
     nesterov: bool = setting(True, 'momentum as Nesterov')
     weight_decay: float = setting(1e-4, 'sgd: added to the gradient; adamw: decoupled')
@@ -245,7 +245,7 @@ class LabelRecipe(Recipe):
     """For targets that are a vector over classes, which can be mixed and smoothed."""
 
     mixup: float = setting(0.0, 'alpha of Mixup; 0: none')
-    cutmix: float = setting(0.0, 'alpha of CutMix; 0: none; with Mixup, one of both by a coin')
+    cutmix: float = setting(0.0, 'alpha of CutMix; 0: none; with Mixup, chance takes one of the two')
     label_smoothing: float = setting(0.0, 'probability given to all classes alike')
 
     def __post_init__(self) -> None:

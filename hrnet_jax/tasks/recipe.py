@@ -245,7 +245,9 @@ class LabelRecipe(Recipe):
     """For targets that are a vector over classes, which can be mixed and smoothed."""
 
     mixup: float = setting(0.0, 'alpha of Mixup; 0: none')
-    cutmix: float = setting(0.0, 'alpha of CutMix; 0: none; with Mixup, chance takes one of the two')
+    cutmix: float = setting(
+        0.0, 'alpha of CutMix; 0: none; with Mixup, chance takes one of the two'
+    )
     label_smoothing: float = setting(0.0, 'probability given to all classes alike')
 
     def __post_init__(self) -> None:

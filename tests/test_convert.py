@@ -267,7 +267,7 @@ def test_wrong_arguments(command, refused, tmp_path, source):
         ((source,), '--out'),
         ((source, '--out', out, '--arch', 'w99'), 'w18_small_v1'),
         ((source, '--out', out, '--arch', 'hrnet_w18'), "'hrnet_w18'; perhaps w18; known: tiny, "),
-        ((source, '--out', out, '--weights', 'ema'), 'there are no averaged weights'),
+        ((source, '--out', out, '--weights', 'ema'), 'the file holds no averaged weights'),
         ((source, '--out', out, '--prefix', 'x'), '--prefix x: the networks begin with no prefix'),
         (('timm/w18', '--out', out), 'does not exist; if it is a repository of the Hugging Face'),
         ((source, '--out', out, '--arch', 'w18'), 'holds tiny, not w18'),

@@ -60,7 +60,7 @@ def test_probabilities_of_pytorch(digits):
     found = hrnet_jax.predict(model, variables, images, topk=10, transform=TRANSFORM, batch_size=3)
     assert len(found) == 4
     for best in found:
-        assert best[0].name == '9'
+        assert best[0].name == 'digit 9'
         assert [p.index for p in best] == np.argsort(-expected).tolist()
         np.testing.assert_allclose(
             [p.probability for p in best], np.sort(expected)[::-1], atol=1e-5

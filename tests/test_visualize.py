@@ -134,7 +134,7 @@ def test_view(digits):
     seen = view(model, variables, Image.open(digits / 'nine.png'), transform=TRANSFORM)
     assert seen.image.shape == (32, 32, 3)
     assert seen.target == seen.best[0]
-    assert (seen.target.index, seen.target.name) == (9, '9')
+    assert (seen.target.index, seen.target.name) == (9, 'nine $')
     assert sorted(seen.best, key=lambda p: -p.probability) == list(seen.best)
     assert [seen.maps[s].shape for s in STRIDES] == [(8, 8, 6), (4, 4, 12), (2, 2, 24), (1, 1, 48)]
     assert [seen.heats[s].shape for s in STRIDES] == [(8, 8), (4, 4), (2, 2), (1, 1)]

@@ -57,7 +57,8 @@ class HRModule(nn.Module):
                 x = conv_norm(x, self.channels[i], 1, names, self.opts, train)
                 height, width = branches[i].shape[1:3]
                 way, align = self.upsample, self.align_corners
-                x = upsample(x, 2 ** (j - i), (height, width), way, align)
+                resize = self.opts.blocks.resize
+                x = upsample(x, 2 ** (j - i), (height, width), way, align, resize)
             for k in range(i - j):  # none when j >= i
                 last = k == i - j - 1
                 names = (f'{name}_{k}_0', f'{name}_{k}_1')

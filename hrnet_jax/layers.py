@@ -22,6 +22,8 @@ from hrnet_jax.archs import whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import HE, ONES, ZEROS, linear_init
 from hrnet_jax.tracing import parameter
+from hrnet_jax.upsampling import at_least_float32 as at_least_float32
+from hrnet_jax.upsampling import resize_bilinear
 
 Array = jax.Array
 Norm = Literal['batch', 'group']
@@ -102,6 +104,14 @@ class Blocks:
 
     def dense(self, x: Array, features: int, name: str, opts: Options, last: bool) -> Array:
         return plain_dense(x, features, name, opts)
+
+    def resize(self, x: Array, size: tuple[int, int], align_corners: bool) -> Array:
+        """(N, h, w, C) -> (N, *size, C): see `upsampling.resize_bilinear`."""
+        return resize_bilinear(x, size, align_corners)
+
+    def valid(self, x: Array) -> Array:
+        """x, (N, H, W, C), with zeros beyond the images, of which all of x is usually a part."""
+        return x
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -253,10 +263,6 @@ def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]
     dtype = getattr(model, 'dtype', None)  # a module that is not ours may have none
     exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision('highest') if exact else contextlib.nullcontext()
-
-
-def at_least_float32(*dtypes: Any) -> Any:
-    return jnp.float64 if jnp.float64 in map(jnp.dtype, dtypes) else jnp.float32
 
 
 def on_channels(vector: Array) -> Array:

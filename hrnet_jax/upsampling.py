@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hrnet_jax.layers import at_least_float32
-
 Array = jax.Array
 Upsample = Literal['nearest', 'bilinear', 'bilinear_two_step']
+Resize = Callable[[Array, tuple[int, int], bool], Array]
+
+
+def at_least_float32(*dtypes: Any) -> Any:
+    return jnp.float64 if jnp.float64 in map(jnp.dtype, dtypes) else jnp.float32
 
 
 def upsample(
-    x: Array, factor: int, size: tuple[int, int], way: Upsample, align_corners: bool = False
+    x: Array,
+    factor: int,
+    size: tuple[int, int],
+    way: Upsample,
+    align_corners: bool = False,
+    resize: Resize | None = None,
 ) -> Array:
     """(N, h, w, C) -> (N, *size, C), by one of the three ways of `HRNet.upsample`.
 
-    `factor` is the ratio of the two strides; `size` that of the map to add to.
+    Args:
+        factor: the ratio of the two strides.
+        size: that of the map to add to.
+        resize: what the bilinear ways resize by, in the place of `resize_bilinear`.
     """
     n, h, w, c = x.shape
+    resize = resize or resize_bilinear
     if way == 'nearest':
         # One axis at a time: the shape that explicit sharding can follow.
         x = jnp.broadcast_to(x[:, :, None], (n, h, factor, w, c)).reshape((n, h * factor, w, c))
         x = jnp.broadcast_to(x[:, :, :, None], (n, h * factor, w, factor, c))
         return x.reshape((n, h * factor, w * factor, c))
     if way == 'bilinear_two_step':
-        x = resize_bilinear(x, (h * factor, w * factor), align_corners)
-    return resize_bilinear(x, size, align_corners)
+        x = resize(x, (h * factor, w * factor), align_corners)
+    return resize(x, size, align_corners)
 
 
 def resize_bilinear(x: Array, size: tuple[int, int], align_corners: bool = False) -> Array:

@@ -23,6 +23,7 @@ _PLACES = {
     'classification': 'hrnet_jax.tasks.classification:TASK',
     'multilabel': 'hrnet_jax.tasks.multilabel:TASK',
     'backbone': 'hrnet_jax.tasks.backbone:TASK',
+    'segmentation': 'hrnet_jax.tasks.segmentation:TASK',
 }
 _REGISTERED: dict[str, Task] = {}
 

@@ -111,7 +111,7 @@ class SegmentationHead(nn.Module):
     @nn.compact
     def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         opts, classes = self.opts, self.num_classes
-        size = maps[0].shape[1:3]
+        size = (maps[0].shape[1], maps[0].shape[2])
         x = jnp.concatenate([opts.blocks.resize(m, size, self.align_corners) for m in maps], -1)
         if self.kind == 'fcn':
             return (fcn(x, classes, 'last_layer', opts, train),)
@@ -137,7 +137,7 @@ class Segmenter(Network):
         transform, class_names: filled in by `hrnet_jax.load`, as of a `Classifier`.
     """
 
-    arch: Arch | str
+    arch: Arch  # type: ignore[misc]
     num_classes: int = 19
     head: Head = 'fcn'
     ocr_channels: int = 512

@@ -22,7 +22,7 @@ class Segmentation(Task):
         """A `Segmenter`."""
         from hrnet_jax.heads.segmentation import Segmenter
 
-        return Segmenter(arch, num_classes, **options)
+        return Segmenter(arch, num_classes=num_classes, **options)
 
     def describe(self, model: Any) -> dict[str, Any]:
         fields = {name: getattr(model, name) for name in _FIELDS}

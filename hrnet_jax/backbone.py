@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from hrnet_jax.archs import STRIDE, Arch, at_least_one, get_arch, whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.layers import Array, BasicBlock, Bottleneck, Configured, Options, conv_norm
-from hrnet_jax.upsampling import Upsample, upsample
+from hrnet_jax.upsampling import Upsample
 
 
 class HRModule(nn.Module):
@@ -57,8 +57,7 @@ class HRModule(nn.Module):
                 x = conv_norm(x, self.channels[i], 1, names, self.opts, train)
                 height, width = branches[i].shape[1:3]
                 way, align = self.upsample, self.align_corners
-                resize = self.opts.blocks.resize
-                x = upsample(x, 2 ** (j - i), (height, width), way, align, resize)
+                x = self.opts.blocks.upsample(x, 2 ** (j - i), (height, width), way, align)
             for k in range(i - j):  # none when j >= i
                 last = k == i - j - 1
                 names = (f'{name}_{k}_0', f'{name}_{k}_1')

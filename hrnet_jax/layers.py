@@ -22,8 +22,8 @@ from hrnet_jax.archs import whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import HE, ONES, ZEROS, linear_init
 from hrnet_jax.tracing import parameter
+from hrnet_jax.upsampling import Upsample, resize_bilinear, upsample
 from hrnet_jax.upsampling import at_least_float32 as at_least_float32
-from hrnet_jax.upsampling import resize_bilinear
 
 Array = jax.Array
 Norm = Literal['batch', 'group']
@@ -105,13 +105,23 @@ class Blocks:
     def dense(self, x: Array, features: int, name: str, opts: Options, last: bool) -> Array:
         return plain_dense(x, features, name, opts)
 
+    def upsample(
+        self, x: Array, factor: int, size: tuple[int, int], way: Upsample, align_corners: bool
+    ) -> Array:
+        """(N, h, w, C) -> (N, *size, C): see `upsampling.upsample`."""
+        return upsample(x, factor, size, way, align_corners)
+
     def resize(self, x: Array, size: tuple[int, int], align_corners: bool) -> Array:
         """(N, h, w, C) -> (N, *size, C): see `upsampling.resize_bilinear`."""
         return resize_bilinear(x, size, align_corners)
 
     def valid(self, x: Array) -> Array:
-        """x, (N, H, W, C), with zeros beyond the images, of which all of x is usually a part."""
+        """x, (N, H, W, C), with zeros beyond the images, which usually fill all of it."""
         return x
+
+    def valid_tiles(self, tiles: Array, size: tuple[int, int]) -> Array:
+        """The same of a map of `size` in tiles: see `inference.winograd`."""
+        return tiles
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -181,6 +191,7 @@ class Conv(nn.Module):
         layer, o = self.layer, self.opts
         shape = (layer.kernel, layer.kernel, x.shape[-1], layer.features)
         kernel = parameter(self, 'kernel', layer.kernel_init, shape, o.param_dtype)
+        x = o.blocks.valid(x) if layer.kernel > 1 else x
         y = convolve(x.astype(o.dtype), kernel.astype(o.dtype), layer.stride)
         if not layer.use_bias:
             return y

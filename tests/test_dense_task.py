@@ -60,7 +60,8 @@ class Crops(Protocol):
     def prepare(self, image):
         return image
 
-    def outputs(self, forward, images):
+    def outputs(self, forward, batch):
+        images = batch['image']
         maps = forward(images)
         if not self.flip:
             return maps
@@ -107,7 +108,7 @@ class Pose(Task):
 
     def parts(self, transform, image, index, options):
         return [
-            (image[top : top + size, left : left + size], (top, left))
+            ({'image': image[top : top + size, left : left + size]}, (top, left))
             for top, left, size in options['boxes'][index]
         ]
 
@@ -166,8 +167,8 @@ def test_evaluated_with_the_pair_changed(network):
 def test_another_method_of_the_network(network):
     @dataclasses.dataclass(frozen=True)
     class Detecting(Crops):
-        def outputs(self, forward, images):
-            return forward(images, method='detect')
+        def outputs(self, forward, batch):
+            return forward(batch['image'], method='detect')
 
     class Largest(Sum):
         def update(self, outputs, batch):

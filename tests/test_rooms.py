@@ -25,7 +25,7 @@ TABLE = {
     'network': '',  # archs, layers, backbone, and what they take
     'heads': 'network',
     'models': 'heads network',  # models, initialisation, introspection, nnx
-    'data': 'runtime',
+    'data': 'network runtime',
     'tasks': 'data models heads network',
     'checkpoints': 'tasks data models heads network runtime',
     'convert': 'checkpoints tasks data models heads network runtime',

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -103,10 +103,11 @@ class Transform(Protocol):
         resize = round(self.resize * height / self.crop)
         return dataclasses.replace(self, crop=height, resize=resize)
 
-    def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
+    def outputs(self, forward: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
         """With `flip` the mean over the image and its mirror image."""
-        found = forward(images)
-        return (found + forward(images[:, :, ::-1])) / 2 if self.flip else found
+        pixels = batch['image']
+        found = forward(pixels)
+        return (found + forward(pixels[:, :, ::-1])) / 2 if self.flip else found
 
     @classmethod
     def add_flags(cls, group: argparse._ArgumentGroup) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from hrnet_jax.errors import UserError
@@ -56,14 +56,16 @@ class Protocol(abc.ABC):
         """
         return self
 
-    def outputs(self, forward: Callable[[Any], Any], images: Any) -> Any:
-        """The network's outputs for normalised images (N, H, W, 3), traced.
+    def outputs(self, forward: Callable[..., Any], batch: Mapping[str, Any]) -> Any:
+        """The network's outputs, traced.
 
         Args:
-            forward: (images, method='__call__') -> what that method of the network gives; called
-                more than once where outputs are averaged.
+            forward: (pixels, method='__call__') -> what that method of the network gives for
+                them, normalised; called more than once where outputs are averaged: see
+                `inference.forward.Forward`.
+            batch: with image, uint8 (N, H, W, 3), and what else its data gives.
         """
-        return forward(images)
+        return forward(batch['image'])
 
     @classmethod  # noqa: B027
     def add_flags(cls, group: argparse._ArgumentGroup) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference.folding import apply, compiler_options
+from hrnet_jax.inference.folding import compiler_options
+from hrnet_jax.inference.forward import Forward
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks.base import Batch, Metric, Result, Totals
@@ -50,12 +50,8 @@ def make_eval_step(
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
 
     def step(variables: Variables, batch: Batch) -> Totals:
-        images = normalize(batch['image'], transform, model.dtype)
-
-        def forward(images: Any, method: str = '__call__') -> Any:
-            return apply(model, variables, images, method, in_pieces=mesh.size == 1)
-
-        outputs = transform.outputs(forward, images)
+        forward = Forward(model, variables, transform, in_pieces=mesh.size == 1)
+        outputs = transform.outputs(forward, batch)
         mask = batch['mask']
         finite = jax.tree.map(
             lambda x: jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))), jax.tree.leaves(outputs)

@@ -98,6 +98,7 @@ class FoldedConv(nn.Module):
         bias = None
         if layer.use_bias or layer.norm == 'batch':
             bias = parameter(self, 'bias', ZEROS, (layer.features,), dtype)
+        x = self.opts.blocks.valid(x) if k > 1 else x
         y = convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, self.axes)
         return y if bias is None else y + on_channels(bias.astype(dtype))
 
@@ -116,6 +117,7 @@ class WinogradConv(nn.Module):
         shape = (winograd.POINTS**2, tiles.shape[-1] // columns, self.features)
         kernel = parameter(self, 'kernel', ZEROS, shape, dtype).astype(dtype)
         bias = parameter(self, 'bias', ZEROS, (self.features,), dtype).astype(dtype)
+        tiles = self.opts.blocks.valid_tiles(tiles, self.size)
         return winograd.convolve(tiles.astype(dtype), kernel, bias, self.size)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference.folding import Folded, apply, compiler_options, fold
+from hrnet_jax.inference.folding import Folded, compiler_options, fold
+from hrnet_jax.inference.forward import Forward
 from hrnet_jax.models import Variables
 from hrnet_jax.tasks import get_task, task_of_model
 from hrnet_jax.tasks.base import Prediction, Task
@@ -68,12 +68,12 @@ def predict(
     step = _make_step(model, kind.decoder(chosen), transform)
     decoded: dict[tuple[int, int], Any] = {}  # image and part
     facts: list[list[Any]] = []
-    waiting: dict[tuple[int, ...], list[tuple[tuple[int, int], np.ndarray]]] = {}  # by shape
+    waiting: dict[Any, list[tuple[tuple[int, int], dict[str, np.ndarray]]]] = {}  # by shapes
 
-    def compute(shape: tuple[int, ...]) -> None:
-        places, pixels = zip(*waiting.pop(shape), strict=True)
-        batch = np.zeros((min(batch_size, len(images)), *shape), np.uint8)
-        batch[: len(pixels)] = pixels
+    def compute(shapes: Any) -> None:
+        places, parts = zip(*waiting.pop(shapes), strict=True)
+        first, missing = parts[0], min(batch_size, len(images)) - len(parts)
+        batch = {k: np.stack([*(p[k] for p in parts), *[first[k]] * missing]) for k in first}
         arrays = jax.device_get(step(variables, batch))
         for i, place in enumerate(places):
             decoded[place] = jax.tree.map(lambda x, i=i: x[i], arrays)
@@ -81,13 +81,14 @@ def predict(
     for number, image in enumerate(images):
         parts = kind.parts(transform, image, number, chosen)
         facts.append([fact for _, fact in parts])
-        for part, (pixels, _) in enumerate(parts):
-            same = waiting.setdefault(pixels.shape, [])
-            same.append(((number, part), pixels))
+        for part, (arrays, _) in enumerate(parts):
+            shapes = tuple((name, array.shape) for name, array in arrays.items())
+            same = waiting.setdefault(shapes, [])
+            same.append(((number, part), arrays))
             if len(same) == min(batch_size, len(images)):
-                compute(pixels.shape)
-    for shape in list(waiting):
-        compute(shape)
+                compute(shapes)
+    for shapes in list(waiting):
+        compute(shapes)
     return [
         kind.joined([(decoded.pop((number, i)), fact) for i, fact in enumerate(known)], chosen)
         for number, known in enumerate(facts)
@@ -96,11 +97,9 @@ def predict(
 
 @functools.lru_cache(maxsize=8)
 def _make_step(model: Any, decode: Callable[[Any], Any], transform: Protocol) -> Callable[..., Any]:
-    """The compiled function (variables, pixels) -> the decoded outputs."""
+    """The compiled function (variables, batch) -> the decoded outputs."""
 
-    def step(variables: Variables, pixels: jax.Array) -> Any:
-        images = normalize(pixels, transform, model.dtype)
-        forward = functools.partial(apply, model, variables)
-        return decode(transform.outputs(forward, images))
+    def step(variables: Variables, batch: dict[str, jax.Array]) -> Any:
+        return decode(transform.outputs(Forward(model, variables, transform), batch))
 
     return jax.jit(step, compiler_options=compiler_options(model))

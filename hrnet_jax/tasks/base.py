@@ -297,10 +297,11 @@ class Task:
 
     def parts(
         self, transform: Any, image: Any, index: int, options: Mapping[str, Any]
-    ) -> list[tuple[np.ndarray, Any]]:
-        """What the network is given of image number `index`: uint8 (H, W, 3), such as one crop for
-        each person, and what `joined` must know of each."""
-        return [(transform.prepare(image), None)]
+    ) -> list[tuple[dict[str, np.ndarray], Any]]:
+        """What `transform.outputs` is given of image number `index`, as a batch has it for one
+        example: image, uint8 (H, W, 3), such as one crop for each person; and what `joined` must
+        know of each."""
+        return [({'image': transform.prepare(image)}, None)]
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
         """The result of an image, of what was decoded of each of its `parts`, in their order."""

@@ -232,7 +232,7 @@ def test_what_a_backbone_does_not_do(backbones, name, refused, tmp_path):
         lambda: task.metric(model),
         lambda: task.loss(None, {}, None),
         lambda: task.distance(None, None, None),
-        lambda: task.draw([], [], [], tmp_path / 'b.png', 'png'),
+        lambda: task.draw([], [], [], tmp_path / 'b.png', 'png', {}),
     ):
         with pytest.raises(hrnet_jax.UserError, match=ALONE):
             call()

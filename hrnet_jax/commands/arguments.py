@@ -68,6 +68,12 @@ def add_predictions(parser: Parser, tasks: Iterable[Task]) -> list[str]:
     return [name for task in tasks for name in _add(parser, task.name, task.add_prediction_flags)]
 
 
+def add_evaluations(parser: Parser, tasks: Iterable[Task]) -> list[str]:
+    """The flags of what an evaluation writes beside its figures; returns the names of their
+    values."""
+    return [name for task in tasks for name in _add(parser, task.name, task.add_evaluation_flags)]
+
+
 def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
     """The values of those flags that are on the command line."""
     return {name: getattr(args, name) for name in flags if getattr(args, name) is not None}
@@ -77,6 +83,8 @@ def _add(parser: Parser, title: str, add: Callable[[Any], None]) -> list[str]:
     """Adds flags in a group of their own; one that another task has, too, means the same."""
     own = argparse.ArgumentParser(add_help=False)
     add(own)
+    if not own._actions:
+        return []
     group = parser.add_argument_group(title)
     for action in own._actions:
         known = parser._option_string_actions.get(action.option_strings[0])

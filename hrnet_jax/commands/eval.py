@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.published import expected
-from hrnet_jax.commands.arguments import add_checkpoint, add_protocols, every_task, given
+from hrnet_jax.commands.arguments import (
+    add_checkpoint,
+    add_evaluations,
+    add_protocols,
+    every_task,
+    given,
+)
 from hrnet_jax.data import sources
 from hrnet_jax.data.classes import read_names
+from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
@@ -22,8 +29,8 @@ if TYPE_CHECKING:
     from hrnet_jax.tasks.base import Result, Task
 
 
-def parser() -> tuple[cli.Parser, list[str]]:
-    """And which of its flags change the checkpoint's protocol."""
+def parser() -> tuple[cli.Parser, list[str], list[str]]:
+    """And which of its flags change the checkpoint's protocol; which are of a task's metric."""
     p = cli.Parser(description=__doc__)
     add_checkpoint(p)
     p.add_argument(
@@ -65,12 +72,13 @@ def parser() -> tuple[cli.Parser, list[str]]:
     )
     p.add_argument('--json', metavar='FILE', help='write the result there')
     protocol = add_protocols(p, every_task())
+    own = add_evaluations(p, every_task())
     p.add_hosts()
-    return p, protocol
+    return p, protocol, own
 
 
 def main() -> None:
-    flags, of_protocol = parser()
+    flags, of_protocol, of_metric = parser()
     args = flags.parse_args()
     for name in ('batch_size', 'limit'):
         value = getattr(args, name)
@@ -107,24 +115,28 @@ def main() -> None:
             if args.dataset is None:
                 raise UserError(f'--dataset is needed: {folder} is for {task.name}')
             args.split = args.split or recipe.get('eval_split')
+        own = given(args, of_metric)
         if args.restrict and not task.one_class:
             raise UserError(f'--restrict is for one class an image, not for {task.name}')
-        args.batch_size = args.batch_size or default_batch()
+        share = Share(
+            args.batch_size or default_batch(),
+            args.batch_size is not None,
+            jax.process_index(),
+            jax.process_count(),
+            jax.local_device_count(),
+            args.limit,
+            args.max_corrupt,
+        )
         request = Request(
             name=args.dataset,
             split=args.split,
             data_dir=args.data_dir,
             num_classes=meta.get('num_classes'),
             transform=transform,
-            batch_size=args.batch_size,
+            share=share,
             class_names=meta.get('class_names'),
             order=order,
             restrict=args.restrict,
-            max_corrupt=args.max_corrupt,
-            limit=args.limit,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            devices=jax.local_device_count(),
             opener=task,
         )
         reader.read(request)  # while the model is loaded
@@ -133,17 +145,18 @@ def main() -> None:
         )
         opened = reader.opened()
         task.check_evaluation(meta, opened.facts)
+        metric = task.metric(fast.model, **opened.context, **own)
     source, total, batches = opened.facts, opened.total, reader.batches()
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
-    distributed.require_same(examples=total, batch_size=args.batch_size)
+    distributed.require_same(examples=total, batch_size=share.batch_size)
     result = evaluate(
         fast.model,
         fast.variables,
         cli.progress(batches, total=opened.steps, desc=args.dataset) if main_process else batches,
         transform,
-        task.metric(fast.model, **opened.context),
+        metric,
     )
     result.check(total)
     if main_process:
@@ -206,7 +219,9 @@ def report(
     rows.append(['examples', f'{result.num_examples:,}', '', '', ''])
     known = [column for column in zip(*rows, strict=True) if any(column[1:])]
     for label, *cells in zip(*known, strict=True):
-        print(f'{label:10}{"".join(f"{cell:>12}" for cell in cells)}'.rstrip())
+        print(f'{label:14}{"".join(f"{cell:>12}" for cell in cells)}'.rstrip())
+    for line in result.lines:
+        print(line)
     if args.json:
         content = {
             **result.metrics,

@@ -15,7 +15,6 @@ from hrnet_jax.commands.arguments import (
     every_task,
     given,
 )
-from hrnet_jax.data.preprocess import open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
@@ -31,7 +30,9 @@ def main() -> None:
     add_checkpoint(p)
     p.add_argument('--json', metavar='FILE', help='write the predictions there')
     p.add_argument(
-        '--out', metavar='PICTURE', help='draw every image with its bars (.png, .pdf, .svg, .jpg)'
+        '--out',
+        metavar='PICTURE',
+        help='draw what was found (.png, .pdf, .svg, .jpg)',
     )
     tasks = _tasks()
     of_protocol, of_prediction = add_protocols(p, tasks), add_predictions(p, tasks)
@@ -49,11 +50,11 @@ def main() -> None:
     options = given(args, of_prediction)
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
-        task.prediction_options(described, meta.get('class_names'), **options)
+        chosen = task.prediction_options(described, meta.get('class_names'), **options)
     except UserError as error:
         raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
-    images = [open_image(path) for path in args.images]
+    images = [task.open_image(path) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,
@@ -65,17 +66,18 @@ def main() -> None:
         **options,
     )
     for path, one in zip(args.images, found, strict=True):
-        print(path, *task.lines(one), sep='\n')
+        print(path, *task.lines(one, chosen), sep='\n')
+    task.write(args.images, found, chosen)
     if args.json:
         rows = [
-            {'image': path, 'predictions': task.to_json(one)}
+            {'image': path, 'predictions': task.to_json(one, chosen)}
             for path, one in zip(args.images, found, strict=True)
         ]
         files.write(args.json, json.dumps(rows, indent=1) + '\n')
     if args.out:
         with files.replacing(Path(args.out), force=True) as temporary:
             titles = [Path(path).name for path in args.images]
-            task.draw(images, titles, found, temporary, Path(args.out).suffix[1:])
+            task.draw(images, titles, found, temporary, Path(args.out).suffix[1:], chosen)
         print(f'drawn: {args.out}')
 
 

@@ -45,22 +45,18 @@ class _Asked:
     def view(self, image: Array, valid: Sizes, to: tuple[int, int], image_hw: Sizes) -> Array:
         """Of one view, at the size of the image."""
         views = self.views
+        official = views.several and views.average == 'exp'
 
-        def at_own_size(x: Array) -> Array:
-            return self._resized(x, to, valid, image_hw)
+        def window(image: Array, valid: Sizes) -> Array:
+            return jnp.exp(self._both(self._logits, image, valid))
 
-        if not views.several:
-            return at_own_size(self._cut(self._logits, image, valid))
-        if views.average == 'exp':
+        def whole(image: Array, valid: Sizes, image_hw: Sizes) -> Array:
+            ask = window if official else self._logits
+            found = self._resized(self._cut(ask, image, valid), to, valid, image_hw)
+            return jax.nn.softmax(found) if views.several and not official else found
 
-            def window(image: Array, valid: Sizes) -> Array:
-                return jnp.exp(self._both(self._logits, image, valid, valid))
-
-            return at_own_size(self._cut(window, image, valid))
-
-        def whole(image: Array, valid: Sizes) -> Array:
-            return jax.nn.softmax(at_own_size(self._cut(self._logits, image, valid)))
-
+        if official:
+            return whole(image, valid, image_hw)
         return self._both(whole, image, valid, image_hw)
 
     def _logits(self, image: Array, valid: Sizes) -> Array:
@@ -75,12 +71,16 @@ class _Asked:
             return resize_bilinear(x, to, align)
         return resize_each(x, to, before, after, align)
 
-    def _both(self, ask: Ask, image: Array, before: Sizes, after: Sizes) -> Array:
-        """The mean over the image and its mirror image."""
-        found = ask(image, before)
+    def _both(self, ask: Callable[..., Array], image: Array, *sizes: Sizes) -> Array:
+        """`ask` of the image; or the mean with its mirror image. The last of `sizes` is that of
+        the result."""
         if not self.views.flip:
-            return found
-        return (found + mirrored(ask(mirrored(image, before), before), after)) / 2
+            return ask(image, *sizes)
+        # Side by side in one batch: the network is compiled once, not twice.
+        both = jnp.concatenate([image, mirrored(image, sizes[0])])
+        found = ask(both, *(x if x is None else jnp.concatenate([x, x]) for x in sizes))
+        n = image.shape[0]
+        return (found[:n] + mirrored(found[n:], sizes[-1])) / 2
 
     def _cut(self, ask: Ask, image: Array, valid: Sizes) -> Array:
         """`ask` of the whole, or the mean of what it says of the windows over each pixel."""

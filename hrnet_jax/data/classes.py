@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data import imagenet
-from hrnet_jax.data.sources import Source, tensorflow
+from hrnet_jax.data.sources import Facts, Source, tensorflow
 from hrnet_jax.errors import UserError, listed
 
 OTHERWISE = '--class-names FILE says another order'
@@ -70,6 +70,32 @@ def renumbered(source: Source, names: Sequence[str], change: Callable | None = N
             operations; by default labels are class indices.
 
     Raises:
+        UserError: as `places`.
+    """
+    table = places(source, names)
+    change = change or _indices
+
+    def parse(*raw: Any) -> dict[str, Any]:
+        example = source.parse(*raw)
+        labels = {k: change(v, table) for k, v in example.items() if k in ('label', 'original')}
+        return {**example, **labels}
+
+    number = dict(zip(source.class_names or (), table, strict=True))
+    present = source.present and tuple(names[number[x]] for x in source.present)
+    return dataclasses.replace(
+        source,
+        num_classes=len(names),
+        class_names=tuple(names),
+        present=present,
+        official={file: int(table[label]) for file, label in source.official.items()},
+        parse=parse,
+    )
+
+
+def places(source: Facts, names: Sequence[str]) -> np.ndarray:
+    """The number in `names` of each class of the source, int32.
+
+    Raises:
         UserError: if the source has classes that `names` lacks, or says no names.
     """
     if source.class_names is None:
@@ -80,23 +106,7 @@ def renumbered(source: Source, names: Sequence[str], change: Callable | None = N
             f'{source.dataset.name}: {listed(unknown)} {"are" if len(unknown) > 1 else "is"} not '
             f'among the {len(names)} class names'
         )
-    table = np.array([number[_same(x)] for x in source.class_names], np.int32)
-    change = change or _indices
-
-    def parse(*raw: Any) -> dict[str, Any]:
-        example = source.parse(*raw)
-        labels = {k: change(v, table) for k, v in example.items() if k in ('label', 'original')}
-        return {**example, **labels}
-
-    present = source.present and tuple(names[number[_same(x)]] for x in source.present)
-    return dataclasses.replace(
-        source,
-        num_classes=len(names),
-        class_names=tuple(names),
-        present=present,
-        official={file: int(table[label]) for file, label in source.official.items()},
-        parse=parse,
-    )
+    return np.array([number[_same(x)] for x in source.class_names], np.int32)
 
 
 def _same(name: str) -> str:

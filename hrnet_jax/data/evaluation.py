@@ -15,7 +15,7 @@ from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.integrity import suspects
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import DATASETS, Source, basename, opened, tensorflow
+from hrnet_jax.data.sources import DATASETS, Facts, Source, basename, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
 from hrnet_jax.errors import UserError, first_line, listed
 
@@ -124,6 +124,54 @@ def batches(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process reads of an evaluation set.
+
+    Attributes:
+        batch_size: of all processes.
+        given: the user has chosen it; else a task may take fewer, of larger images.
+        process_index, process_count: which share of how many.
+        devices: of this process; its part of a batch is a multiple.
+        limit: only so many examples, the first of the whole set.
+        max_corrupt: part of the images that may be unreadable; they are left out.
+    """
+
+    batch_size: int
+    given: bool = True
+    process_index: int = 0
+    process_count: int = 1
+    devices: int = 1
+    limit: int | None = None
+    max_corrupt: float = 0.0
+
+    def local(self, batch_size: int) -> int:
+        """This process's part of a batch of all."""
+        return local_batch(batch_size, self.process_count, self.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of one process: how many there are, they, and what the user should know."""
+
+    steps: int
+    items: Iterator[dict[str, np.ndarray]]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self.items
+
+
+def shared(source: Source, transform: Transform, share: Share) -> Batches:
+    """`batches` of one process."""
+    total = min(share.limit or source.num_examples, source.num_examples)
+    size = share.local(min(share.batch_size, total))
+    steps = math.ceil(math.ceil(total / share.process_count) / size)
+    places = share.process_index, share.process_count
+    items = batches(source, transform, size, *places, share.limit, share.max_corrupt)
+    return Batches(steps, items)
+
+
 def local_batch(batch_size: int, processes: int, devices: int) -> int:
     """One host's share of `batch_size` images, rounded up to fill its devices evenly."""
     return -(-batch_size // (processes * devices)) * devices
@@ -224,7 +272,7 @@ def _batches(
         if missing:
             found = _unreadable(source, transform, first, stop, missing)
             if len(missing) > math.floor(max_corrupt * (stop - first)):
-                raise _too_many(source, len(missing), stop - first, found)
+                raise too_many(source, len(missing), stop - first, found)
 
     return whole()
 
@@ -240,7 +288,7 @@ def _files_of(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _too_many(source: Source, count: int, total: int, found: list[str]) -> UserError:
+def too_many(source: Facts, count: int, total: int, found: list[str]) -> UserError:
     return UserError(
         f'{source.dataset.name}: {count} of {total} images cannot be read: '
         f'{listed(found, NAMED, "; ")}; remove them, or leave out a part of the images: '
@@ -268,7 +316,7 @@ def check_files(source: Source, transform: Transform, max_corrupt: float) -> Non
             path = source.paths[number]
             found.append(f'{path}: {first_line(error).removeprefix(f"{path}; ")}')
     if len(found) > math.floor(max_corrupt * total):
-        raise _too_many(source, len(found), total, found)
+        raise too_many(source, len(found), total, found)
 
 
 def _unreadable(

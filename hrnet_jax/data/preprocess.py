@@ -176,17 +176,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.ndarray:
-    """Resize and CenterCrop of torchvision, through PIL.
-
-    Two resizes of one axis each, the width first, as every Pillow before 13 does in one call; 13
-    begins with the height where it is more than twice the width, which changes some values by 1.
+def rgb_image(image: Image.Image | np.ndarray) -> Image.Image:
+    """A PIL image in RGB.
 
     Args:
         image: a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); alpha is dropped.
-
-    Returns:
-        uint8 (crop, crop, 3).
 
     Raises:
         UserError: if an array has another type or shape.
@@ -202,7 +196,24 @@ def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.nda
         if array.ndim == 3 and array.shape[2] not in (3, 4):
             raise UserError(f'expected 1, 3 or 4 channels last, not shape {array.shape}')
         image = Image.fromarray(array)
-    image = to_rgb(image)
+    return to_rgb(image)
+
+
+def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.ndarray:
+    """Resize and CenterCrop of torchvision, through PIL.
+
+    Two resizes of one axis each, the width first, as every Pillow before 13 does in one call; 13
+    begins with the height where it is more than twice the width, which changes some values by 1.
+
+    Args:
+        image: see `rgb_image`.
+
+    Returns:
+        uint8 (crop, crop, 3).
+    """
+    from PIL import Image
+
+    image = rgb_image(image)
     crop, (width, height) = transform.crop, image.size
     short = min(width, height)
     method = Image.Resampling[transform.interpolation.upper()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import pickle
 import signal
@@ -36,8 +35,8 @@ class Opener(Protocol):
     def num_outputs(self, source: sources.Facts) -> int | None: ...
     def renumbered(self, source: sources.Source, names: Sequence[str]) -> sources.Source: ...
     def batches(
-        self, source: sources.Source, transform: Any, *share: Any, **allowed: Any
-    ) -> Iterator[Any]: ...
+        self, source: Any, transform: Any, share: evaluation.Share
+    ) -> evaluation.Batches: ...
 
 
 class Default:
@@ -45,7 +44,7 @@ class Default:
 
     open_dataset = staticmethod(evaluation.open_dataset)
     renumbered = staticmethod(classes.renumbered)
-    batches = staticmethod(evaluation.batches)
+    batches = staticmethod(evaluation.shared)
 
     def num_outputs(self, source: sources.Facts) -> int | None:
         return source.num_classes
@@ -64,10 +63,8 @@ class Request:
         class_names: of the model, by which the data set's classes are found; None: it has none.
         order: names of the data set's classes in the order that the user says; None: their own.
         restrict: only the classes of the data set compete.
-        max_corrupt: part of the images that may be unreadable.
-        transform, limit, process_index, process_count: of `evaluation.batches`.
-        batch_size: of all processes.
-        devices: of this process; its share of a batch is a multiple.
+        transform: of the checkpoint, with the user's changes.
+        share: what this process reads.
         opener: what opens the set; a task (`tasks.base.Task`), which is found there by its module.
     """
 
@@ -76,15 +73,10 @@ class Request:
     data_dir: str | None
     num_classes: int | None
     transform: protocol.Protocol
-    batch_size: int
+    share: evaluation.Share
     class_names: Sequence[str] | None = None
     order: Sequence[str] | None = None
     restrict: bool = False
-    max_corrupt: float = 0.0
-    limit: int | None = None
-    process_index: int = 0
-    process_count: int = 1
-    devices: int = 1
     opener: Opener = Default()
 
 
@@ -190,7 +182,8 @@ def main(descriptor: int) -> None:
             os._exit(1)  # without another attempt to write
 
     try:
-        sources.tensorflow()  # takes longest, and the same for every request
+        with contextlib.suppress(ImportError):  # not every task needs it
+            sources.tensorflow()  # takes longest, and the same for most requests
         try:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:  # the first process has ended without one
@@ -221,17 +214,10 @@ def parts(request: Request) -> Iterator[Any]:
     if None not in (count, request.num_classes) and count != request.num_classes:
         raise UserError(f'{request.name} has {count} classes, the checkpoint {request.num_classes}')
     source = evaluation.competing(source, request.restrict)
-    total = min(request.limit or source.num_examples, source.num_examples)
-    share = evaluation.local_batch(
-        min(request.batch_size, total), request.process_count, request.devices
-    )
-    yield Opened(
-        facts=source.facts,
-        context=opener.context(source, request.data_dir),
-        total=total,
-        steps=math.ceil(math.ceil(total / request.process_count) / share),
-    )
-    places = request.process_index, request.process_count
-    allowed = {'max_corrupt': request.max_corrupt} if request.max_corrupt else {}
-    yield from opener.batches(source, request.transform, share, *places, request.limit, **allowed)
+    total = min(request.share.limit or source.num_examples, source.num_examples)
+    context = opener.context(source, request.data_dir)
+    batches = opener.batches(source, request.transform, request.share)
+    facts = source.noted(*batches.notes).facts
+    yield Opened(facts=facts, context=context, total=total, steps=batches.steps)
+    yield from batches
     yield None

@@ -118,6 +118,17 @@ class Facts:
     version: str | None = None
     present: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
+    @property
+    def facts(self) -> Facts:
+        """What is known of it, without the functions that read it."""
+        return Facts(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
+        )
+
+    def noted(self, *notes: str) -> Self:
+        """This one with more of `notes`."""
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
+
 
 @dataclasses.dataclass(frozen=True)
 class Source(Facts):
@@ -142,17 +153,6 @@ class Source(Facts):
         repr=False, kw_only=True, default=lambda source, batch: check_labels(source, batch)
     )
     paths: tuple[str, ...] = dataclasses.field(default=(), repr=False, kw_only=True)
-
-    @property
-    def facts(self) -> Facts:
-        """What is known of it, without the functions that read it."""
-        return Facts(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
-        )
-
-    def noted(self, *notes: str) -> Self:
-        """This one with more of `notes`."""
-        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def records(self, first: int, stop: int) -> tf.data.Dataset:
         """These examples in their fixed order, undecoded: image (string), name (string), the

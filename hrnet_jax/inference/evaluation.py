@@ -100,7 +100,7 @@ def evaluate(
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
     step = step or make_eval_step(model, transform, mesh, metric)
     variables = jax.device_put(variables, whole)
-    sums, fed = _Sums(), 0
+    sums, fed = _Sums(metric.collect), 0
     running: collections.deque[Totals] = collections.deque()
     for batch in _agreed(batches):
         fed += int(batch['mask'].sum())
@@ -130,12 +130,17 @@ def evaluate(
 class _Sums:
     """Totals of all steps, int64 or float64; on process 0 the examples, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, collect: Callable[[dict[str, np.ndarray]], None]) -> None:
+        self.collect = collect
         self.totals: dict[str, Any] = dict.fromkeys(('num_examples', 'seen', 'not_finite'), 0)
         self.examples: list[dict[str, np.ndarray]] = []
 
     def add(self, step: Totals) -> None:
-        examples = step.pop('examples', None)
+        examples, collected = step.pop('examples', None), step.pop('collected', None)
+        if collected is not None:
+            with distributed.fail_together():
+                if distributed.is_main():
+                    self.collect(jax.device_get(collected))
         for name, value in jax.device_get(step).items():
             wide = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
             self.totals[name] = self.totals.get(name, 0) + np.asarray(value, wide)

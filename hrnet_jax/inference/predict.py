@@ -55,7 +55,7 @@ def predict(
         raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
     kind = task_of_model(model) if task is None else get_task(task)
     transform = transform or getattr(model, 'transform', None) or kind.protocol()
-    chosen = kind.prediction_options(model, class_names, **options)
+    chosen = kind.prediction_options(model, class_names, **options) | {'transform': transform}
     if batch_size < 1:
         raise UserError(f'batch_size must be at least 1, not {batch_size}')
     if isinstance(images, np.ndarray) and images.ndim != 4:
@@ -78,8 +78,7 @@ def predict(
         for i, place in enumerate(places):
             decoded[place] = jax.tree.map(lambda x, i=i: x[i], arrays)
 
-    for number, image in enumerate(images):
-        parts = kind.parts(transform, image, number, chosen)
+    for number, parts in enumerate(kind.every_part(transform, images, chosen)):
         facts.append([fact for _, fact in parts])
         for part, (arrays, _) in enumerate(parts):
             shapes = tuple((name, array.shape) for name, array in arrays.items())

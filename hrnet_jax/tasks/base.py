@@ -68,6 +68,7 @@ class Result:
         counts: integers behind them.
         details: what is for the JSON alone, such as a figure for each class: JSON types.
         unreadable: examples that were left out, because their images cannot be read.
+        lines: what is printed below the metrics.
     """
 
     num_examples: int
@@ -77,6 +78,7 @@ class Result:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unreadable: int = 0
+    lines: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> Any:
         for held in ('metrics', 'counts'):
@@ -106,8 +108,12 @@ class Metric(abc.ABC):
             batch: the fields, and mask, bool (N,), False for padding; index, int32 (N,), the place
                 of an example in the set.
 
-        The key 'examples', if there, holds a dict of arrays (N, ...) that `result` needs whole.
+        The key 'examples', if there, holds a dict of arrays (N, ...) that `result` needs whole;
+        'collected' one of arrays that `collect` is given after each step.
         """
+
+    def collect(self, arrays: Mapping[str, np.ndarray]) -> None:  # noqa: B027
+        """Takes what `update` gave as 'collected', of all hosts, on process 0; to write it."""
 
     @abc.abstractmethod
     def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
@@ -205,11 +211,9 @@ class Task:
         """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
         return classes.renumbered(source, names)
 
-    def batches(
-        self, source: Source, transform: Any, *share: Any, **allowed: Any
-    ) -> Iterator[Batch]:
-        """Those of `data.evaluation.batches`, whose arguments these are."""
-        return evaluation.batches(source, transform, *share, **allowed)
+    def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
+        """Those of an evaluation that a process reads: see `data.evaluation.batches`."""
+        return evaluation.shared(source, transform, share)
 
     def training_data(self, source: Source, recipe: Recipe, *share: int) -> TrainData:
         """What gives the batches of training: see `data.training.TrainData`.
@@ -292,8 +296,25 @@ class Task:
         return {}
 
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
-        """A hashable function, traced: outputs -> arrays (N, ...)."""
+        """A hashable function, traced: outputs -> arrays (N, ...).
+
+        Args:
+            options: those of `prediction_options`, and transform.
+        """
         self.refuse('prediction')
+
+    def open_image(self, path: str) -> Any:
+        """The picture in a file, for predict.py; raises UserError."""
+        from hrnet_jax.data.preprocess import open_image
+
+        return open_image(path)
+
+    def every_part(
+        self, transform: Any, images: Sequence[Any], options: Mapping[str, Any]
+    ) -> Iterator[list[tuple[dict[str, np.ndarray], Any]]]:
+        """`parts` of one image after another."""
+        for index, image in enumerate(images):
+            yield self.parts(transform, image, index, options)
 
     def parts(
         self, transform: Any, image: Any, index: int, options: Mapping[str, Any]
@@ -312,19 +333,26 @@ class Task:
         """What `hrnet_jax.predict` returns for one image, of its decoded NumPy arrays."""
         self.refuse('prediction')
 
-    def lines(self, found: Any) -> list[str]:
+    def lines(self, found: Any, options: Mapping[str, Any]) -> list[str]:
         """What predict.py prints below the name of an image."""
         return [f'  {found}']
 
-    def to_json(self, found: Any) -> Any:
+    def to_json(self, found: Any, options: Mapping[str, Any]) -> Any:
+        """What predict.py --json has of an image."""
         return found
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
-        form: str,
+        form: str, options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         """Writes a picture of all images with what was found."""
         self.refuse('pictures')
+
+    def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Writes what the task's own flags of predict.py ask for."""
+
+    def add_evaluation_flags(self, group: argparse._ArgumentGroup) -> None:
+        """Flags of eval.py, with None as default; their names are arguments of `metric`."""
 
     def add_prediction_flags(self, group: argparse._ArgumentGroup) -> None:
         """Flags of predict.py, with None as default; their names are options of `predict`."""

@@ -169,15 +169,15 @@ class Classification(Task):
         names = options['names']
         return [Prediction(int(i), names[i], float(p)) for p, i in zip(*decoded, strict=True)]
 
-    def lines(self, found: Any) -> list[str]:
+    def lines(self, found: Any, options: Mapping[str, Any]) -> list[str]:
         return label_lines(found)
 
-    def to_json(self, found: Any) -> Any:
+    def to_json(self, found: Any, options: Mapping[str, Any]) -> Any:
         return [dataclasses.asdict(one) for one in found]
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
-        form: str,
+        form: str, options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         from hrnet_jax.tasks.pictures import draw
 

@@ -225,12 +225,12 @@ class MultilabelClassification(Classification):
         order = [i for i in np.argsort(-decoded) if decoded[i] >= options['threshold']]
         return [Prediction(int(i), options['names'][i], float(decoded[i])) for i in order]
 
-    def lines(self, found: Any) -> list[str]:
-        return super().lines(found) or ['  no label reaches the threshold']
+    def lines(self, found: Any, options: Mapping[str, Any]) -> list[str]:
+        return super().lines(found, options) or ['  no label reaches the threshold']
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
-        form: str,
+        form: str, options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         from hrnet_jax.tasks.pictures import draw
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from hrnet_jax.tasks.base import Task, arch_of
+import numpy as np
+
+from hrnet_jax.data import classes, evaluation, opencv, segmentation
+from hrnet_jax.data.buckets import buckets
+from hrnet_jax.data.indexed_batches import batches, example_arrays
+from hrnet_jax.data.preprocess import rgb_image
+from hrnet_jax.data.views import Views
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Result, Task, Totals, arch_of
 
 # Of `Segmenter`, in checkpoint.json.
 _FIELDS = (
@@ -15,8 +25,135 @@ _FIELDS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Confusion(Metric):
+    """Counts of pixels by label and prediction: a row for each label.
+
+    Attributes:
+        class_names: of the classes.
+        labels: folder in which the predicted class ids are written.
+        files: for each image the name of the file there, without its ending.
+    """
+
+    class_names: tuple[str, ...]
+    labels: str | None = None
+    files: tuple[str, ...] = ()
+
+    def update(self, outputs: Array, batch: Batch) -> Totals:
+        import jax.numpy as jnp
+
+        count, label = len(self.class_names), batch['label'].astype(jnp.int32)
+        predicted = jnp.argmax(outputs, -1)
+        counts = (label != segmentation.NOTHING) & batch['mask'][:, None, None]
+        place = jnp.where(counts, label * count + predicted, count * count).reshape(-1)
+        pixels = jnp.zeros(count * count + 1, jnp.int32).at[place].add(1)[:-1]
+        totals: Totals = {'confusion': pixels.reshape((count, count))}
+        if self.labels:
+            kept = {name: batch[name] for name in ('mask', 'index', 'image_hw') if name in batch}
+            totals['collected'] = {**kept, 'labels': predicted.astype(jnp.uint8)}
+        return totals
+
+    def collect(self, arrays: Mapping[str, np.ndarray]) -> None:
+        assert self.labels
+        for i in np.flatnonzero(arrays['mask']):
+            ids = arrays['labels'][i]
+            if 'image_hw' in arrays:
+                height, width = arrays['image_hw'][i]
+                ids = ids[:height, :width]
+            write_ids(os.path.join(self.labels, self.files[arrays['index'][i]] + '.png'), ids)
+
+    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
+        matrix = np.asarray(totals['confusion'], np.int64)
+        right, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+        with np.errstate(invalid='ignore', divide='ignore'):
+            iou = 100 * right / (labelled + predicted - right)
+            accuracy = 100 * right / labelled
+        if not labelled.any():
+            raise UserError('no pixel of the data has a label: there is no mean IoU')
+        metrics = {
+            'miou': float(np.nanmean(iou)),
+            'mean_accuracy': float(np.nanmean(accuracy)),
+            'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
+        }
+
+        def by_class(values: np.ndarray) -> dict[str, float | None]:
+            each = zip(self.class_names, values, strict=True)
+            return {name: None if np.isnan(x) else float(x) for name, x in each}
+
+        details = {
+            'iou': by_class(iou),
+            'accuracy': by_class(accuracy),
+            'confusion': matrix.tolist(),
+        }
+        return Result(
+            int(totals['num_examples']),
+            int(totals['seen']),
+            int(totals['not_finite']),
+            metrics,
+            {},
+            details,
+            lines=_lines(self.class_names, iou, accuracy),
+        )
+
+
+def _lines(names: Sequence[str], iou: np.ndarray, accuracy: np.ndarray) -> list[str]:
+    """A table of the classes."""
+    width = max(14, *map(len, names))
+
+    def cell(value: float) -> str:
+        return f'{"-" if np.isnan(value) else format(value, ".3f"):>12}'
+
+    rows = zip(names, iou, accuracy, strict=True)
+    head = f'{"":{width}}{"IoU":>12}{"accuracy":>12}'
+    return ['', head, *(f'{name:{width}}{cell(a)}{cell(b)}' for name, a, b in rows)]
+
+
+def write_ids(path: str, ids: np.ndarray) -> None:
+    """A grey PNG file of class ids, complete or not at all."""
+    from PIL import Image
+
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    temporary = f'{path}.part'
+    Image.fromarray(ids.astype(np.uint8)).save(temporary, 'png')
+    os.replace(temporary, path)
+
+
+def label_files(images: Sequence[str]) -> tuple[str, ...]:
+    """A name for the labels of each image: its stem, or its path where stems are not unique."""
+    paths = [os.path.splitext(image)[0] for image in images]
+    stems = [os.path.basename(path) for path in paths]
+    return tuple(stems if len(set(stems)) == len(stems) else paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """The outputs of `views` -> labels, uint8 (N, H, W), and float32 probabilities if asked."""
+
+    views: Views
+    probabilities: bool
+
+    def __call__(self, outputs: Array) -> dict[str, Array]:
+        import jax
+        import jax.numpy as jnp
+
+        found = {'labels': jnp.argmax(outputs, -1).astype(jnp.uint8)}
+        if self.probabilities:
+            # The average over several views holds probabilities already, up to a factor.
+            whole = outputs / jnp.sum(outputs, -1, keepdims=True)
+            found['probabilities'] = whole if self.views.several else jax.nn.softmax(outputs)
+        return found
+
+
 class Segmentation(Task):
     name = 'segmentation'
+    figures = (
+        Figure('miou', 'mIoU'),
+        Figure('mean_accuracy', 'mean accuracy'),
+        Figure('pixel_accuracy', 'pixel accuracy'),
+    )
+    protocol = Views
+
+    # The model
 
     def create_model(self, arch: Any, num_classes: int, **options: Any) -> Any:
         """A `Segmenter`."""
@@ -33,6 +170,106 @@ class Segmentation(Task):
 
         arch = arch_of(meta, Arch, get_arch)
         return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
+
+    # Data
+
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Any:
+        return segmentation.open_segmentation(name, split, data_dir)
+
+    def renumbered(self, source: Any, names: Sequence[str]) -> Any:
+        read = source.read.renumbered(classes.places(source, names))
+        return dataclasses.replace(
+            source, num_classes=len(names), class_names=tuple(names), read=read
+        )
+
+    def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
+        return batches(source, transform, share)
+
+    def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
+        names = source.class_names or tuple(map(str, range(source.num_classes)))
+        return {'class_names': names, 'files': label_files(source.names)}
+
+    # Evaluation
+
+    def metric(self, model: Any, **context: Any) -> Metric:
+        names = context.pop('class_names', None) or tuple(map(str, range(model.num_classes)))
+        return Confusion(tuple(names), **context)
+
+    def add_evaluation_flags(self, group: Any) -> None:
+        self._add_labels(group)
+
+    def _add_labels(self, group: Any) -> None:
+        group.add_argument(
+            '--labels', metavar='DIR', help='write the predicted class ids there, a PNG an image'
+        )
+
+    # Prediction
+
+    def prediction_options(
+        self, model: Any, class_names: Sequence[str] | None, *, labels: str | None = None,
+        probabilities: bool = False, **others: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        super().prediction_options(model, class_names, **others)
+        names = class_names or getattr(model, 'class_names', None) or range(model.num_classes)
+        if len(names) != model.num_classes:
+            raise UserError(f'{len(names)} class names for {model.num_classes} classes')
+        names = tuple(map(str, names))
+        return {'names': names, 'labels': labels, 'probabilities': probabilities}
+
+    def open_image(self, path: str) -> np.ndarray:
+        return opencv.read_rgb(path)
+
+    def every_part(
+        self, transform: Views, images: Sequence[Any], options: Mapping[str, Any]
+    ) -> Iterator[list[tuple[dict[str, np.ndarray], Any]]]:
+        arrays = [np.asarray(rgb_image(image)) for image in images]
+        sizes = [image.shape[:2] for image in arrays]
+        place = {i: bucket for bucket in buckets(sizes, transform) for i in bucket.numbers}
+        for i, image in enumerate(arrays):
+            yield [(example_arrays(image, place[i], transform), image.shape[:2])]
+
+    def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+        return Decoded(options['transform'], options['probabilities'])
+
+    def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
+        """Labels, uint8 (H, W); with `probabilities` these, too, float32 (H, W, classes)."""
+        [(decoded, (height, width))] = parts
+        labels, *more = (
+            decoded[name][:height, :width]
+            for name in ('labels', 'probabilities')
+            if name in decoded
+        )
+        return (labels, *more) if more else labels
+
+    def lines(self, found: Any, options: Mapping[str, Any]) -> list[str]:
+        return [f'  {100 * part:6.2f} %  {options["names"][i]}' for i, part in present(found)]
+
+    def to_json(self, found: Any, options: Mapping[str, Any]) -> Any:
+        names = options['names']
+        return [{'index': i, 'name': names[i], 'part': part} for i, part in present(found)]
+
+    def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
+        if options['labels']:
+            for name, labels in zip(label_files(paths), found, strict=True):
+                write_ids(os.path.join(options['labels'], os.path.basename(name) + '.png'), labels)
+
+    def draw(
+        self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
+        form: str, options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        from hrnet_jax.tasks.overlay import draw
+
+        draw(images, titles, found, options['names'], path, form)
+
+    def add_prediction_flags(self, group: Any) -> None:
+        self._add_labels(group)
+
+
+def present(labels: np.ndarray) -> list[tuple[int, float]]:
+    """The classes in a label map and their parts of the pixels, largest first."""
+    counts = np.bincount(labels.reshape(-1))
+    order = sorted(np.flatnonzero(counts), key=lambda i: -counts[i])
+    return [(int(i), float(counts[i] / labels.size)) for i in order]
 
 
 TASK = Segmentation()

@@ -178,15 +178,18 @@ class Trainer:
         start = time.perf_counter()
         source, options = self.experiment.held_out, self.options
         size = min(options.eval_batch_size or self.recipe.microbatch, source.num_examples)
-        places = jax.process_index(), jax.process_count()
-        share = evaluation.local_batch(size, jax.process_count(), jax.local_device_count())
-
-        corrupt = self.recipe.eval_max_corrupt
-        allowed = {'max_corrupt': corrupt} if corrupt else {}  # few tasks have such a limit
+        share = evaluation.Share(
+            size,
+            options.eval_batch_size is not None,
+            jax.process_index(),
+            jax.process_count(),
+            jax.local_device_count(),
+            max_corrupt=self.recipe.eval_max_corrupt,
+        )
 
         def batches() -> Iterator[Batch]:
             task = self.experiment.task
-            for batch in task.batches(source, self.recipe.transform, share, *places, **allowed):
+            for batch in task.batches(source, self.recipe.transform, share):
                 if self.interrupt:
                     raise distributed.Stopped
                 yield batch

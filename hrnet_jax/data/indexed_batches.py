@@ -1,0 +1,155 @@
+"""Evaluation of an `Indexed` set: each example once, in batches of few shapes."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data.buckets import Bucket, buckets
+from hrnet_jax.data.evaluation import Batches, Share, too_many
+from hrnet_jax.data.indexed import Indexed
+from hrnet_jax.data.views import Views
+from hrnet_jax.errors import UserError
+
+_USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
+
+
+def batches(source: Indexed, views: Views, share: Share) -> Batches:
+    """The part of one process, in as many batches of the same shapes on every process.
+
+    The batches have what `Views.outputs` takes, and
+        label: uint8 (N, H, W), filled up with 255.
+        index: int32 (N,), the place of the example in the set; -1 in padding.
+        mask: bool (N,), False for padding and for an image that cannot be read.
+        unreadable: bool (N,), True for the latter.
+
+    Iterating raises UserError at files that cannot be read, and names them.
+    """
+    total = min(share.limit or source.num_examples, source.num_examples)
+    sizes = source.image_hw(range(total))
+    window = views.window or (0, 0)
+    small = views.mode == 'slide' and any(
+        height < window[0] or width < window[1]
+        for size in sizes
+        for height, width in views.sizes((int(size[0]), int(size[1])))
+    )
+    steps: list[tuple[Bucket, np.ndarray]] = []
+    found = buckets(sizes, views)
+    for bucket in found:
+        size = _batch_size(share, bucket, views)
+        for start in range(0, len(bucket.numbers), size * share.process_count):
+            numbers = np.full(size * share.process_count, -1)
+            taken = bucket.numbers[start : start + len(numbers)]
+            numbers[: len(taken)] = taken
+            steps.append((bucket, numbers.reshape(share.process_count, size)[share.process_index]))
+    kinds = len(np.unique(sizes, axis=0))
+    notes = (f'images of {kinds} sizes in {len(found)} shapes: so many programs are compiled',)
+    return Batches(len(steps), _batches(source, views, share, steps, small), notes * (kinds > 1))
+
+
+def _batch_size(share: Share, bucket: Bucket, views: Views) -> int:
+    """Of one process: by default fewer of larger images."""
+    size = min(share.batch_size, len(bucket.numbers))
+    if not share.given:
+        height, width = views.window or bucket.views[0]
+        size = max(min(size, size * _USUAL // (height * width)), 1)
+    return share.local(size)
+
+
+def _batches(
+    source: Indexed,
+    views: Views,
+    share: Share,
+    steps: Sequence[tuple[Bucket, np.ndarray]],
+    small: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    def read(number: int) -> Any:
+        if number < 0:
+            return None
+        try:
+            example = source.read(number)
+        except UserError as error:  # is counted, and raised where it may be
+            return error
+        return [*views.views(example['image'])], example['label']
+
+    numbers = np.concatenate([numbers for _, numbers in steps])
+    examples = _ahead(read, [int(number) for number in numbers])
+    broken: list[str] = []
+    allowed = math.floor(share.max_corrupt * (numbers >= 0).sum())
+    for bucket, own in steps:
+        batch = _empty(bucket, len(own), views, small)
+        batch['index'][:] = own
+        for i, number in enumerate(own):
+            example = next(examples)
+            if isinstance(example, UserError):
+                broken.append(str(example))
+                batch['unreadable'][i] = True
+            if isinstance(example, UserError) or example is None:
+                continue
+            _fill(batch, i, *example)
+            batch['mask'][i] = number >= 0
+        if len(broken) > allowed:
+            broken += [str(x) for x in examples if isinstance(x, UserError)]
+            raise too_many(source, len(broken), (numbers >= 0).sum(), broken)
+        yield batch
+
+
+def _fill(batch: dict[str, np.ndarray], i: int, images: Sequence[Any], label: Any) -> None:
+    arrays = [batch[name] for name in _names(len(images))]
+    for array, image in zip((*arrays, batch['label']), (*images, label), strict=True):
+        array[i, : image.shape[0], : image.shape[1]] = image
+    if 'sizes' in batch:
+        batch['sizes'][i] = [image.shape[:2] for image in images]
+        batch['image_hw'][i] = label.shape
+
+
+def example_arrays(image: np.ndarray, bucket: Bucket, views: Views) -> dict[str, np.ndarray]:
+    """What a batch has of one image, uint8 (H, W, 3), without labels."""
+    images = list(views.views(image))
+    window = views.window or (0, 0)
+    small = views.mode == 'slide' and any(min(np.subtract(x.shape[:2], window)) < 0 for x in images)
+    batch = _empty(bucket, 1, views, small)
+    _fill(batch, 0, images, np.full(image.shape[:2], 255, np.uint8))
+    beside = ('index', 'mask', 'unreadable')
+    return {name: array[0] for name, array in batch.items() if name not in beside}
+
+
+def _ahead(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+    """`map` in threads, some calls ahead. OpenCV works beside Python, so that threads will do; they
+    start at once, where Grain takes seconds to import."""
+    threads = os.cpu_count() or 1
+    with futures.ThreadPoolExecutor(threads) as pool:
+        held: collections.deque[futures.Future] = collections.deque()
+        for number in numbers:
+            held.append(pool.submit(function, number))
+            if len(held) > 2 * threads:
+                yield held.popleft().result()
+        while held:
+            yield held.popleft().result()
+
+
+def _names(count: int) -> list[str]:
+    return ['image', *(f'image_{i}' for i in range(1, count))]
+
+
+def _empty(bucket: Bucket, size: int, views: Views, small: bool) -> dict[str, np.ndarray]:
+    """A batch of padding."""
+    batch: dict[str, np.ndarray] = {
+        name: np.zeros((size, *shape, 3), np.uint8)
+        for name, shape in zip(_names(len(bucket.views)), bucket.views, strict=True)
+    }
+    batch['label'] = np.full((size, *bucket.image_hw), 255, np.uint8)
+    batch['index'] = np.full(size, -1, np.int32)
+    batch['mask'], batch['unreadable'] = np.zeros(size, bool), np.zeros(size, bool)
+    if not bucket.exact:
+        batch['sizes'] = np.tile(np.array(bucket.views, np.int32), (size, 1, 1))
+        batch['image_hw'] = np.tile(np.array(bucket.image_hw, np.int32), (size, 1))
+    if small:
+        batch['small'] = np.zeros(size, bool)
+    return batch

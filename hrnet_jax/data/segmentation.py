@@ -1,0 +1,158 @@
+"""Segmentation data sets in folders, as people have them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+
+import numpy as np
+
+from hrnet_jax.data import segmentation_sets
+from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.opencv import image_hw, read_ids, read_rgb
+from hrnet_jax.data.segmentation_folders import (
+    LAYOUTS,
+    NOTHING,
+    class_names,
+    find_root,
+    own_pairs,
+    published_pairs,
+)
+from hrnet_jax.data.sources import Dataset, Field
+from hrnet_jax.errors import UserError
+from hrnet_jax.runtime.cli import progress
+
+LABEL = Field('label', 'uint8', padding=NOTHING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Reads examples; can be pickled.
+
+    Attributes:
+        images, labels: paths.
+        classes: int16 (256,), the class of each value; -1 of one that is none.
+        allowed: what the values may be, for the message.
+    """
+
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    classes: np.ndarray
+    allowed: str
+
+    def __call__(self, number: int) -> Example:
+        image, path = read_rgb(self.images[number]), self.labels[number]
+        ids = read_ids(path)
+        if ids.shape != image.shape[:2]:
+            raise _misfit(path, ids.shape, image.shape)
+        label = self.classes[ids]
+        if label.min(initial=0) < 0:
+            raise UserError(
+                f'{path} holds the value {ids[label < 0].min()}; its values are {self.allowed}'
+            )
+        return {'image': image, 'label': label.astype(np.uint8)}
+
+    def renumbered(self, places: np.ndarray) -> Files:
+        """With class i as places[i]."""
+        table = self.classes.copy()
+        counts = (table >= 0) & (table != NOTHING)
+        table[counts] = places[table[counts]]
+        return dataclasses.replace(self, classes=table)
+
+    def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
+        with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
+            sizes = list(pool.map(lambda number: image_hw(self.images[number]), numbers))
+        return np.array(sizes, np.int32).reshape(-1, 2)
+
+    def check(self) -> None:
+        """Raises UserError at a label map of another size than its image."""
+        numbers = range(len(self.images))
+        with futures.ThreadPoolExecutor(16) as pool:
+            sizes = pool.map(functools.partial(image_hw, turn=False), self.labels)
+            pairs = zip(self.labels, sizes, self.image_hw(numbers), strict=True)
+            for path, size, wanted in progress(pairs, total=len(numbers), desc='sizes'):
+                if size != tuple(wanted):
+                    raise _misfit(path, size, wanted)
+
+
+def _misfit(path: str, size: Sequence[int], wanted: Sequence[int]) -> UserError:
+    return UserError(
+        f'{path} has {size[0]} x {size[1]} pixels (height x width), its image '
+        f'{wanted[0]} x {wanted[1]}'
+    )
+
+
+def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Indexed:
+    """A data set of `LAYOUTS` in the folder `data_dir`, or folder:PATH of one's own.
+
+    folder:PATH holds images/ and labels/ (in them, or around them, a folder for each split) with
+    files of the same stem, and perhaps classes.txt. Label maps are PNG files of class ids, grey or
+    with a palette; 255 is no class.
+
+    Raises:
+        UserError: if files are missing or do not fit together.
+    """
+    own = name.startswith(('folder:', '/', '.', '~'))
+    if own:
+        title = name.removeprefix('folder:')
+        root = os.path.normpath(os.path.expanduser(title))
+        split, pairs, notes = own_pairs(root, split)
+        names: tuple[str, ...] | int = class_names(root)
+        mapping: Mapping[int, int] = {}
+    elif name in LAYOUTS:
+        if data_dir is None:
+            raise UserError(f'{name}: --data-dir says where its files are')
+        title, layout = name, LAYOUTS[name]
+        root = find_root(os.path.expanduser(data_dir), layout)
+        split = split or next(iter(layout.splits))
+        if split not in layout.splits:
+            raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
+        pairs, mapping, notes = published_pairs(root, layout, layout.splits[split])
+        names = segmentation_sets.classes(name) or ()
+    else:
+        known = f'known: {", ".join(LAYOUTS)}, or folder:PATH of images/ and labels/'
+        raise UserError(f'unknown segmentation data set {name!r}; {known}')
+    if not pairs:
+        raise UserError(f'{title}: split {split or "-"} has no images')
+    count = len(names) if isinstance(names, tuple) else names
+    from_one = not own and LAYOUTS[name].from_one
+    table = _table(count, from_one, mapping)
+    allowed = (
+        f'{int(from_one)} to {count - 1 + from_one}, and {0 if from_one else NOTHING} for none'
+    )
+    if mapping:
+        allowed = f"those of {title}'s label ids"
+    stems, images, labels = zip(*pairs, strict=True)
+    files = Files(images, labels, table, allowed)
+    files.check()
+    return Indexed(
+        Dataset(title, split, len(pairs)),
+        split,
+        len(pairs),
+        count,
+        names if isinstance(names, tuple) else None,
+        False,
+        notes,
+        {},
+        (LABEL,),
+        read=files,
+        names=stems,
+        image_hw=files.image_hw,
+    )
+
+
+def _table(count: int, from_one: bool, mapping: Mapping[int, int]) -> np.ndarray:
+    """For each of 256 values the class; -1 where there is none."""
+    table = np.full(256, -1, np.int16)
+    if mapping:
+        table[: max(mapping) + 1] = NOTHING
+        table[list(mapping)] = list(mapping.values())
+    elif from_one:
+        table[0], table[1 : count + 1] = NOTHING, np.arange(count)
+    else:
+        table[:count] = np.arange(count)
+    table[NOTHING] = NOTHING
+    return table

@@ -5,14 +5,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hrnet_jax.data.views import Size, Views
 
-SHAPES = 6  # programs that an evaluation may need
+SHAPES = 6  # programs that an evaluation may need, and one for each so many images:
+_IMAGES = 100
 ROUND = 32  # edges of an array that holds several sizes are multiples
 _KINDS = 64  # sizes that are told apart while shapes are chosen
 
@@ -34,8 +35,9 @@ class Bucket:
     exact: bool
 
 
-def buckets(sizes: Iterable[Any], views: Views, limit: int = SHAPES) -> list[Bucket]:
-    """At most `limit` of them, by merging those that cost the fewest pixels more.
+def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Bucket]:
+    """At most `limit` of them, and fewer for few images, by merging those that cost the fewest
+    pixels more.
 
     Args:
         sizes: height and width of each image.
@@ -44,6 +46,7 @@ def buckets(sizes: Iterable[Any], views: Views, limit: int = SHAPES) -> list[Buc
     for number, size in enumerate(sizes):
         height, width = map(int, size)
         kinds[(height, width), *views.sizes((height, width))].append(number)
+    limit = min(limit, 1 + len(sizes) // _IMAGES)
     exact = len(kinds) <= limit
     if not exact:
         kinds = _merged(kinds, limit)

@@ -40,7 +40,7 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
         for height, width in views.sizes((int(size[0]), int(size[1])))
     )
     steps: list[tuple[Bucket, np.ndarray]] = []
-    found = buckets(sizes, views)
+    found = buckets(sizes.tolist(), views)
     for bucket in found:
         size = _batch_size(share, bucket, views)
         for start in range(0, len(bucket.numbers), size * share.process_count):
@@ -49,7 +49,8 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
             numbers[: len(taken)] = taken
             steps.append((bucket, numbers.reshape(share.process_count, size)[share.process_index]))
     kinds = len(np.unique(sizes, axis=0))
-    notes = (f'images of {kinds} sizes in {len(found)} shapes: so many programs are compiled',)
+    shapes = f'{len(found)} shape{"s" * (len(found) > 1)}'
+    notes = (f'images of {kinds} sizes in arrays of {shapes}: so many programs are compiled',)
     return Batches(len(steps), _batches(source, views, share, steps, small), notes * (kinds > 1))
 
 

@@ -90,16 +90,16 @@ def resize_each(
     y = x.astype(dtype)
     for axis, out in zip((1, 2), size, strict=True):
         n, wanted = (sizes[:, axis - 1, None] for sizes in (before, after))
-        i = jnp.arange(out)[None]
+        i = jnp.arange(out, dtype=dtype)[None]
         ends = n.astype(dtype), wanted.astype(dtype)
         if align_corners:
             at = i * ((ends[0] - 1) / jnp.maximum(ends[1] - 1, 1))
         else:
             at = jnp.maximum((i + 0.5) * (ends[0] / ends[1]) - 0.5, 0)
-        low = jnp.clip(at.astype(jnp.int32), 0, n - 1)
+        low = jnp.clip(at.astype(n.dtype), 0, n - 1)
         high = jnp.minimum(low + 1, n - 1)
         shape = (-1, out, 1, 1) if axis == 1 else (-1, 1, out, 1)
-        part = jnp.clip(at - low, 0, 1).reshape(shape)
+        part = jnp.clip(at - low.astype(dtype), 0, 1).reshape(shape)
         lower, upper = (jnp.take_along_axis(y, p.reshape(shape), axis) for p in (low, high))
         y = lower * (1 - part) + upper * part
     return y.astype(x.dtype)

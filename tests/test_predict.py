@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from test_evaluation import Here
 
+import eval as eval_command
 import hrnet_jax
 import predict as predict_command
 from convert import from_torch
@@ -34,6 +36,8 @@ def digits(tmp_path_factory):
     meta = checkpoint.describe(create_model('tiny', 10)) | {
         'transform': TRANSFORM.to_json(),
         'class_names': [f'digit {i}' for i in range(10)],
+        'published': None,
+        'source': {'sha256': None},
     }
     checkpoint.save(folder / 'tiny', variables, meta)
     from sklearn.datasets import load_digits
@@ -165,6 +169,37 @@ def test_how_images_are_prepared(command, digits, tmp_path):
     assert np.abs(sides[0] - sides[1]).max() > 0.1
     expected = np.asarray(jax.nn.softmax((sides[0] + sides[1]) / 2))
     assert got == pytest.approx({i: expected[i] for i in got}, abs=1e-5)
+
+
+def test_rotated_photographs(command, digits, monkeypatch, tmp_path):
+    """eval.py --exif counts what predict.py says; predict.py --no-exif says what eval.py counts."""
+    monkeypatch.setattr('hrnet_jax.commands.eval.Reader', Here)
+    folder, exif, files = digits[0], Image.Exif(), []
+    exif[0x0112] = 6  # shown turned by a quarter
+    from sklearn.datasets import load_digits
+
+    for i, (scan, digit) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
+        if i < 20:
+            files.append(tmp_path / 'set' / f'digit {digit}' / f'{i}.jpg')
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray((scan.reshape(8, 8) * (255 / 16)).round().astype(np.uint8))
+            image.resize((64, 64), 0).rotate(90).save(files[-1], exif=exif, quality=98)
+    right = {}
+    for flag in ('--exif', '--no-exif', None):
+        flags = ('--ckpt', folder, '--json', tmp_path / 'r.json', *[flag] * bool(flag))
+        code, text, err = command(eval_command.main, '--dataset', tmp_path / 'set', *flags)
+        assert code == 0, err
+        assert ('bilinear exif' in text) == (flag == '--exif')
+        right['eval', flag] = json.loads((tmp_path / 'r.json').read_text())['top1_correct']
+        code, _, err = command(predict_command.main, *files, *flags)
+        assert code == 0, err
+        rows = json.loads((tmp_path / 'r.json').read_text())
+        right['predict', flag] = sum(
+            row['predictions'][0]['name'] == Path(row['image']).parent.name for row in rows
+        )
+    assert right['eval', '--exif'] == right['predict', '--exif'] == right['predict', None]
+    assert right['eval', '--no-exif'] == right['predict', '--no-exif'] == right['eval', None]
+    assert right['eval', None] < 15 < right['eval', '--exif']
 
 
 def test_fewer_classes_than_five():

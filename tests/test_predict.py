@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from imagenet import picture
 from PIL import Image, ImageOps
 from test_evaluation import Here
 
@@ -36,8 +37,6 @@ def digits(tmp_path_factory):
     meta = checkpoint.describe(create_model('tiny', 10)) | {
         'transform': TRANSFORM.to_json(),
         'class_names': [f'digit {i}' for i in range(10)],
-        'published': None,
-        'source': {'sha256': None},
     }
     checkpoint.save(folder / 'tiny', variables, meta)
     from sklearn.datasets import load_digits
@@ -171,35 +170,39 @@ def test_how_images_are_prepared(command, digits, tmp_path):
     assert got == pytest.approx({i: expected[i] for i in got}, abs=1e-5)
 
 
-def test_rotated_photographs(command, digits, monkeypatch, tmp_path):
-    """eval.py --exif counts what predict.py says; predict.py --no-exif says what eval.py counts."""
-    monkeypatch.setattr('hrnet_jax.commands.eval.Reader', Here)
-    folder, exif, files = digits[0], Image.Exif(), []
-    exif[0x0112] = 6  # shown turned by a quarter
-    from sklearn.datasets import load_digits
+def test_rotated_photographs(refused, digits, monkeypatch, tmp_path):
+    """With --exif eval.py sees what predict.py does, which sees with --no-exif what eval.py does."""
+    files, seen = [], []
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        files.append(tmp_path / 'set' / f'digit {orientation}' / 'a.jpg')
+        files[-1].parent.mkdir(parents=True)
+        picture(orientation, 50, 90).save(files[-1], exif=exif)
 
-    for i, (scan, digit) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
-        if i < 20:
-            files.append(tmp_path / 'set' / f'digit {digit}' / f'{i}.jpg')
-            files[-1].parent.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray((scan.reshape(8, 8) * (255 / 16)).round().astype(np.uint8))
-            image.resize((64, 64), 0).rotate(90).save(files[-1], exif=exif, quality=98)
-    right = {}
-    for flag in ('--exif', '--no-exif', None):
-        flags = ('--ckpt', folder, '--json', tmp_path / 'r.json', *[flag] * bool(flag))
-        code, text, err = command(eval_command.main, '--dataset', tmp_path / 'set', *flags)
-        assert code == 0, err
-        assert ('bilinear exif' in text) == (flag == '--exif')
-        right['eval', flag] = json.loads((tmp_path / 'r.json').read_text())['top1_correct']
-        code, _, err = command(predict_command.main, *files, *flags)
-        assert code == 0, err
-        rows = json.loads((tmp_path / 'r.json').read_text())
-        right['predict', flag] = sum(
-            row['predictions'][0]['name'] == Path(row['image']).parent.name for row in rows
-        )
-    assert right['eval', '--exif'] == right['predict', '--exif'] == right['predict', None]
-    assert right['eval', '--no-exif'] == right['predict', '--no-exif'] == right['eval', None]
-    assert right['eval', None] < 15 < right['eval', '--exif']
+    def predicted(model, variables, images, transform, **_):
+        seen.append(np.stack([transform.prepare(image) for image in images]))
+        raise hrnet_jax.UserError('enough')
+
+    def evaluated(model, variables, batches, *_):
+        rows = [batch['image'][batch['mask']] for batch in batches]
+        seen.append(np.concatenate(rows))
+        raise hrnet_jax.UserError('enough')
+
+    monkeypatch.setattr('hrnet_jax.commands.eval.Reader', Here)
+    monkeypatch.setattr('hrnet_jax.inference.evaluation.evaluate', evaluated)
+    monkeypatch.setattr('hrnet_jax.commands.predict.predict', predicted)
+    for flags in (('--exif',), ('--no-exif',), ()):
+        where = ('--ckpt', digits[0], *flags)
+        assert 'enough' in refused(eval_command.main, '--dataset', tmp_path / 'set', *where)
+        assert 'enough' in refused(predict_command.main, *files, *where)
+    with_tag, without = seen[:2], seen[2:4]
+    np.testing.assert_array_equal(*with_tag)
+    np.testing.assert_array_equal(*without)
+    np.testing.assert_array_equal(seen[4], without[0])
+    np.testing.assert_array_equal(seen[5], with_tag[0])
+    differ = [not np.array_equal(*pair) for pair in zip(with_tag[0], without[0], strict=True)]
+    assert differ == [False, True, True, True]
 
 
 def test_fewer_classes_than_five():
@@ -225,6 +228,12 @@ def test_wrong_arguments(refused, digits, tmp_path):
         ((tmp_path, *right), 'cannot read'),
         ((good, *right, '--topk', 11), '--topk 11'),
         ((good, *right, '--topk', 0), '--topk 0'),
+        (
+            (good, *right, '--threshold', 0.3),
+            '--threshold is for multilabel; the checkpoint is for classification; see',
+        ),
+        (('--threshold', 0.3, good, *right), '--threshold is for multilabel; the checkpoint is'),
+        ((good, *right, '--treshold', 0.3), 'unrecognized arguments: --treshold 0.3'),
         ((good, *right, '--resize', 16), 'black border'),
         ((good, *right, '--out', tmp_path / 'x.xyz'), '.png'),
         ((good, *right, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),

@@ -74,16 +74,13 @@ def add_evaluations(parser: Parser, tasks: Iterable[Task]) -> list[str]:
     return [name for task in tasks for name in _add(parser, task.name, task.add_evaluation_flags)]
 
 
-def refuse_others(parser: Parser, tasks: Iterable[Task]) -> None:
-    """The flags that other tasks alone have: one line that names the task, where one is given."""
-    own = list(tasks)
+def refuse_others(parser: Parser, own: Task) -> None:
+    """Where a flag is given that another task alone has, one line names that task."""
     for task in every_task():
-        if task in own:
-            continue
         flags: Any = argparse.ArgumentParser(add_help=False)
         task.protocol.add_flags(flags)
         task.add_prediction_flags(flags)
-        said = f'is for {task.name}; this is for {" and ".join(one.name for one in own)}'
+        said = f'is for {task.name}; the checkpoint is for {own.name}'
         for flag in flags._option_string_actions.keys() - parser._option_string_actions.keys():
             parser.add_argument(
                 flag, action=_Refused, const=said, nargs='*', help=argparse.SUPPRESS

@@ -39,7 +39,8 @@ def main() -> None:
     )
     tasks = _tasks()
     of_protocol, of_prediction = add_protocols(p, tasks), add_predictions(p, tasks)
-    refuse_others(p, tasks)
+    if len(tasks) == 1:
+        refuse_others(p, tasks[0])
     args = p.parse_args()
 
     for file in (args.json, args.out):

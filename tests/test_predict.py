@@ -171,7 +171,7 @@ def test_how_images_are_prepared(command, digits, tmp_path):
 
 
 def test_rotated_photographs(refused, digits, monkeypatch, tmp_path):
-    """With --exif eval.py sees what predict.py does, which sees with --no-exif what eval.py does."""
+    """eval.py --exif sees what predict.py does, which sees with --no-exif what eval.py does."""
     files, seen = [], []
     for orientation in (1, 3, 6, 8):
         exif = Image.Exif()

@@ -185,10 +185,10 @@ def test_damaged_record_files_stop_the_run(tmp_path, monkeypatch):
         take(TrainData(source, recipe).batches(), 3)
 
 
-@pytest.mark.parametrize('gone', [(0,), (1, 3)])
+@pytest.mark.parametrize('gone', [(1,), (0, 1, 2, 3)])
 @pytest.mark.parametrize('when', ['before the epoch', 'within it'])
 def test_a_record_file_that_is_not_there(tmp_path, monkeypatch, gone, when):
-    """To ignore that it cannot be opened had no end."""
+    """To ignore that none can be opened had no end; one alone was not missed."""
     data_dir = make_imagenet(tmp_path, 8, train=48)
     monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
     source = data.open_dataset('imagenet2012', 'train', data_dir)

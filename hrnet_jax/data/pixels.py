@@ -32,7 +32,7 @@ def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
     """Decodes, resizes and crops, for use in tf.data.
 
     The EXIF tag is ignored, as torchvision does, unless `transform.exif`: TensorFlow does not read
-    the tag, so that then PIL does everything, which is slower.
+    the tag, so that then PIL does everything.
 
     Args:
         encoded: string scalar, the bytes of an image file.

@@ -31,11 +31,10 @@ from hrnet_jax.upsampling import Upsample
 from hrnet_jax.weights import loading
 
 _TRANSFORM = ('resize', 'crop', 'interpolation', 'mean', 'std')
-_FUSION = ('upsample', 'align_corners')
 _TO_FLAX = (
     *('name', 'prefix', 'backbone', 'ignore_digest', 'verify', 'class_names'),
     *_TRANSFORM,
-    *_FUSION,
+    *folders.FUSION,
 )
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 
@@ -179,17 +178,12 @@ def from_file(args: Any) -> None:
         )
     names = _class_names(args.class_names)
     own = {name: getattr(args, name) for name in _TRANSFORM}
-    fusion = {name: getattr(args, name) for name in _FUSION}
+    fusion = {name: getattr(args, name) for name in folders.FUSION}
     fusion = {name: value for name, value in fusion.items() if value is not None}
     if args.backbone:
         _apart(args, '--backbone', 'task', 'class_names')
     elif fusion:
         raise UserError('--upsample and --align-corners are for --backbone')
-    if args.verify and fusion.get('upsample', 'nearest') != 'nearest':
-        raise UserError(
-            f'--verify compares with a network that upsamples by nearest, not by '
-            f'{args.upsample}: leave one of the two out'
-        )
     Transform().override(STRIDE, **own)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
@@ -205,6 +199,12 @@ def from_file(args: Any) -> None:
         backbone=args.backbone,
     )
     done, known = file.done, file.known
+    fusion = {name: file.told[name] for name in folders.FUSION if name in file.told} | fusion
+    if args.verify and (way := fusion.get('upsample', 'nearest')) != 'nearest':
+        raise UserError(
+            f'--verify compares with a network that upsamples by nearest, not by {way}: leave '
+            '--verify out'
+        )
     if names is not None and len(names) != done.num_classes:
         raise UserError(
             f'--class-names has {len(names)} names; the file has {done.num_classes} classes'

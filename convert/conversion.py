@@ -23,10 +23,12 @@ from convert.recognise import (
     canonical,
     fills,
     flat_shapes,
+    outputs,
     parts,
     recognise,
 )
 from hrnet_jax.archs import ARCHS, Arch, get_arch
+from hrnet_jax.backbone import HRNet
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.models import create_model, flat
 from hrnet_jax.runtime.cli import progress
@@ -116,7 +118,7 @@ def from_torch(
 def to_torch(
     variables: Variables, arch: str | Arch, layout: str = 'timm', *, head_bias: bool | None = None
 ) -> dict[str, np.ndarray]:
-    """The state dict of a classifier's variables: name -> float32 array (counters int64).
+    """The state dict of a classifier or a backbone: name -> float32 array (counters int64).
 
     Args:
         variables: as `load`, `init` or `from_torch` return them.
@@ -129,11 +131,18 @@ def to_torch(
         raise UserError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
     names = LAYOUTS[layout]
     arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
+    backbone = ('params', 'conv1', 'kernel') in arrays
+    if backbone:
+        arrays = {(path[0], 'backbone', *path[1:]): leaf for path, leaf in arrays.items()}
     kernels = (('backbone', 'conv1'), ('head', 'classifier'))
     images, logits = (arrays.get(('params', *path, 'kernel')) for path in kernels)
-    if images is None or logits is None:
-        raise UserError('these are not the variables of a classifier')
-    model = create_model(arch, logits.shape[-1], in_channels=images.shape[-2])
+    if images is None or (logits is None and not backbone):
+        raise UserError('these are not the variables of a classifier or a backbone')
+    if logits is None:
+        keys = [canonical_key(path, leaf.ndim)[0] for path, leaf in arrays.items()]
+        model: Model = HRNet(get_arch(arch), outputs=outputs(keys), in_channels=images.shape[-2])
+    else:
+        model = create_model(arch, logits.shape[-1], in_channels=images.shape[-2])
     expected = flat_shapes(model)
     _refuse(_differences({p: a.shape for p, a in arrays.items()}, expected), called(model.arch))
 

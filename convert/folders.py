@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from convert import readers, timm
 from convert.conversion import Converted, convert
@@ -19,8 +19,10 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.tasks import DEFAULT, get_task
+from hrnet_jax.upsampling import Upsample
 from hrnet_jax.version import __version__
 
+FUSION = ('upsample', 'align_corners')  # what no file shows of a backbone
 log = logging.getLogger('hrnet_jax')
 
 
@@ -192,10 +194,11 @@ def _told(
 
 
 def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
-    """Of a backbone alone only how images are prepared."""
+    """Of a backbone alone only how images are prepared, and how it upsamples."""
     if isinstance(done.model, Classifier):
         return told
-    return {name: told[name] for name in ('transform', 'layout') if name in told}
+    of_use = ('transform', 'layout', *FUSION)
+    return {name: told[name] for name in of_use if name in told}
 
 
 def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
@@ -209,6 +212,8 @@ def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
         or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         'published': isinstance(published, dict) and isinstance(published.get('name', ''), str),
         'transform': transform is None or isinstance(transform, dict),
+        'upsample': content.get('upsample', 'nearest') in get_args(Upsample),
+        'align_corners': isinstance(content.get('align_corners', False), bool),
     }
     if wrong := [field for field, fit in fits.items() if not fit]:
         return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'

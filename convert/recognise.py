@@ -6,7 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from convert.layouts import LAYOUTS, flax_path
@@ -113,13 +113,10 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], backbone: bool = False) -> 
         found['head'] = tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4))
         found['features'] = out('head.final_layer.0.weight')
     channels = out('backbone.conv1.weight', 1) or 3
-    # Networks for pose end in the finest map alone.
-    last = rf'backbone\.stage4\.{found["modules"][-1] - 1}\.fuse_layers\.(\d+)\.'
-    outputs = 1 if count(last) == 1 else 4
 
     def model(arch: Arch) -> Model:
         if backbone:
-            return HRNet(arch, outputs=outputs, in_channels=channels)
+            return HRNet(arch, outputs=outputs(shapes), in_channels=channels)
         classes = out('head.classifier.weight') or 1000
         return create_model(arch, classes, in_channels=channels)
 
@@ -138,6 +135,15 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], backbone: bool = False) -> 
             if fills(shapes, custom):
                 return custom
     return model(best)
+
+
+def outputs(keys: Iterable[str]) -> int:
+    """How many maps the backbone with these canonical keys gives: networks for pose end in the
+    finest alone."""
+    found = (re.match(r'backbone\.stage4\.(\d+)\.fuse_layers\.(\d+)\.', key) for key in keys)
+    places = {(int(m[1]), int(m[2])) for m in found if m}
+    last = max((module for module, _ in places), default=0)
+    return 1 if {row for module, row in places if module == last} == {0} else 4
 
 
 def fills(shapes: Mapping[str, tuple[int, ...]], model: Model) -> bool:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
+from hrnet_jax.data.integrity import unopened
 from hrnet_jax.data.sources import Source, opened, tensorflow
-from hrnet_jax.errors import UserError, first_line
+from hrnet_jax.errors import UserError, first_line, listed
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -135,6 +136,9 @@ class TrainData:
     def _open(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
         """An epoch's examples from batch `first` on, with its first batch already made."""
         tf, r = tensorflow(), self.recipe
+        if self.source.pick is None and (closed := unopened(self.source.files)):
+            name = self.source.dataset.name
+            raise UserError(f'{name}: these of its files cannot be opened: {listed(closed)}')
         size = r.batch_size // self.process_count
         steps = self.steps_per_epoch - first
         raw = self._raw(epoch, first * r.accumulate).take(steps * size)

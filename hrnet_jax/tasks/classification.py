@@ -111,6 +111,20 @@ class Classification(Task):
     one_class: ClassVar[bool] = True
     layouts = ('official', 'timm', 'mmpretrain')
 
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
+        path = Path(name.removeprefix('folder:')).expanduser()
+        table = path if path.suffix == '.csv' else path / f'{split}.csv'
+        try:
+            return super().open_dataset(name, split, data_dir)
+        except UserError:
+            if table == path or table.is_file():
+                raise UserError(
+                    f'{table}: a CSV file is for several labels an image (train.py --recipe '
+                    'multilabel); for one class an image, name a folder that holds a folder of '
+                    'images for each class'
+                ) from None
+            raise
+
     def check_training(self, source: Facts) -> None:
         if source.fields[0].shape:
             raise UserError(

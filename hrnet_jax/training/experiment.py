@@ -89,11 +89,19 @@ class Experiment:
             if recipe.init and not workdir.steps(options.workdir):
                 loading.find(recipe.init, arch)
             if distributed.is_main():
-                free = {f'recipe.{name}' for name in evaluation_fields(type(recipe))}
+                fields = {*evaluation_fields(type(recipe)), 'class_names'}  # those are compared
+                free = {f'recipe.{name}' for name in fields}
                 changed = saving.prepare(options.workdir, self.config, options.force, free)
+                if not options.force:
+                    saving.require_classes(options.workdir, self.source.class_names)
                 if changed:
                     say(f'note: until now the run was one with {"; ".join(changed)}')
         saving.require_shared(options.workdir)
+        distributed.require_same(
+            training_images=self.source.num_examples,
+            evaluation_images=self.held_out.num_examples,
+            class_names=self.source.class_names,
+        )
         self.teacher_variables = self.place(teacher_variables)
 
         epoch = self.data.steps_per_epoch

@@ -255,7 +255,9 @@ class Task:
         """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
         return classes.renumbered(source, names)
 
-    def batches(self, source: Opened, transform: Any, share: evaluation.Share) -> evaluation.Batches:
+    def batches(
+        self, source: Opened, transform: Any, share: evaluation.Share
+    ) -> evaluation.Batches:
         """Those of an evaluation that a process reads: see `data.evaluation.batches`."""
         return evaluation.shared(source, transform, share)
 

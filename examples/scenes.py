@@ -11,12 +11,13 @@ picture of `train` has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import digits
 import numpy as np
 from PIL import Image
 
-import digits
 from hrnet_jax.runtime import cli
 
 SIZE = 96
@@ -50,13 +51,13 @@ def _crop(photo: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return photo[top : top + SIZE, left : left + SIZE]
 
 
-def make(folder: Path) -> None:
-    """Writes SPLIT/images, SPLIT/labels and classes.txt."""
+def make(folder: Path, counts: Mapping[str, int] = COUNTS) -> None:
+    """Writes SPLIT/images, SPLIT/labels and classes.txt; so many pictures a split."""
     random, photos = np.random.default_rng(0), photographs()
     middle = photos[0].shape[1] // 2
     parts = {'train': slice(None, middle), 'val': slice(middle, None)}
     held = digits.scans()
-    for split, count in COUNTS.items():
+    for split, count in counts.items():
         scans, numbers = held['test' if split == 'val' else 'train']
         halves = [photo[:, parts[split]] for photo in photos]
         for kind in ('images', 'labels'):

@@ -83,8 +83,8 @@ def test_from_a_classifier(tiny, folder, command, tmp_path):
     checkpoint.save(tmp_path / 'tiny', variables, meta)
     flags = ('--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0')
     code, out, err = command(
-        train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}', *SETTING.split(),
-        '--workdir', tmp_path / 'run', '--no-tensorboard', '--min-rate', '0',
+        train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}',
+        *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard', '--min-rate', '0',
         *flags,
     )  # fmt: skip
     assert (code, err) == (0, '')

@@ -15,7 +15,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import scenes
 from demo import run
 
 from hrnet_jax.errors import UserError

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.segmentation_folders import NOTHING
 from hrnet_jax.data.views import Size, Views
 
 Array = np.ndarray
 Random = np.random.Generator
-IGNORED = 255  # the label of a pixel that counts for nothing
 ATTEMPTS = 10
 # Photometric distortion: each part is done with probability 1/2.
 BRIGHTNESS = 32
@@ -56,7 +56,7 @@ class Augmentation:
         if self.distort:
             image = distorted(np.ascontiguousarray(image), random)
         fill = np.round(255 * np.array(self.views.mean)).astype(np.uint8)
-        return {'image': padded(image, self.size, fill), 'label': padded(label, self.size, IGNORED)}
+        return {'image': padded(image, self.size, fill), 'label': padded(label, self.size, NOTHING)}
 
 
 def resized(image: Array, label: Array, size: Size) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def crop_box(label: Array, size: Size, most: float, random: Random) -> tuple[sli
 
     box = draw()
     for _ in range(ATTEMPTS if most < 1 else 0):
-        counts = np.bincount(label[box].ravel(), minlength=IGNORED + 1)[:IGNORED]
+        counts = np.bincount(label[box].ravel(), minlength=NOTHING + 1)[:NOTHING]
         if np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most:
             break
         box = draw()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax.data.label_augment import IGNORED
+from hrnet_jax.data.segmentation_folders import NOTHING
 from hrnet_jax.upsampling import resize_bilinear
 
 Array = jax.Array
@@ -24,7 +24,7 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     # Compared, not gathered: XLA joins it with the sum, and the gradient needs no scatter.
     classes = jnp.arange(logits.shape[-1]).reshape((1, 1, 1, -1))
     own = jnp.sum(jnp.where(classes == label[..., None].astype(jnp.int32), logits, 0), -1)
-    return jnp.where(label != IGNORED, jax.nn.logsumexp(logits, -1) - own, 0)
+    return jnp.where(label != NOTHING, jax.nn.logsumexp(logits, -1) - own, 0)
 
 
 def hard_pixels(losses: Array, label: Array, threshold: float, kept: int) -> Array:
@@ -36,7 +36,7 @@ def hard_pixels(losses: Array, label: Array, threshold: float, kept: int) -> Arr
     Args:
         losses: of `cross_entropy`.
     """
-    counted = label != IGNORED
+    counted = label != NOTHING
     hardest = -jnp.sort(jnp.where(counted, -losses, jnp.inf).ravel())
     place = jnp.minimum(kept * len(label), jnp.sum(counted, dtype=jnp.int32) - 1)
     limit = jnp.minimum(hardest[jnp.maximum(place, 0)], -math.log(threshold))
@@ -64,14 +64,14 @@ def pixel_loss(
         losses = jnp.where(hard_pixels(losses, label, *ohem), losses, 0)
     if not class_weights:
         return jnp.mean(losses, (1, 2))
-    table = [*class_weights] + [1.0] * (IGNORED + 1 - len(class_weights))
+    table = [*class_weights] + [1.0] * (NOTHING + 1 - len(class_weights))
     weights = jnp.asarray(table, losses.dtype)[label.astype(jnp.int32)]
     return jnp.sum(weights * losses, (1, 2)) * (len(label) / jnp.sum(weights))
 
 
 def pixel_accuracy(logits: Array, label: Array) -> Array:
     """(N,) part of each image's labelled pixels whose class has the largest logit."""
-    counted = label != IGNORED
+    counted = label != NOTHING
     hit = counted & (jnp.argmax(logits, -1) == label.astype(jnp.int32))
     right, all_ = (jnp.sum(x, (1, 2), dtype=jnp.int32) for x in (hit, counted))
     return right.astype(jnp.float32) / jnp.maximum(all_, 1).astype(jnp.float32)

@@ -15,7 +15,7 @@ from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
-from hrnet_jax.data.sources import Facts, Field
+from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import (
@@ -238,15 +238,12 @@ class Segmentation(Task):
 
     def training_data(self, source: Indexed, recipe: PixelRecipe, *share: int) -> TrainingData:
         from hrnet_jax.data.indexed_training import IndexedData
-        from hrnet_jax.data.label_augment import IGNORED, Augmentation
+        from hrnet_jax.data.label_augment import Augmentation
 
-        size, view = recipe.crop_size, recipe.transform
-        kinds = (recipe.scale, recipe.class_share, recipe.flip, recipe.distort)
-        label = Field('label', 'uint8', size, IGNORED)
-        return IndexedData(
-            source, recipe, *share, augment=Augmentation(size, view, *kinds), size=size,
-            outputs=(label,),
-        )  # fmt: skip
+        size, kinds = recipe.crop_size, (recipe.scale, recipe.class_share, recipe.flip)
+        augment = Augmentation(size, recipe.transform, *kinds, recipe.distort)
+        fields = tuple(dataclasses.replace(field, shape=size) for field in source.fields)
+        return IndexedData(source, recipe, *share, augment=augment, size=size, outputs=fields)
 
     def forward(
         self, apply: Callable[..., Any], images: Array, batch: dict[str, Array], key: Array

@@ -131,6 +131,11 @@ class Classification(Task):
                 f'{source.dataset.name} has several labels an image, which are not for training'
             )
 
+    def facts(self, source: Facts) -> dict[str, Any]:
+        if source.class_names == tuple(imagenet.classes()):
+            return {'class_names': None}  # what a checkpoint of 1000 classes has by default
+        return super().facts(source)
+
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         return {'classes': evaluation.competing_classes(source, data_dir)}
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import segments
 from PIL import Image
 
 import eval as eval_command
@@ -296,6 +297,24 @@ def test_fine_tuning(flowers, here):
     assert 'rose' in here(predict)
     here(convert)
     assert Path('flowers.safetensors').stat().st_size > 10_000
+
+
+def test_segmentation(flowers, here, standard_promotion):
+    """The page's commands on smaller crops, and its code."""
+    for split, count in (('train', 4), ('val', 2)):
+        segments.make_folder(flowers / 'streets', ((64, 96),) * count, split)
+    shutil.copy('streets/images/val/p0.png', 'photo.jpg')
+    train, evaluate, predict = commands('docs/segmentation.md')
+    quick = '--crop-size 32 64 --batch-size 2 --bn-group-size 2 --epochs 1 --dtype float32'
+    assert re.search(r'initialised +4 .*head', python(f'{train} {quick}'))
+    assert 'house' in here(evaluate)
+    here(predict)
+    assert Image.open('picture.png').size > (300, 200)
+    assert Image.open('ids/photo.png').size == (96, 64)
+    scope = run('docs/segmentation.md')
+    assert scope['ids'].shape == (480, 640)
+    assert scope['logits'].shape == (1, 25, 33, 19)
+    assert len(scope['both']) == 2
 
 
 def test_picture(tmp_path, monkeypatch):

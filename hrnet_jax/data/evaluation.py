@@ -18,6 +18,7 @@ from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.sources import DATASETS, Facts, Source, basename, opened, tensorflow
 from hrnet_jax.data.tfds import open_tfds
 from hrnet_jax.errors import UserError, first_line, listed
+from hrnet_jax.runtime import cli
 
 NAMED = 100  # unreadable images that a message names
 
@@ -71,6 +72,9 @@ def checked(source: Source) -> Source:
 
 def missing(error: ImportError) -> UserError:
     """What to install where `error` has come up."""
+    if (error.name or '').split('.')[0] in cli.PACKAGES.keys() - {'tensorflow', 'PIL'}:
+        name = str(error.name).split('.')[0]
+        return UserError(f'{name} is missing: pip install {cli.PACKAGES[name]}')
     return UserError(
         f'{error}; data sets need: pip install tensorflow tensorflow-datasets '
         'importlib_resources pillow'

@@ -189,7 +189,7 @@ def own_pairs(root: str, split: str | None) -> tuple[str, list[Pair], tuple[str,
 
     label_of = {stem(name): name for name in labels.images}
     found = [name for name in images.images if stem(name) in label_of]
-    hint = sorted(_splits_of(root) & set(images.folders)) if found else _splits_of(root)
+    hint = _splits_of(root) & set(images.folders) if found else _splits_of(root)
     if not split and hint and all(os.sep in name for name in found):
         raise UserError(f'{root}: name a split: {", ".join(sorted(hint))}')
     if missing := sorted(set(images.images) - set(found)):

@@ -27,6 +27,8 @@ PACKAGES = {
     'safetensors': 'safetensors',
     'torch': 'torch',
     'optax': 'optax',
+    'cv2': '"opencv-python-headless<5"',
+    'grain': 'grain',
     'wandb': 'wandb',
     'tensorflow': 'tensorflow',
     'tensorflow_datasets': 'tensorflow-datasets importlib_resources',

@@ -1,0 +1,185 @@
+"""eval.py and predict.py of a segmenter on a made folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import runs
+import segments
+from PIL import Image
+
+import eval as eval_command
+import hrnet_jax
+import predict as predict_command
+from hrnet_jax.data.views import Views
+from hrnet_jax.tasks.overlay import blended, colours
+from hrnet_jax.tasks.segmentation import Confusion, label_files
+
+
+@pytest.fixture(scope='module')
+def ckpt(once):
+    return once('segmenter', segments.make_checkpoint)
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+    """Images of four sizes; and what predict finds in each."""
+    folder = tmp_path_factory.mktemp('many')
+    return folder, segments.make_folder(folder, segments.MANY)
+
+
+def counted(labels, predictions):
+    """A row for each label, a column for each prediction, in plain NumPy."""
+    matrix = np.zeros((5, 5), np.int64)
+    for label, predicted in zip(labels, predictions, strict=True):
+        for i in range(5):
+            for j in range(5):
+                matrix[i, j] += ((label == i) & (predicted == j)).sum()
+    return matrix
+
+
+def figures(matrix):
+    right = np.diag(matrix)
+    iou = 100 * right / (matrix.sum(0) + matrix.sum(1) - right)
+    return {
+        'miou': np.nanmean(iou),
+        'mean_accuracy': np.nanmean(100 * right / matrix.sum(1)),
+        'pixel_accuracy': 100 * right.sum() / matrix.sum(),
+    }
+
+
+def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
+    folder, made = many
+    model, variables = hrnet_jax.load(ckpt)
+    alone = [hrnet_jax.predict(model, variables, [image])[0] for image, _ in made]
+    code, out, err = command(
+        eval_command.main, '--ckpt', ckpt, '--dataset', f'folder:{folder}', '--split', 'val',
+        '--json', tmp_path / 'r.json', '--labels', tmp_path / 'ids', '--batch-size', 3,
+    )  # fmt: skip
+    assert code == 0, err
+    assert 'note: images of 4 sizes in arrays of 1 shape: so many programs are compiled' in out
+    result = json.loads((tmp_path / 'r.json').read_text())
+    matrix = counted([label for _, label in made], alone)
+    assert result['confusion'] == matrix.tolist()
+    assert (matrix.sum(0) > 0).sum() > 2, 'the network finds one class alone'
+    assert result['metrics'] == pytest.approx(figures(matrix))
+    assert result['num_examples'] == 4
+    assert (result['task'], result['protocol']) == ('segmentation', 'whole')
+    assert list(result['iou']) == list(segments.CLASSES)
+    assert f'{result["metrics"]["miou"]:.3f}' in out
+    for i, ids in enumerate(alone):
+        with Image.open(tmp_path / 'ids' / f'p{i}.png') as file:
+            assert file.mode == 'L'
+            np.testing.assert_array_equal(np.asarray(file), ids)
+
+
+def test_two_processes_give_the_same_counts(ckpt, many, tmp_path):
+    folder, made = many
+    options = ('--ckpt', ckpt, '--dataset', f'folder:{folder}', '--split', 'val')
+    options += ('--json', tmp_path / 'r.json', '--labels', tmp_path / 'ids')
+    ended = runs.finish(runs.start('eval', options, processes=2, devices=2))
+    assert [code for code, *_ in ended] == [0, 0], ended
+    result = json.loads((tmp_path / 'r.json').read_text())
+    predictions = [np.asarray(Image.open(tmp_path / f'ids/p{i}.png')) for i in range(4)]
+    assert result['confusion'] == counted([label for _, label in made], predictions).tolist()
+
+
+def test_predict(command, ckpt, tmp_path):
+    image = segments.picture(7, 64, 96)
+    segments.write(tmp_path / 'photo.png', image)
+    code, out, err = command(
+        predict_command.main, tmp_path / 'photo.png', '--ckpt', ckpt, '--out', tmp_path / 'out.png',
+        '--json', tmp_path / 'p.json', '--labels', tmp_path / 'ids', '--window', 48, 64, '--flip',
+    )  # fmt: skip
+    assert code == 0, err
+    model, variables = hrnet_jax.load(ckpt)
+    views = Views().override(window=[48, 64], flip=True)
+    [(ids, probabilities)] = hrnet_jax.predict(
+        model, variables, [image], transform=views, probabilities=True
+    )
+    assert (ids.shape, ids.dtype, probabilities.shape) == ((64, 96), np.uint8, (64, 96, 5))
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(-1), ids)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'ids/photo.png')), ids)
+    [row] = json.loads((tmp_path / 'p.json').read_text())
+    found = {one['name']: one['part'] for one in row['predictions']}
+    expected = {n: (ids == i).mean() for i, n in enumerate(segments.CLASSES) if (ids == i).any()}
+    assert found == pytest.approx(expected)
+    first = max(expected, key=expected.get)
+    assert f'{100 * expected[first]:6.2f} %  {first}' in out
+    assert np.asarray(Image.open(tmp_path / 'out.png').convert('RGB')).std() > 10
+
+
+def test_another_number_of_classes_is_refused(refused, ckpt, tmp_path):
+    segments.make_folder(tmp_path)
+    (tmp_path / 'classes.txt').write_text('a\nb\nc\nd\ne\nf\n')
+    data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
+    line = refused(eval_command.main, '--ckpt', ckpt, *data)
+    assert 'has the classes a, b, c, d, e' in line
+
+
+def test_classes_are_found_by_name(command, ckpt, tmp_path):
+    """The folder numbers them otherwise."""
+    made = segments.make_folder(tmp_path)
+    (tmp_path / 'classes.txt').write_text('\n'.join(segments.CLASSES[::-1]) + '\n')
+    code, out, err = command(
+        eval_command.main, '--ckpt', ckpt, '--dataset', f'folder:{tmp_path}', '--split', 'val',
+        '--json', tmp_path / 'r.json',
+    )  # fmt: skip
+    assert code == 0, err
+    assert 'the checkpoint has the classes in another order; they are found by name' in out
+    matrix = np.array(json.loads((tmp_path / 'r.json').read_text())['confusion'])
+    for i in range(5):
+        assert matrix[i].sum() == sum((label == 4 - i).sum() for _, label in made)
+
+
+def test_unreadable_images(command, refused, ckpt, tmp_path):
+    """All are named at once, or left out and counted."""
+    segments.make_folder(tmp_path, ((96, 128),) * 4)
+    for i in (1, 3):
+        data = (tmp_path / f'images/val/p{i}.png').read_bytes()
+        (tmp_path / f'images/val/p{i}.png').write_bytes(data[:60])
+    data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
+    line = refused(eval_command.main, '--ckpt', ckpt, *data)
+    assert '2 of 4 images cannot be read' in line
+    assert 'p1.png' in line
+    assert 'p3.png' in line
+    code, out, err = command(
+        eval_command.main, '--ckpt', ckpt, *data, '--max-corrupt', 0.5, '--json', tmp_path / 'r'
+    )
+    assert code == 0, err
+    assert '* 2 of 4 images cannot be read and are left out' in out
+    result = json.loads((tmp_path / 'r').read_text())
+    assert (result['num_examples'], result['unreadable'], result['partial']) == (2, 2, True)
+
+
+def test_counts_are_whole_numbers():
+    """Of more pixels than 32 bits can count; a class that does not occur is left out."""
+    metric = Confusion(('a', 'b', 'c'))
+    matrix = np.array([[3 * 2**32 + 1, 2**32, 0], [1, 2, 0], [0, 0, 0]])
+    totals = {'confusion': matrix, 'num_examples': 9, 'seen': 9, 'not_finite': 0}
+    result = metric.result(totals, {})
+    assert result.details['confusion'][0][0] == 3 * 2**32 + 1
+    assert result.details['iou']['c'] is None
+    exact = [(3 * 2**32 + 1) / (4 * 2**32 + 2), 2 / (2**32 + 3)]
+    assert result.metrics['miou'] == pytest.approx(50 * sum(exact), rel=1e-12)
+    assert any(line.split() == ['c', '-', '-'] for line in result.lines)
+
+
+def test_names_of_label_files():
+    assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
+    assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
+
+
+def test_colours():
+    ours = colours(['a', 'b', 'c'])
+    assert ours.tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    image, ids = np.full((4, 4, 3), 100, np.uint8), np.array([[0, 0, 1, 1]] * 4, np.uint8)
+    mixed = blended(image, ids, ours)
+    assert mixed[0, 0].tolist() == [115, 45, 45]  # 0.45 x 100 + 0.55 x the colour
+    assert mixed[0, 2].tolist() == [255, 255, 255]  # the border
+    assert colours(hrnet_jax.data.segmentation_sets.classes('cityscapes'))[0].tolist() == [
+        *(128, 64, 128)
+    ]

@@ -38,7 +38,7 @@ def blended(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edge[1:] |= labels[1:] != labels[:-1]
     mixed[edge] = 255
-    return mixed.astype(np.uint8)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def draw(

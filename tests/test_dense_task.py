@@ -216,7 +216,7 @@ def test_flags_that_tasks_share():
     names = add_protocols(parser, [classification, Pose()])
     args = parser.parse_args(['--no-flip', '--pairs', '1', '0'])
     assert (args.flip, args.pairs) == (False, [1, 0])
-    assert set(names) == {'resize', 'crop', 'interpolation', 'flip', 'pairs'}
+    assert set(names) == {'resize', 'crop', 'interpolation', 'flip', 'exif', 'pairs'}
 
     class Other(Crops):
         @classmethod

@@ -15,6 +15,8 @@ class PixelRecipe(Recipe):
 
     task: ClassVar[str] = 'segmentation'
 
+    dataset: str = setting('', 'folder:PATH with images/ and labels/, or a published set')
+    head_lr: float = setting(1.0, 'factor on the learning rate of the head')
     head: Literal['fcn', 'ocr'] = setting('fcn', 'what makes classes of the maps: fcn or ocr')
     dropout: float = setting(0.0, 'ocr: part of the channels that a step leaves out')
     upsample: Literal['nearest', 'bilinear', 'bilinear_two_step'] = setting(
@@ -47,7 +49,6 @@ class PixelRecipe(Recipe):
         None, 'evaluation: steps between windows', True, 'two thirds of the window'
     )
 
-    optimizer: Literal['sgd', 'adamw'] = 'sgd'
     learning_rate: float = 0.01
     nesterov: bool = False
     weight_decay: float = 5e-4
@@ -87,7 +88,7 @@ class Cityscapes(PixelRecipe):
 
     required: ClassVar[tuple[str, ...]] = ()
 
-    dataset: str = setting('cityscapes', 'cityscapes, or folder:PATH')
+    dataset: str = 'cityscapes'
     eval_split: str | None = 'val'
     steps: int | None = 80_000
     batch_size: int = 8
@@ -114,7 +115,7 @@ class ADE20K(PixelRecipe):
 
     required: ClassVar[tuple[str, ...]] = ()
 
-    dataset: str = setting('ade20k', 'ade20k, or folder:PATH')
+    dataset: str = 'ade20k'
     eval_split: str | None = 'val'
     steps: int | None = 80_000
     batch_size: int = 16

@@ -172,7 +172,6 @@ def spoiled(root, kind):
         ('missing', 'val', r'1 of 3 images have no label map in .*labels/val: p1.png'),
         ('size', 'val', r'p2.png has 96 x 127 pixels \(height x width\), its image 96 x 128'),
         ('twice', 'val', 'two images have the same name but for their endings'),
-        ('damaged', 'val', 'cannot read .*p0.png as an image'),
         (
             'binary',
             'val',
@@ -192,6 +191,7 @@ def test_mistakes_at_the_beginning(tmp_path, kind, split, words):
     ('kind', 'words'),
     [
         ('colours', r'p0.png holds colours \(RGB\); a label map holds a class id a pixel'),
+        ('damaged', 'cannot read .*p0.png as a label map'),
         ('value', 'p0.png holds the value 5; its values are 0 to 4, and 255'),
     ],
 )

@@ -22,6 +22,7 @@ from hrnet_jax.data.segmentation_folders import (
     published_pairs,
 )
 from hrnet_jax.data.sources import Dataset, Field
+from hrnet_jax.data.views import SMALLEST
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import progress
 
@@ -63,19 +64,32 @@ class Files:
         return dataclasses.replace(self, classes=table)
 
     def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
+        """Of an image that cannot be read those of its labels: it will be counted as such."""
+
+        def one(number: int) -> tuple[int, int]:
+            image, label = self.images[number], self.labels[number]
+            return _size(image) or _size(label, turn=False) or (SMALLEST, SMALLEST)
+
         with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
-            sizes = list(pool.map(lambda number: image_hw(self.images[number]), numbers))
-        return np.array(sizes, np.int32).reshape(-1, 2)
+            return np.array(list(pool.map(one, numbers)), np.int32).reshape(-1, 2)
 
     def check(self) -> None:
         """Raises UserError at a label map of another size than its image."""
         numbers = range(len(self.images))
         with futures.ThreadPoolExecutor(16) as pool:
-            sizes = pool.map(functools.partial(image_hw, turn=False), self.labels)
+            sizes = pool.map(functools.partial(_size, turn=False), self.labels)
             pairs = zip(self.labels, sizes, self.image_hw(numbers), strict=True)
             for path, size, wanted in progress(pairs, total=len(numbers), desc='sizes'):
-                if size != tuple(wanted):
+                if size not in (None, tuple(wanted)):
                     raise _misfit(path, size, wanted)
+
+
+def _size(path: str, turn: bool = True) -> tuple[int, int] | None:
+    """None of a file that cannot be read."""
+    try:
+        return image_hw(path, turn)
+    except UserError:
+        return None
 
 
 def _misfit(path: str, size: Sequence[int], wanted: Sequence[int]) -> UserError:

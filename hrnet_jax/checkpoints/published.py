@@ -32,7 +32,8 @@ class Published:
         files: the names under which the file is distributed.
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
         head_bias: whether its own implementation has biases before BatchNorm in the head.
-        task: what it is for.
+        task: what it is for; head: the kind of its head.
+        details: what is true of it that its file does not show.
     """
 
     name: str
@@ -43,14 +44,23 @@ class Published:
     hub: str | None = None
     head_bias: bool = True
     task: str = DEFAULT
+    head: str = 'classifier'
+    details: frozenset[str] = frozenset()
 
     @property
     def transform(self) -> Any:
-        return next(iter(self.results))
+        """None where it has no figure."""
+        return next(iter(self.results), None)
 
-    def fits(self, arch: str, num_classes: int | None) -> bool:
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those of the data set of its figures, if they are more than its numbers."""
+        datasets = [name for accuracy in self.results.values() for name in accuracy]
+        return get_task(self.task).class_names(datasets[0]) if datasets else None
+
+    def fits(self, arch: str, num_classes: int | None, head: str) -> bool:
         """Whether a file of this content may be it."""
-        return (self.arch, self.num_classes) == (arch, num_classes)
+        return (self.arch, self.num_classes, self.head) == (arch, num_classes, head)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +109,8 @@ def _read() -> dict[str, Published]:
             row['hub'] or None,
             row['head_bias'] == '1',
             row['task'],
+            row['head'],
+            frozenset(row['details'].split()),
         )
         for row in _rows('published.csv')
     }

@@ -109,7 +109,7 @@ class Classification(Task):
     training_figures: ClassVar[tuple[str, ...]] = ('top1',)
     default_dataset: ClassVar[str | None] = 'imagenet2012'
     one_class: ClassVar[bool] = True
-    layouts = ('official', 'timm', 'mmpretrain')
+    heads = ('classifier',)
 
     def check_training(self, source: Facts) -> None:
         if source.fields[0].shape:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data import classes, evaluation, opencv, segmentation
+from hrnet_jax.data import classes, evaluation, opencv, segmentation, segmentation_sets
 from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed_batches import batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
@@ -151,6 +151,7 @@ class Segmentation(Task):
         Figure('mean_accuracy', 'mean accuracy'),
         Figure('pixel_accuracy', 'pixel accuracy'),
     )
+    heads = ('fcn', 'ocr')
     protocol = Views
 
     # The model
@@ -160,6 +161,9 @@ class Segmentation(Task):
         from hrnet_jax.heads.segmentation import Segmenter
 
         return Segmenter(arch, num_classes=num_classes, **options)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        return segmentation_sets.classes(dataset)
 
     def describe(self, model: Any) -> dict[str, Any]:
         fields = {name: getattr(model, name) for name in _FIELDS}

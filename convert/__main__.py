@@ -249,12 +249,7 @@ def from_file(args: Any) -> None:
 
 def _guessed(file: folders.File, transform: Protocol, given: set[str]) -> list[str]:
     """What was taken for granted, because neither flags nor the file say it."""
-    done, notes = file.done, []
-    field, doubt = done.network.layout.doubt or ('', '')
-    # One map alone is of a network for pose, which upsamples by nearest.
-    one = getattr(done.model, 'outputs', 4) == 1
-    if doubt and field not in given | file.fields.keys() and not one:
-        notes.append(doubt)
+    done, notes = file.done, file.doubts(given)
     if file.transform:
         return notes
     content = done.arch.name, done.num_classes, done.kind.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ class File:
         if self.known and 'align_corners' in self.done.fields and not own:
             own = {'align_corners': 'align_corners' in self.known.details}
         return own
+
+    def doubts(self, given: Collection[str] = ()) -> list[str]:
+        """What is taken for granted of the fields that no file shows, but for those `given`."""
+        field, text = self.done.network.layout.doubt or ('', '')
+        # One map alone is of a network for pose, which upsamples by nearest.
+        one = getattr(self.done.model, 'outputs', 4) == 1
+        return [text] if text and field not in {*given, *self.fields} and not one else []
 
 
 def read(
@@ -174,7 +181,7 @@ def write(origin: str, folder: Path, offline: bool = False, weights: str | None 
         UserError: if it cannot be read, or is no HRNet.
     """
     file = read(origin, offline=offline, weights=weights)
-    for note in file.notes:
+    for note in (*file.notes, *file.doubts()):
         log.info('%s: %s', origin, note)
     checkpoint.save(folder, file.done.variables, describe(file))
 

@@ -19,7 +19,7 @@ from convert.__main__ import main
 from convert.conversion import convert, model_of, official
 from convert.verification import verify
 from hrnet_jax import checkpoint
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import PUBLISHED, find_published
 from hrnet_jax.data import segmentation_sets
 
 BOTH = [(layout, head) for layout in ('official', 'mmseg') for head in ('fcn', 'ocr')]
@@ -245,12 +245,14 @@ def test_published_files():
         assert (entry.arch, entry.head) == (arch, head)
         transform = hrnet_jax.tasks.get_task('segmentation').protocol.from_text(protocol)
         assert entry.results[transform] == {dataset: {'val': {'miou': value}}}
+        assert find_published(name, 'x.pth') is entry
+        assert all(find_published(None, f'/a/{file}') is entry for file in entry.files)
 
 
 def test_a_published_name(command, refused, tmp_path, monkeypatch):
     """It knows align_corners, the norms, the protocol and the names of the classes."""
-    entry = PUBLISHED['hrnet_ade20k_4312']
-    small = entry.__class__(**vars(entry) | {'arch': 'tiny', 'files': ('tiny_torch04.pth',)})
+    entry, files = PUBLISHED['hrnet_ade20k_4312'], ('tiny_torch04.pth',)
+    small = entry.__class__(**vars(entry) | {'name': 'tiny_ade', 'arch': 'tiny', 'files': files})
     monkeypatch.setitem(PUBLISHED, 'tiny_ade', small)
     state = counterless(made('official', 'fcn', classes=150))
     for file, flags in (('tiny_torch04.pth', ()), ('other.pth', ('--name', 'tiny_ade'))):
@@ -265,7 +267,7 @@ def test_a_published_name(command, refused, tmp_path, monkeypatch):
         assert (meta['align_corners'], meta['upsample']) == (True, 'bilinear')
         assert meta['class_names'][:2] == ['wall', 'building']
         assert meta['transform']['fit'] == [520, 520]
-        assert meta['published']['name'] == 'hrnet_ade20k_4312'
+        assert meta['published']['name'] == 'tiny_ade'
         model, _ = hrnet_jax.load(place)
         assert model.transform.text == 'fit 520 520 whole'
     source = save(tmp_path / 'ocr.pth', made('official', 'ocr', classes=150))

@@ -1,7 +1,10 @@
 """The published checkpoints: which file it is, how it was evaluated, what it reached.
 
 `published.csv` has a line a checkpoint, `results.csv` one a figure, in percent. Sources: the model
-page of mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31.
+page of mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31; the model
+pages of mmsegmentation 1.2.2; the README of HRNet-Semantic-Segmentation, whose figures on LIP are
+of stretched images, which no protocol here says, and whose windows are padded at the borders, where
+ours are moved back inside.
 """
 
 from __future__ import annotations
@@ -87,9 +90,10 @@ def expected(meta: Mapping[str, Any], transform: Protocol, dataset: str, split: 
 
 def find_published(name: str | None, origin: str) -> Published | None:
     """The entry of that name, or else of that file name or hub id (`hf:OWNER/REPO`)."""
-    named = (name or '').removeprefix('timm/').removeprefix('hrnet_')
-    if named in PUBLISHED:
-        return PUBLISHED[named]
+    named = (name or '').removeprefix('timm/')
+    for spelling in (named, named.removeprefix('hrnet_')):
+        if spelling in PUBLISHED:
+            return PUBLISHED[spelling]
     hub = origin.removeprefix('hf:').split('@')[0] if origin.startswith('hf:') else None
     file = PurePosixPath(origin.replace('\\', '/')).name
     for entry in PUBLISHED.values():

@@ -1,18 +1,19 @@
-"""From PyTorch tensors to Flax variables and back: strict, exact, no PyTorch needed."""
+"""From PyTorch's tensors to Flax variables: strict, exact, no PyTorch needed."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from convert import readers
-from convert.heads import BACKBONE, kind_of
-from convert.kinds import Kind, length
+from convert.differences import ALONE, COUNTER, SHOWN, counter_of, differences, refuse
+from convert.heads import BACKBONE
+from convert.kinds import Kind
 from convert.layouts import canonical_key, flax_path
 from convert.networks import Network, find
 from convert.recognise import (
@@ -28,15 +29,10 @@ from convert.recognise import (
 )
 from hrnet_jax.archs import ARCHS, Arch, get_arch
 from hrnet_jax.errors import UserError, listed
-from hrnet_jax.models import flat
 from hrnet_jax.runtime.cli import progress
 
 Variables = dict[str, Any]
-_SHOWN = 20  # names of a kind in an error message
 _BESIDE = 6  # names in a note
-_COUNTER = '.num_batches_tracked'
-# Biases before BatchNorm, and counters: a file has all of a kind, or none.
-_ALONE = 'missing beside others of their kind'
 _FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
 _INPLACE_EPS = 1e-5  # of InPlaceABN, which scales by |weight| + eps
 
@@ -112,7 +108,7 @@ def from_torch(
         {'params': ..., 'batch_stats': ...} of float32 NumPy arrays: of a `Classifier`, or of a
         `Segmenter`, whose head they show and whose upsampling they do not (`python -m convert`
         says what it takes); with `backbone` of an `HRNet`, which has outputs=1 where the file is
-        one of pose. `model_of` makes the module.
+        one of pose. `writing.model_of` makes the module.
 
     Raises:
         UserError: naming everything that is missing, unexpected, misshapen or not finite.
@@ -129,64 +125,6 @@ def from_torch(
     )  # fmt: skip
     readers.require_weights(weights, found.weights or done.weights)
     return (done.arch.name if done.arch.name in ARCHS else done.arch), done.variables
-
-
-def to_torch(
-    variables: Variables, arch: str | Arch, layout: str = 'timm', *, head_bias: bool | None = None
-) -> dict[str, np.ndarray]:
-    """The state dict of a network's variables: name -> float32 array (counters int64).
-
-    Args:
-        variables: as `load`, `init` or `from_torch` return them, of a `Classifier` or a
-            `Segmenter`.
-        arch: what the variables are of; checked.
-        layout: 'official', 'timm' or 'mmpretrain'; of a `Segmenter` 'official' or 'mmseg'.
-        head_bias: whether to write the (zero) biases before BatchNorm in the head. None: as the
-            layout has them. timm's and the official `ssld` models have none.
-    """
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
-    kind = _kind_of(arrays)
-    names = kind.layout(layout)
-    model = model_of(variables, arch)
-    expected = flat_shapes(model)
-    got = {path: array.shape for path, array in arrays.items()}
-    _refuse(_differences(got, expected, names.from_canonical), called(model.arch))
-
-    state: dict[str, np.ndarray] = {}
-    for path, value in arrays.items():
-        key, order = canonical_key(path, value.ndim)
-        state[names.from_canonical(key)] = np.ascontiguousarray(
-            np.transpose(value.astype(np.float32), order)
-        )
-        if path[-1] == 'mean':
-            state[names.from_canonical(_counter_of(key))] = np.zeros((), np.int64)
-            if names.head_bias if head_bias is None else head_bias:
-                bias = kind.bias_before(key)
-                if bias:
-                    state[names.from_canonical(bias)] = np.zeros(value.shape, np.float32)
-    return state
-
-
-def model_of(variables: Variables, arch: str | Arch, **fields: Any) -> Model:
-    """The module of the variables of a network with a head, such as `from_torch` returns them.
-
-    Args:
-        fields: of the module, such as dtype, upsample or align_corners.
-    """
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
-    shapes = {}
-    for path, value in arrays.items():
-        key, order = canonical_key(path, value.ndim)
-        shapes[key] = tuple(value.shape[axis] for axis in order)
-    channels = length(shapes, 'backbone.conv1.weight', 1) or 3
-    return _kind_of(arrays).model(arch, shapes, in_channels=channels, **fields)
-
-
-def _kind_of(arrays: Mapping[tuple[str, ...], Any]) -> Kind:
-    kind = kind_of(canonical_key(path, np.ndim(leaf))[0] for path, leaf in arrays.items())
-    if kind is None:
-        raise UserError('these are not the variables of a network with a head')
-    return kind
 
 
 def convert(
@@ -219,7 +157,7 @@ def convert(
     kind = BACKBONE if backbone else found.kind
     if arch is not None:
         get_arch(arch)
-    own = {key: name for key, name in named.items() if not key.endswith(_COUNTER)}
+    own = {key: name for key, name in named.items() if not key.endswith(COUNTER)}
     shapes = _shapes(tensors, named)
     model = recognise(shapes, kind)
     model = model.clone(**unseen(model, network))
@@ -246,19 +184,19 @@ def convert(
             paths[key] = rule
             got[rule[0]] = tuple(shape[axis] for axis in rule[1])
     spell = network.layout.from_canonical
-    problems = _differences(got, expected, spell, own)
+    problems = differences(got, expected, spell, own)
     means = [key for key in shapes if key.endswith('.running_mean')]
-    for of_a_kind in (kind.bias_before, _counter_of):
+    for of_a_kind in (kind.bias_before, counter_of):
         group = {key for key in map(of_a_kind, means) if key}
         if group & named.keys():
-            problems[_ALONE] += [spell(k) for k in sorted(group - named.keys())]
-    counters = named.keys() - own.keys() - {_counter_of(mean) for mean in means}
+            problems[ALONE] += [spell(k) for k in sorted(group - named.keys())]
+    counters = named.keys() - own.keys() - {counter_of(mean) for mean in means}
     problems['unexpected'] += unexpected + [named[key] for key in sorted(counters)]
-    _refuse(problems, f'{"the trunk of " * backbone}{called(model.arch)}')
+    refuse(problems, f'{"the trunk of " * backbone}{called(model.arch)}')
 
     kinds = {name: str(tensors[name].dtype).removeprefix('torch.') for name in own.values()}
     if wrong := [f'{name} ({kind})' for name, kind in kinds.items() if kind not in _FLOATS]:
-        raise UserError(f'weights must be floating-point numbers, unlike {listed(wrong, _SHOWN)}')
+        raise UserError(f'weights must be floating-point numbers, unlike {listed(wrong, SHOWN)}')
 
     variables: Variables = {}
     not_finite, negative = [], []
@@ -282,9 +220,9 @@ def convert(
             node = node.setdefault(name, {})
         node[path[-1]] = value
     if not_finite:
-        raise UserError(f'the weights hold NaN or infinity: {listed(not_finite, _SHOWN)}')
+        raise UserError(f'the weights hold NaN or infinity: {listed(not_finite, SHOWN)}')
     if negative:
-        raise UserError(f'a variance cannot be negative: {listed(negative, _SHOWN)}')
+        raise UserError(f'a variance cannot be negative: {listed(negative, SHOWN)}')
     other = sorted(set(kinds.values()) - {'float32'})
     if backbone:
         variables = {collection: tree['backbone'] for collection, tree in variables.items()}
@@ -307,7 +245,7 @@ def official(done: Converted, tensors: Mapping[str, Any]) -> dict[str, np.ndarra
     spell = done.kind.layout('official').from_canonical
     whole = done.kind is not BACKBONE
     named = canonical(done.network)[0] if whole else parts(done.network).known[TRUNK]
-    state = {k: array(tensors[name]) for k, name in named.items() if not k.endswith(_COUNTER)}
+    state = {k: array(tensors[name]) for k, name in named.items() if not k.endswith(COUNTER)}
     if done.inplace_abn:
         norms = (k.removesuffix('running_mean') + 'weight' for k in state if k.endswith('_mean'))
         state |= {key: _inplace(state[key]) for key in norms}
@@ -351,48 +289,4 @@ def _not_whole(tensors: Mapping[str, Any], found: Parts) -> UserError:
 
 def _shapes(tensors: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """Of canonical keys; without counters."""
-    return {k: tuple(tensors[v].shape) for k, v in names.items() if not k.endswith(_COUNTER)}
-
-
-def _counter_of(mean: str) -> str:
-    """The counter of the BatchNorm with this running mean."""
-    return mean.removesuffix('.running_mean') + _COUNTER
-
-
-def _differences(
-    got: Mapping,
-    expected: Mapping,
-    spell: Callable[[str], str],
-    own: Mapping[str, str] | None = None,
-) -> dict[str, list[str]]:
-    """What separates the two trees, by kind; `own` has the file's names, `spell` makes others."""
-
-    def name(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
-        key = canonical_key(path, len(shape))[0]
-        return (own or {}).get(key) or spell(key)
-
-    def sizes(path: tuple[str, ...], shape: tuple[int, ...]) -> str:
-        order = canonical_key(path, len(shape))[1]
-        return 'x'.join(str(shape[axis]) for axis in order)
-
-    return {
-        'missing': [name(p, s) for p, s in expected.items() if p not in got],
-        'unexpected': [name(p, s) for p, s in got.items() if p not in expected],
-        _ALONE: [],
-        'misshapen': [
-            f'{name(p, s)}: {sizes(p, s)} instead of {sizes(p, expected[p])}'
-            for p, s in got.items()
-            if s != expected.get(p, s)
-        ],
-    }
-
-
-def _refuse(problems: Mapping[str, list[str]], called: str) -> None:
-    """Raises UserError with all the differences, if there are any."""
-    if any(problems.values()):
-        found = (
-            f'{len(names)} {kind} ({listed(names, _SHOWN)})'
-            for kind, names in problems.items()
-            if names
-        )
-        raise UserError(f'compared with {called}, the nearest architecture: {"; ".join(found)}')
+    return {k: tuple(tensors[v].shape) for k, v in names.items() if not k.endswith(COUNTER)}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from convert import timm
-from convert.conversion import to_torch
 from convert.recognise import kind_of_model
+from convert.writing import to_torch
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints.format import model_of
 from hrnet_jax.checkpoints.published import PUBLISHED

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convert.conversion import to_torch
+from convert.writing import to_torch
 from hrnet_jax.archs import Arch
 from hrnet_jax.heads.classification import classifier_arch
 from hrnet_jax.models import Variables

@@ -14,10 +14,11 @@ from test_conversion import made as made_classifier
 from test_networks import same, under
 
 import hrnet_jax
-from convert import from_torch, to_torch
+from convert import folders, from_torch, to_torch
 from convert.__main__ import main
-from convert.conversion import convert, model_of, official
+from convert.conversion import convert, official
 from convert.verification import verify
+from convert.writing import model_of
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints.published import PUBLISHED, find_published
 from hrnet_jax.data import segmentation_sets
@@ -180,6 +181,15 @@ def test_there_and_back_with_the_command(command, refused, tmp_path):
     assert not (tmp_path / 'b').exists()
 
 
+def test_as_from_the_hub(tmp_path, caplog):
+    """Without a command, what is a guess is logged."""
+    source = save(tmp_path / 'pytorch_model.bin', made('official', 'ocr'))
+    with caplog.at_level(logging.INFO, 'hrnet_jax'):
+        folders.write(str(source), tmp_path / 'a')
+    assert WITH.removeprefix('note: ') in caplog.text
+    assert hrnet_jax.load(tmp_path / 'a')[0].align_corners
+
+
 def counterless(state):
     return {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
 
@@ -221,6 +231,7 @@ def test_published_files():
     assert len(files) == len(set(files))
     assert all(e.transform for n, e in rows.items() if 'lip' not in n and 'trainval' not in n)
     for entry in rows.values():
+        assert len(entry.class_names) == entry.num_classes
         for accuracy in entry.results.values():
             for dataset, splits in accuracy.items():
                 assert len(segmentation_sets.classes(dataset)) == entry.num_classes
@@ -244,6 +255,7 @@ def test_published_files():
         entry = rows[name]
         assert (entry.arch, entry.head) == (arch, head)
         transform = hrnet_jax.tasks.get_task('segmentation').protocol.from_text(protocol)
+        assert entry.class_names == segmentation_sets.classes(dataset)
         assert entry.results[transform] == {dataset: {'val': {'miou': value}}}
         assert find_published(name, 'x.pth') is entry
         assert all(find_published(None, f'/a/{file}') is entry for file in entry.files)

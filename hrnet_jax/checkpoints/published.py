@@ -36,6 +36,7 @@ class Published:
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
         head_bias: whether its own implementation has biases before BatchNorm in the head.
         task: what it is for; head: the kind of its head.
+        dataset: whose classes it has, where its task names them.
         details: what is true of it that its file does not show.
     """
 
@@ -48,6 +49,7 @@ class Published:
     head_bias: bool = True
     task: str = DEFAULT
     head: str = 'classifier'
+    dataset: str = ''
     details: frozenset[str] = frozenset()
 
     @property
@@ -57,9 +59,8 @@ class Published:
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Those of the data set of its figures, if they are more than its numbers."""
-        datasets = [name for accuracy in self.results.values() for name in accuracy]
-        return get_task(self.task).class_names(datasets[0]) if datasets else None
+        """Those that a checkpoint must say; ImageNet's go without saying."""
+        return get_task(self.task).class_names(self.dataset) if self.dataset else None
 
     def fits(self, arch: str, num_classes: int | None, head: str) -> bool:
         """Whether a file of this content may be it."""
@@ -114,6 +115,7 @@ def _read() -> dict[str, Published]:
             row['head_bias'] == '1',
             row['task'],
             row['head'],
+            row['dataset'],
             frozenset(row['details'].split()),
         )
         for row in _rows('published.csv')

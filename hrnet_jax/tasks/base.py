@@ -203,7 +203,7 @@ class Task:
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
 
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
-        """Those of a published checkpoint with figures on this set, where it must say them."""
+        """Those of a published checkpoint for this data set, where it must say them."""
         return None
 
     # Data: called in a process without JAX

@@ -5,9 +5,13 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo test tests test-all clean
+.PHONY: demo demo-segmentation test tests test-all clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
+
+# Trains on label maps from nothing, and converts to mmsegmentation's layout and back.
+demo-segmentation: $(VENV)/.ready
+	$(BIN)/python examples/demo_segmentation.py --out demo_segmentation
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -27,4 +31,4 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo_segmentation build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -47,6 +47,7 @@ class Arrays:
     def __init__(self, source: Any, recipe: Any, *_: Any):
         self.recipe, (self.images, self.labels) = recipe, pixels(source.split)
         self.steps_per_epoch = len(self.images) // recipe.batch_size
+        self.fields = source.fields
 
     def batches(self, start: int = 0) -> Any:
         step, n = start, self.recipe.batch_size

@@ -68,10 +68,10 @@ class Written:
     def head_bias(self) -> bool:
         """False for a model whose own implementation has none, so that it loads there strictly."""
         published = PUBLISHED.get((self.meta.get('published') or {}).get('name', ''))
-        source, usual = self.meta.get('source', {}), self.layouts[self.layout].head_bias
-        theirs = self.layouts[source.get('layout', 'official')].head_bias
+        source, own = self.meta.get('source', {}), self.layouts[self.layout]
+        theirs = self.layouts.get(source.get('layout', 'official'), own).head_bias
         bare = source.get('head_bias') is False and theirs
-        return usual and not bare and (not published or published.head_bias)
+        return own.head_bias and not bare and (not published or published.head_bias)
 
     def write(self, model: Any, variables: Variables) -> str:
         """Writes the files; returns a line that says what was written."""

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from convert import readers, timm
 from convert.conversion import Converted, convert
@@ -19,6 +19,7 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.tasks.base import Task
+from hrnet_jax.upsampling import Upsample
 from hrnet_jax.version import __version__
 
 log = logging.getLogger('hrnet_jax')
@@ -238,13 +239,14 @@ def _misfit(content: dict[str, Any], done: Converted) -> str | None:
         or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         'published': isinstance(published, dict) and isinstance(published.get('name', ''), str),
         'transform': transform is None or isinstance(transform, dict),
+        'upsample': content.get('upsample', 'nearest') in get_args(Upsample),
+        'align_corners': isinstance(content.get('align_corners', False), bool),
     }
     if wrong := [field for field, fit in fits.items() if not fit]:
         return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'
     if names and done.num_classes not in (None, len(names)):
         return f'it has {len(names)} class names, the file has {done.num_classes} classes'
     try:
-        done.model.clone(**{name: content[name] for name in done.fields if name in content})
         if transform:
             get_task(task).protocol.from_json(transform)
     except (UserError, TypeError) as error:

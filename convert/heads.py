@@ -86,8 +86,6 @@ BACKBONE = Kind(
 
 def kind_of(keys: Iterable[str]) -> Kind | None:
     """The kind of network that has these canonical keys, whole."""
-    keys = list(keys)
-    for kind in KINDS:
-        if {kind.part(key) for key in keys} >= kind.parts.keys():
-            return kind
-    return None
+    head = [key for key in keys if not key.startswith('backbone.')]
+    whole = (kind for kind in KINDS if {kind.part(key) for key in head} >= kind.parts.keys())
+    return next(whole, None if head else BACKBONE)

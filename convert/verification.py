@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from convert.heads import BACKBONE
+from convert.kinds import Kind
 from convert.recognise import Model, kind_of_model
 from convert.reference import HRNet, Trunk
 from convert.reference_segmentation import FCN, OCR
@@ -25,6 +26,12 @@ _REFERENCES: dict[str, Callable[[Any], torch.nn.Module]] = {
 }
 
 
+def _kind(model: Model) -> Kind:
+    kind = kind_of_model(model)
+    assert kind, type(model)
+    return kind
+
+
 def _trunk(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in ('in_channels', 'upsample', 'align_corners')}
 
@@ -35,7 +42,7 @@ def reference(model: Model, state: dict[str, Any]) -> Any:
     Args:
         state: NumPy arrays; what is not there, counters and biases before BatchNorm, is zero.
     """
-    found = _REFERENCES[(kind_of_model(model) or BACKBONE).name](model)
+    found = _REFERENCES[_kind(model).name](model)
     zeros = {k: torch.zeros_like(v) for k, v in found.state_dict().items() if k not in state}
     tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
     found.load_state_dict(zeros | tensors)
@@ -72,7 +79,7 @@ def verify(
 
 def stages_of(model: Model) -> Callable[[Variables, Any], dict[str, list[jax.Array]]]:
     """A function of (variables, images) with the same result as `stages` of the reference, NHWC."""
-    whole, arch = kind_of_model(model) is not None, get_arch(model.arch)
+    whole, arch = _kind(model) is not BACKBONE, get_arch(model.arch)
     place = ('backbone',) * whole
     last = {f'layer1_{arch.layer1[0] - 1}': 'layer1', 'bn2': 'stem'}
     last |= {f'stage{s}_{m - 1}': f'stage{s}' for s, m in zip((2, 3, 4), arch.modules, strict=True)}

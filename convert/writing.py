@@ -23,14 +23,15 @@ def to_torch(
     """The state dict of a network's variables: name -> float32 array (counters int64).
 
     Args:
-        variables: as `load`, `init` or `from_torch` return them, of a `Classifier` or a
-            `Segmenter`.
+        variables: as `load`, `init` or `from_torch` return them, of a `Classifier`, a `Segmenter`
+            or an `HRNet` alone.
         arch: what the variables are of; checked.
-        layout: 'official', 'timm' or 'mmpretrain'; of a `Segmenter` 'official' or 'mmseg'.
+        layout: 'official', 'timm' or 'mmpretrain'; of a `Segmenter` 'official' or 'mmseg';
+            of an `HRNet` 'official'.
         head_bias: whether to write the (zero) biases before BatchNorm in the head. None: as the
             layout has them. timm's and the official `ssld` models have none.
     """
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
+    arrays = _arrays(variables)
     kind = _kind_of(arrays)
     names = kind.layout(layout)
     model = model_of(variables, arch)
@@ -54,12 +55,12 @@ def to_torch(
 
 
 def model_of(variables: Variables, arch: str | Arch, **fields: Any) -> Model:
-    """The module of the variables of a network with a head, such as `from_torch` returns them.
+    """The module of a network's variables, such as `from_torch` returns them.
 
     Args:
         fields: of the module, such as dtype, upsample or align_corners.
     """
-    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
+    arrays = _arrays(variables)
     shapes = {}
     for path, value in arrays.items():
         key, order = canonical_key(path, value.ndim)
@@ -68,8 +69,16 @@ def model_of(variables: Variables, arch: str | Arch, **fields: Any) -> Model:
     return _kind_of(arrays).model(arch, shapes, in_channels=channels, **fields)
 
 
+def _arrays(variables: Variables) -> dict[tuple[str, ...], np.ndarray]:
+    """By path; those of an `HRNet` alone are put under the name of the backbone."""
+    arrays = {path: np.asarray(leaf) for path, leaf in flat(variables).items()}
+    if ('params', 'conv1', 'kernel') not in arrays:
+        return arrays
+    return {(path[0], 'backbone', *path[1:]): leaf for path, leaf in arrays.items()}
+
+
 def _kind_of(arrays: Mapping[tuple[str, ...], Any]) -> Kind:
     kind = kind_of(canonical_key(path, np.ndim(leaf))[0] for path, leaf in arrays.items())
     if kind is None:
-        raise UserError('these are not the variables of a network with a head')
+        raise UserError('these are not the variables of a network that is converted')
     return kind

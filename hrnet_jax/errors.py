@@ -14,10 +14,14 @@ def listed(names: Sequence[str], shown: int = 5, separator: str = ', ') -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, at most 500 characters; if there is none, the name of
-    the error. TensorFlow's is without the names of nodes and iterators."""
+    the error. TensorFlow's is without the names of nodes and iterators, and of an assertion only
+    what it is meant to say."""
     text = str(getattr(error, 'message', None) or error).strip()
-    inner = r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: '
-    line = re.sub(inner, '', text.partition('\n')[0]).strip()
+    inner = (
+        r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: |'
+        r'assertion failed: \[|\] \[Condition .*'
+    )
+    line = re.sub(inner, '', text.partition('\n')[0]).strip().rstrip(' .')
     return line[:500] or type(error).__name__
 
 

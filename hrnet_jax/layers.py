@@ -88,6 +88,22 @@ class Blocks:
             return BatchNorm(opts, name=layer.names[1])(y, train)
         return group_norm(y, layer, opts) if layer.norm else y
 
+    def conv_norm_joined(
+        self,
+        maps: Sequence[Array],
+        layer: ConvNorm,
+        opts: Options,
+        train: bool,
+        align_corners: bool,
+    ) -> Array:
+        """`conv_norm`, 1x1, of `joined` maps."""
+        return self.conv_norm(self.joined(maps, align_corners), layer, opts, train)
+
+    def joined(self, maps: Sequence[Array], align_corners: bool) -> Array:
+        """The maps side by side, each resized to the size of the first."""
+        size = (maps[0].shape[1], maps[0].shape[2])
+        return jnp.concatenate([self.resize(x, size, align_corners) for x in maps], -1)
+
     def chain(
         self,
         block: type[nn.Module],

@@ -21,6 +21,8 @@ import hrnet_jax
 import predict as predict_command
 from convert import from_torch
 from convert.__main__ import main
+from convert.conversion import array
+from convert.readers import read
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.commands import visualize
@@ -212,6 +214,37 @@ def test_what_a_backbone_computes(backbones):
     assert checkpoint.read_json(backbones / 'segmentation')['transform']['mean'] == [0, 0, 0]
 
 
+@pytest.mark.parametrize('name', ['segmentation', 'pose', 'another task of another size'])
+def test_back_to_pytorch(backbones, name, command, tmp_path):
+    """The trunk by its official names, in every bit; and again the same checkpoint."""
+    whole = FILES['pose, official' if name == 'pose' else name][0]
+    folder = backbones / name
+    if not folder.exists():
+        save(whole, tmp_path / 'x.pth')
+        command(main, tmp_path / 'x.pth', '--out', tmp_path, '--backbone', '--name', name)
+        folder = tmp_path / name
+    inner = {re.sub(r'^(backbone|net)\.', '', k): v for k, v in whole.items()}
+    wanted = trunk(inner)
+    for ending in ('.safetensors', '.pth'):
+        file = tmp_path / f'trunk{ending}'
+        code, out, err = command(main, folder, '--to', 'official', '--out', file)
+        assert code == 0, err
+        assert f'{file}: {len(wanted)} tensors, official layout' in out
+        found = {k: array(v) for k, v in read(file).tensors.items()}
+        assert found.keys() == wanted.keys()
+        for key in [key for key in wanted if 'num_batches' not in key]:
+            np.testing.assert_array_equal(found[key], wanted[key])
+        code, out, err = command(main, file, '--out', tmp_path / ending, '--backbone')
+        assert code == 0, err
+        assert FUSION not in out
+        again = next((tmp_path / ending).iterdir())
+        (first, variables), (second, back) = hrnet_jax.load(folder), hrnet_jax.load(again)
+        assert first == second
+        assert same(variables, back)
+        kept = [checkpoint.read_json(place)['transform'] for place in (folder, again)]
+        assert kept[0] == kept[1]
+
+
 @pytest.mark.parametrize('name', ['segmentation', 'pose'])
 def test_what_a_backbone_does_not_do(backbones, name, refused, tmp_path):
     own = ('--ckpt', backbones / name)
@@ -223,7 +256,7 @@ def test_what_a_backbone_does_not_do(backbones, name, refused, tmp_path):
     assert f'{ALONE}prediction: {ending}' in refused(predict_command.main, picture, *own)
     seen = refused(visualize.main, picture, *own, '--out', tmp_path / 'b.png')
     assert 'the model is for backbone; views are of classifiers' in seen
-    assert 'is for backbone, which has no layout timm' in refused(
+    assert 'is for backbone, which has no layout timm; known: official' in refused(
         main, backbones / name, '--to', 'timm', '--out', tmp_path / 'x.pth'
     )
     model, variables = hrnet_jax.load(backbones / name)

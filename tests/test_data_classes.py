@@ -14,6 +14,8 @@ from hrnet_jax.data import evaluation, imagenet
 from hrnet_jax.data.classes import in_order, of_checkpoint, read_names, renumbered
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.classification_recipes import Digits
+from hrnet_jax.training.experiment import Experiment, Options
 
 IDS = list(imagenet.classes())
 
@@ -165,3 +167,19 @@ def test_a_subset_of_imagenet(make, chosen):
     named = fitted(source, [f'class {i}' for i in range(1000)])
     assert labels(named) == labels(whole)
     assert "the classes of the checkpoint are taken for ImageNet's 1000" in named.notes
+
+
+@pytest.mark.parametrize('chosen', [(700, 3, 999), (0, 1)])
+def test_a_run_on_a_subset_of_imagenet(make, tmp_path, chosen):
+    """It has the classes that there are, by their ids; predict.py says what they are."""
+    make(*(IDS[i] for i in chosen), root='set/train')
+    make(*(IDS[i] for i in chosen), root='set/val')
+    recipe = Digits(dataset=str(tmp_path / 'set'), eval_split='val', batch_size=2)
+    run = Experiment('tiny', recipe, Options(tmp_path / 'run'), print)
+    held, described = run.held_out, run.store.describe
+    names = [IDS[i] for i in sorted(chosen)]
+    assert (described['num_classes'], described['class_names']) == (len(chosen), names)
+    assert of_checkpoint(held, described, chosen=False) is held
+    assert evaluation.competing(held, True).notes == held.notes
+    options = run.task.prediction_options(run.model, described['class_names'])
+    assert options['names'] == tuple(imagenet.classes()[name] for name in names)

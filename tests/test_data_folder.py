@@ -13,7 +13,9 @@ from PIL import Image
 from hrnet_jax import data
 from hrnet_jax.data import evaluation
 from hrnet_jax.data.preprocess import Transform, resize_crop
+from hrnet_jax.data.training import TrainData
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.recipe import LabelRecipe
 
 SMALL = Transform(36, 32)
 
@@ -187,6 +189,29 @@ def test_links(tmp_path):
     (tmp_path / 'set' / 'a' / 'loop').symlink_to(tmp_path / 'set')
     source = data.open_dataset(str(tmp_path / 'set'))
     assert held(source) == {'a/1.jpg': 'a', 'b/1.jpg': 'b'}
+
+
+@pytest.mark.parametrize('cut', [('a/1.jpg',), ('a/0.jpg', 'b/2.jpg')])
+def test_a_jpeg_that_was_cut_off_below_the_crop(tmp_path, cut):
+    """In evaluation, before a training run, and in it."""
+    for i, file in enumerate(('a/0.jpg', 'a/1.jpg', 'b/2.jpg', 'b/3.jpg')):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        imagenet.picture(i, 400, 60).save(tmp_path / file, quality=90)
+        if file in cut:
+            encoded = (tmp_path / file).read_bytes()
+            (tmp_path / file).write_bytes(encoded[: len(encoded) * 9 // 10])
+    source = data.open_dataset(str(tmp_path))
+    said = '; '.join(f'{tmp_path}/{file}: it is no image, or a damaged one' for file in cut)
+    for read in (
+        lambda: list(data.batches(source, SMALL, 2)),
+        lambda: evaluation.check_files(source, SMALL, 0.0),
+    ):
+        with pytest.raises(UserError) as stop:
+            read()
+        assert f'{len(cut)} of 4 images cannot be read: {said}; remove them' in str(stop.value)
+    recipe = LabelRecipe(batch_size=4, bn_group_size=None, image_size=32, max_corrupt=0.5)
+    batch = next(TrainData(source, recipe).batches())
+    assert batch['weight'].sum() == 4 - len(cut)
 
 
 @pytest.mark.parametrize('broken', [('a/1.jpg', 'b/3.png'), ('b/4.jpg',), ('a/0.jpg', 'a/1.jpg')])

@@ -20,7 +20,7 @@ from hrnet_jax.layers import conv
 from hrnet_jax.models import fitting
 from hrnet_jax.runtime import cli
 from hrnet_jax.tasks.base import Figure, Metric, Result, Task
-from hrnet_jax.tasks.recipe import Recipe
+from hrnet_jax.tasks.recipe import SquareRecipe
 from hrnet_jax.training.step import make_loss
 
 
@@ -183,7 +183,7 @@ def test_another_method_of_the_network(network):
 
 def test_dropout_has_a_key_of_its_own(network):
     @dataclasses.dataclass(frozen=True)
-    class Own(Recipe):
+    class Own(SquareRecipe):
         task = 'keypoints'
 
         dataset: str = 'x'

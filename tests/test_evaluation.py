@@ -279,6 +279,31 @@ def test_classes_are_found_by_name(command, refused, setting, tmp_path):
     assert f'classes other, which the checkpoint has not and lacks class {kept[0]}' in line
 
 
+@pytest.mark.parametrize('names', [('b', 'a'), ('a', 'c', 'b')])
+def test_hosts_with_other_class_names(refused, monkeypatch, tmp_path, names):
+    for i in range(4):
+        place = tmp_path / 'set' / 'ab'[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{i}.jpg').write_bytes(jpeg(i + 1))
+    (tmp_path / 'names.txt').write_text('\n'.join(names))
+    model = create_model('tiny', len(names))
+    described = checkpoint.describe(model) | {'transform': {'resize': 32, 'crop': 32}}
+    variables = hrnet_jax.init(model, jax.random.key(0), image_size=32)
+    checkpoint.save(tmp_path / 'tiny', variables, described)
+
+    def gather(row):
+        """The second host sends the same, but of other names where it sends three values."""
+        return np.stack([row, row + [0, 0, 1] if len(row) == 3 else row])
+
+    monkeypatch.setattr('hrnet_jax.runtime.distributed.alone', lambda: False)
+    monkeypatch.setattr('jax.experimental.multihost_utils.process_allgather', gather)
+    line = refused(
+        eval_command.main, '--ckpt', tmp_path, '--dataset', tmp_path / 'set', '--class-names',
+        tmp_path / 'names.txt',
+    )  # fmt: skip
+    assert line == f'error: the processes differ in class names: here {names!r}\n'
+
+
 @pytest.mark.parametrize('broken', [(3,), (0, 10)])
 def test_unreadable_images_are_counted(command, refused, setting, tmp_path, broken):
     _, ckpt, ranking, labels = setting

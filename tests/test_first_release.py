@@ -80,6 +80,24 @@ def test_a_run_goes_on(folder, command):
     assert close(after['batch_stats'], expected['batch_stats']) < 1e-4
 
 
+@pytest.mark.parametrize('order', ['b a', 'b c a'])
+def test_a_run_with_classes_in_another_order(folder, refused, order):
+    """And with others: of as many names as there are."""
+    make_images(folder / 'images')
+    names, words = order.split(), 'keeps that order (a, b)'
+    if 'c' in names:
+        names, words = ['c', 'b'], 'name the classes as before, or take another --workdir'
+        for split in ('train', 'val'):
+            (folder / 'images' / split / 'a').rename(folder / 'images' / split / 'c')
+    (folder / 'names.txt').write_text('\n'.join(names))
+    before = (folder / 'run' / 'config.json').read_text()
+    line = refused(train_command.main, *FLAGS.split(), '--class-names', 'names.txt')
+    said = f'run: class 0 of the run is a, class 0 of the data now is {names[0]}; '
+    assert said in line
+    assert words in line
+    assert (folder / 'run' / 'config.json').read_text() == before
+
+
 def test_a_run_is_read(folder):
     assert list(workdir.evaluations(folder / 'run')) == [2]
     assert workdir.recipe(folder / 'run')['eval_resize'] == 256

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 
+import numpy as np
 import pytest
 
 import train
@@ -98,6 +100,31 @@ def test_half_an_environment(start, values, words):
 def test_flags_come_first(start):
     flags = {'coordinator': 'host:1234', 'num_processes': 2, 'process_id': 0}
     assert start(HALF[0][0], **flags) == [('host:1234', 2, 0)]
+
+
+@pytest.mark.parametrize(
+    ('other', 'said'),
+    [
+        ({}, None),
+        ({'images': 8}, 'images: 7, 8'),
+        ({'class_names': ('cat', 'cow')}, "class names: here ('cat', 'dog')"),
+        ({'class_names': None}, "class names: here ('cat', 'dog')"),
+        ({'flip': False}, 'flip: here True'),
+    ],
+)
+def test_what_all_processes_must_have(monkeypatch, other, said):
+    """The rows of both processes, as each would send its own."""
+    values, sent = {'images': 7, 'class_names': ('cat', 'dog'), 'flip': True}, []
+    monkeypatch.setattr(distributed, 'alone', lambda: False)
+    gather = 'jax.experimental.multihost_utils.process_allgather'
+    monkeypatch.setattr(gather, lambda row: sent.append(row) or np.stack([row, row]))
+    distributed.require_same(**values | other)
+    monkeypatch.setattr(gather, lambda row: np.stack([row, sent[0]]))
+    if said is None:
+        distributed.require_same(**values)
+    else:
+        with pytest.raises(UserError, match=f'^the processes differ in {re.escape(said)}$'):
+            distributed.require_same(**values)
 
 
 def test_exit_code(refused, environment, tmp_path):

@@ -78,6 +78,26 @@ def read(run, step):
     return checkpoint.read_json(run / 'checkpoints' / str(step))
 
 
+@pytest.mark.parametrize(
+    ('name', 'split', 'table'),
+    [
+        ('{}/train.csv', None, 'train'),
+        ('folder:{}/val.csv', None, 'val'),
+        ('{}/none.csv', None, 'none'),
+        ('folder:{}', 'val', 'val'),
+        ('{}', 'train', 'train'),
+    ],
+)
+def test_a_csv_file_for_a_classifier(photos, name, split, table):
+    with pytest.raises(UserError) as stop:
+        get_task('classification').open_dataset(name.format(photos), split, None)
+    assert str(stop.value) == (
+        f'{photos}/{table}.csv: a CSV file is for several labels an image (train.py --recipe '
+        'multilabel); for one class an image, name a folder that holds a folder of images for each '
+        'class'
+    )
+
+
 @pytest.fixture(scope='session')
 def run(once, photos):
     """A whole run of train.py."""
@@ -275,7 +295,7 @@ def test_prediction_of_a_run(command, refused, run, photos, tmp_path):
     assert code == 0, err
     assert 'no label reaches' in printed
     wrong = refused(predict_command.main, *where, '--topk', 3)
-    assert 'unrecognized arguments: --topk' in wrong
+    assert '--topk is for classification; the checkpoint is for multilabel' in wrong
 
 
 def test_views_are_of_classifiers(run):

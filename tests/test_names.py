@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import hrnet_jax
+import train
+from hrnet_jax.commands import eval as evaluate
 
 ROOT = Path(__file__).parents[1]
 LIGHT = """
@@ -59,6 +61,21 @@ def test_reading_images_needs_no_jax():
 def test_architectures_by_other_names(name, meant):
     with pytest.raises(hrnet_jax.UserError, match=rf"'{name}'; perhaps {meant}; known: tiny"):
         hrnet_jax.create_model(name)
+
+
+@pytest.mark.parametrize(
+    ('main', 'given', 'said'),
+    [
+        (train.main, ('--recipe', 'fintune'), "'fintune'; perhaps finetune; known: official, "),
+        (train.main, ('--recipe', 'Official'), "'Official'; perhaps official; known: official, "),
+        (train.main, ('--optimizer', 'adam'), "'adam'; perhaps adamw; known: sgd, adamw"),
+        (train.main, ('--recipe', 'xyz'), "invalid choice: 'xyz' (choose from "),
+        (evaluate.main, ('--dtype', 'float'), "'float'; perhaps float32 or bfloat16; known: "),
+    ],
+)
+def test_choices_by_near_names(main, given, said, refused):
+    assert f'argument {given[0]}: ' in (line := refused(main, *given))
+    assert said in line
 
 
 @pytest.mark.parametrize('command', ['train', 'eval', 'predict', 'hrnet_jax.summary'])

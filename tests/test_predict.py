@@ -9,8 +9,11 @@ import jax
 import numpy as np
 import pytest
 import torch
+from imagenet import picture
 from PIL import Image, ImageOps
+from test_evaluation import Here
 
+import eval as eval_command
 import hrnet_jax
 import predict as predict_command
 from convert import from_torch
@@ -167,6 +170,41 @@ def test_how_images_are_prepared(command, digits, tmp_path):
     assert got == pytest.approx({i: expected[i] for i in got}, abs=1e-5)
 
 
+def test_rotated_photographs(refused, digits, monkeypatch, tmp_path):
+    """eval.py --exif sees what predict.py does, which sees with --no-exif what eval.py does."""
+    files, seen = [], []
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        files.append(tmp_path / 'set' / f'digit {orientation}' / 'a.jpg')
+        files[-1].parent.mkdir(parents=True)
+        picture(orientation, 50, 90).save(files[-1], exif=exif)
+
+    def predicted(model, variables, images, transform, **_):
+        seen.append(np.stack([transform.prepare(image) for image in images]))
+        raise hrnet_jax.UserError('enough')
+
+    def evaluated(model, variables, batches, *_):
+        rows = [batch['image'][batch['mask']] for batch in batches]
+        seen.append(np.concatenate(rows))
+        raise hrnet_jax.UserError('enough')
+
+    monkeypatch.setattr('hrnet_jax.commands.eval.Reader', Here)
+    monkeypatch.setattr('hrnet_jax.inference.evaluation.evaluate', evaluated)
+    monkeypatch.setattr('hrnet_jax.commands.predict.predict', predicted)
+    for flags in (('--exif',), ('--no-exif',), ()):
+        where = ('--ckpt', digits[0], *flags)
+        assert 'enough' in refused(eval_command.main, '--dataset', tmp_path / 'set', *where)
+        assert 'enough' in refused(predict_command.main, *files, *where)
+    with_tag, without = seen[:2], seen[2:4]
+    np.testing.assert_array_equal(*with_tag)
+    np.testing.assert_array_equal(*without)
+    np.testing.assert_array_equal(seen[4], without[0])
+    np.testing.assert_array_equal(seen[5], with_tag[0])
+    differ = [not np.array_equal(*pair) for pair in zip(with_tag[0], without[0], strict=True)]
+    assert differ == [False, True, True, True]
+
+
 def test_fewer_classes_than_five():
     model = create_model('tiny', 3)
     variables = hrnet_jax.init(model, jax.random.key(0))
@@ -190,6 +228,12 @@ def test_wrong_arguments(refused, digits, tmp_path):
         ((tmp_path, *right), 'cannot read'),
         ((good, *right, '--topk', 11), '--topk 11'),
         ((good, *right, '--topk', 0), '--topk 0'),
+        (
+            (good, *right, '--threshold', 0.3),
+            '--threshold is for multilabel; the checkpoint is for classification; see',
+        ),
+        (('--threshold', 0.3, good, *right), '--threshold is for multilabel; the checkpoint is'),
+        ((good, *right, '--treshold', 0.3), 'unrecognized arguments: --treshold 0.3'),
         ((good, *right, '--resize', 16), 'black border'),
         ((good, *right, '--out', tmp_path / 'x.xyz'), '.png'),
         ((good, *right, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),

@@ -122,6 +122,45 @@ def test_jpeg_equals_pil(seed):
     np.testing.assert_array_equal(from_bytes(encoded, transform), resize_crop(image, transform))
 
 
+@pytest.mark.parametrize('form', ['JPEG', 'PNG', 'WEBP'])
+@pytest.mark.parametrize('orientation', [1, 2, 3, 5, 6, 8])
+def test_what_exif_turns(form, orientation, tmp_path):
+    """With it evaluation sees what predict.py sees, and without what predict.py --no-exif sees."""
+    exif, file = Image.Exif(), tmp_path / 'file'
+    exif[0x0112] = orientation
+    encoded = encode(imagenet.picture(1, 50, 91), form, exif=exif)
+    file.write_bytes(encoded)
+    seen = {}
+    for turned in (True, False):
+        transform = Transform(48, 40, exif=turned)
+        seen[turned] = from_bytes(encoded, transform)
+        ours = resize_crop(open_image(file, turned), Transform(48, 40))
+        np.testing.assert_array_equal(seen[turned], ours)
+        with Image.open(file) as image:
+            np.testing.assert_array_equal(transform.prepare(image), ours)
+    assert np.array_equal(seen[True], seen[False]) == (orientation == 1)
+
+
+CUT = {
+    'baseline': {'quality': 90, 'subsampling': '4:4:4'},
+    'subsampled': {'quality': 75, 'subsampling': '4:2:0'},
+    'progressive': {'quality': 80, 'progressive': True},
+}
+
+
+@pytest.mark.parametrize('options', CUT.values(), ids=CUT)
+def test_jpeg_files_that_are_not_whole(options):
+    """Cut off below the crop, as torchvision refuses it; or with something behind the end."""
+    transform = Transform(48, 40)
+    encoded = encode(imagenet.picture(1, 400, 60), 'JPEG', **options)
+    whole = from_bytes(encoded, transform)
+    for kept in (len(encoded) * 9 // 10, len(encoded) - 2):
+        with pytest.raises(tf.errors.OpError, match='no image, or a damaged one'):
+            from_bytes(encoded[:kept], transform)
+    for more in (bytes(100), b'\n', encoded):
+        np.testing.assert_array_equal(from_bytes(encoded + more, transform), whole)
+
+
 def odd_files() -> dict[str, bytes]:
     image = imagenet.picture(1, 50, 61)
     alpha = Image.linear_gradient('L').resize(image.size)
@@ -239,7 +278,12 @@ def test_transform_json():
     transform = Transform(288, 288, 'bicubic', mean=(0.5, 0.5, 0.5))
     assert Transform.from_json(json.loads(json.dumps(transform.to_json()))) == transform
     assert Transform.from_json({}) == Transform()
-    for one in (Transform(), Transform(73, 64, 'bicubic', flip=True)):
+    for one in (
+        Transform(),
+        Transform(73, 64, 'bicubic', flip=True),
+        Transform(73, 64, exif=True),
+        Transform(flip=True, exif=True),
+    ):
         assert Transform.from_text(one.text) == one
 
 
@@ -285,6 +329,7 @@ def test_override_makes_no_border(flags, expected):
         ('std', (1.0, 1.0, 0.0)),
         ('std', None),
         ('flip', 1),
+        ('exif', 6),
         ('std', (1.0, 1.0, float('nan'))),
         ('size', 224),
     ],

@@ -11,9 +11,9 @@ import train as train_command
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.classification import TASK
-from hrnet_jax.tasks.classification_recipes import Digits, Official, Strong
+from hrnet_jax.tasks.classification_recipes import RECIPES, Digits, Official, Strong
 from hrnet_jax.tasks.multilabel import Multilabel
-from hrnet_jax.tasks.recipe import Recipe, evaluation_fields, setting
+from hrnet_jax.tasks.recipe import Recipe, SquareRecipe, evaluation_fields, setting
 from hrnet_jax.tasks.recipe_flags import add_arguments, describe, from_arguments, going_on
 
 
@@ -58,7 +58,7 @@ def test_sizes_that_do_not_fit(given, said):
 
 def test_what_may_change_in_a_run():
     expected = {'eval_split', 'eval_resize', 'eval_crop', 'eval_every', 'eval_max_corrupt'}
-    for cls in (Recipe, Digits, Multilabel):
+    for cls in (SquareRecipe, Digits, Multilabel):
         assert evaluation_fields(cls) == expected
 
 
@@ -73,9 +73,11 @@ def test_flags_of_tuples(capsys):
     class Own(Official):
         size: tuple[int, int] = setting((256, 192), 'height and width')
         widths: tuple[int, ...] = setting((), 'of layers')
+        window: tuple[int, int] | None = setting(None, 'height and width', none='whole images')
 
     made = from_arguments(Own, parsed(Own, '--size', '64', '96', '--widths', '3'))
-    assert (made.size, made.widths) == ((64, 96), (3,))
+    assert (made.size, made.widths, made.window) == ((64, 96), (3,), None)
+    assert from_arguments(Own, parsed(Own, '--window', '48', '64')).window == (48, 64)
     assert all(type(x) is int for x in (*made.size, *made.widths))
     assert from_arguments(Own, parsed(Own)) == Own()
     assert from_arguments(Own, parsed(Own, '--milestones', '1', '2.5')).milestones == (1.0, 2.5)
@@ -152,8 +154,9 @@ def test_help_of_one_recipe_is_whole(command, name):
     assert f'{name}: ' in text
     assert 'yet run to the end by us' in text or 'Run by us' in text
     assert ('PATH/SPLIT.csv' in text) == (name == 'multilabel')
-    assert ('of class folders' in text) == (name != 'multilabel')
-    needed = {'distill': '--teacher', 'finetune': '--init', 'multilabel': '--dataset'}.get(name)
+    assert ('of class folders' in text) == (name in RECIPES)
+    own = {'distill': '--teacher', 'finetune': '--init'}
+    needed = own.get(name, '--dataset' if name in ('multilabel', 'segment') else None)
     assert text.count('(needed)') == (needed is not None)
     if needed:
         options = text.partition('what the result depends on')[2]

@@ -14,6 +14,7 @@ import pytest
 
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.data import imagenet
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
@@ -21,6 +22,7 @@ from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.training import saving
 from hrnet_jax.training.step import create_state, make_optimizer
 
+IDS = list(imagenet.classes())
 MODEL = create_model('tiny', 10)
 RECIPE = Digits(ema=0.9)
 
@@ -231,6 +233,36 @@ def test_another_task_is_refused(store, state, tmp_path):
     store.describe['task'] = 'multilabel'
     with pytest.raises(UserError, match='is for classification, not multilabel.*--init'):
         read(store, state)
+
+
+NUMBERS = [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ('before', 'now', 'said'),
+    [
+        (sorted(NUMBERS), NUMBERS, 'class 2 of the run is 10, class 2 of the data now is 2; '),
+        (['ant', 'bee'], ['bee', 'ant'], 'names in the order of the run, one a line, keeps that'),
+        (['ant', 'bee'], ['ant', 'cow'], 'class 1 of the data now is cow; name the classes as bef'),
+        (None, [*IDS[1:], IDS[0]], f'run is {IDS[0]}, class 0 of the data now is {IDS[1]}'),
+        (None, IDS, None),
+        (['ant', 'bee'], ['ant', 'bee'], None),
+        (['ant', 'bee'], None, None),
+    ],
+)  # fmt: skip
+def test_the_order_of_classes_stays(tmp_path, before, now, said):
+    for step, names in ((1, ['x'] * len(now or '')), (2, before)):  # the newest counts
+        file = tmp_path / workdir.CHECKPOINTS / str(step) / workdir.META
+        file.parent.mkdir(parents=True)
+        meta = {'class_names': names, 'num_classes': len(now or ''), 'training': {'scores': {}}}
+        file.write_text(json.dumps(meta))
+    if said is None:
+        saving.require_classes(tmp_path, now)
+    else:
+        with pytest.raises(UserError, match=said) as stop:
+            saving.require_classes(tmp_path, now)
+        assert str(stop.value).endswith('; --force goes on in spite of it')
+    saving.require_classes(tmp_path / 'new', now)
 
 
 def test_a_folder_of_the_first_release(store, state):

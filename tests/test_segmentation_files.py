@@ -17,6 +17,7 @@ import hrnet_jax
 from convert import folders, from_torch, to_torch
 from convert.__main__ import main
 from convert.conversion import convert, official
+from convert.files import Written
 from convert.verification import verify
 from convert.writing import model_of
 from hrnet_jax import checkpoint
@@ -162,9 +163,10 @@ def test_there_and_back_with_the_command(command, refused, tmp_path):
         before, after = (checkpoint.read_json(tmp_path / d / 'tiny') for d in ('a', layout))
         for field in ('task', 'arrays', 'class_names', 'upsample', 'align_corners', 'transform'):
             assert before[field] == after[field]
-        code, out, err = command(main, file, '--out', tmp_path / f'{layout}_trunk', '--backbone')
+        place = tmp_path / f'{layout}_trunk'
+        code, out, err = command(main, file, '--out', place, '--backbone')
         assert code == 0, err
-        trunk, _ = hrnet_jax.load(tmp_path / f'{layout}_trunk')
+        trunk, _ = hrnet_jax.load(place)
         assert (trunk.upsample, trunk.align_corners) == ('bilinear_two_step', True)
     for layout in ('timm', 'mmpretrain'):
         assert f'segmentation, which has no layout {layout}; known: official, mmseg' in refused(
@@ -275,6 +277,7 @@ def test_a_published_name(command, refused, tmp_path, monkeypatch):
         assert 'align_corners is not in the file' not in out
         assert '150 classes, official layout, published as 43.1 % mIoU on ade20k\n' in out
         [place] = (tmp_path / file[:5]).iterdir()
+        assert Written(tmp_path / 'x.pth', 'official', checkpoint.read_json(place)).head_bias
         meta = json.loads((place / 'checkpoint.json').read_text())
         assert (meta['align_corners'], meta['upsample']) == (True, 'bilinear')
         assert meta['class_names'][:2] == ['wall', 'building']

@@ -14,7 +14,7 @@ from PIL import Image
 from hrnet_jax import data
 from hrnet_jax.data import tfds as data_tfds
 from hrnet_jax.data import training
-from hrnet_jax.data.training import TrainData, aligned
+from hrnet_jax.data.training import TrainData, aligned, beside
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
@@ -183,6 +183,29 @@ def test_damaged_record_files_stop_the_run(tmp_path, monkeypatch):
     recipe = Recipe(batch_size=16, bn_group_size=None, image_size=32)
     with pytest.raises(UserError, match='files end before their 48 examples|cannot be read'):
         take(TrainData(source, recipe).batches(), 3)
+
+
+@pytest.mark.parametrize('gone', [(1,), (0, 1, 2, 3)])
+@pytest.mark.parametrize('when', ['before the epoch', 'within it'])
+def test_a_record_file_that_is_not_there(tmp_path, monkeypatch, gone, when):
+    """To ignore that none can be opened had no end; one alone was not missed."""
+    data_dir = make_imagenet(tmp_path, 8, train=48)
+    monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
+    source = data.open_dataset('imagenet2012', 'train', data_dir)
+    every = sorted(map(str, Path(data_dir).rglob('*train.tfrecord*')))
+    assert list(source.files) == every
+    stream = TrainData(source, dataclasses.replace(SMALL, batch_size=16)).batches()
+    if when == 'within it':  # the storage is lost after it was looked at
+        monkeypatch.setattr(training, 'unopened', lambda files: [])
+    for i in gone:
+        Path(every[i]).unlink()
+    names = ', '.join(every[i] for i in gone)
+    words = {
+        'before the epoch': f'^imagenet2012: these of its files cannot be opened: {names}$',
+        'within it': '^imagenet2012: .* cannot be read',
+    }[when]
+    with pytest.raises(UserError, match=words):
+        beside(take, stream, 4).result(timeout=60)
 
 
 def test_aligned_puts_every_example_at_its_place():

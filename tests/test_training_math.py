@@ -127,6 +127,35 @@ def test_warm_up_and_scaling_with_the_batch():
         np.testing.assert_allclose(rates(double, 7, 300), 2 * rates(recipe, 7, 300), 1e-6)
 
 
+@pytest.mark.parametrize(('steps', 'epochs'), [(400, 1), (None, 40)])
+def test_poly(steps, epochs):
+    """Its length in steps or in epochs; its minimum grows with the batch as its peak does."""
+    recipe = Recipe(
+        schedule='poly', learning_rate=0.01, min_rate=1e-4, power=0.9, steps=steps, epochs=epochs,
+        batch_size=256, base_batch=128,
+    )  # fmt: skip
+    assert recipe.total_steps(10) == 400
+    expected = (0.02 - 2e-4) * (1 - np.arange(401) / 400) ** 0.9 + 2e-4
+    np.testing.assert_allclose(rates(recipe, 10, 401), expected, 1e-5)
+
+
+def test_warm_up_in_steps_from_a_part():
+    """The rate falls at its epochs, counted from the beginning."""
+    recipe = Recipe(
+        learning_rate=0.1, milestones=(6, 9), warmup_steps=50, warmup_factor=0.2, epochs=12
+    )
+    found = rates(recipe, 10, 120)
+    np.testing.assert_allclose(found[:50], 0.1 * (0.2 + 0.8 * np.arange(50) / 50), 1e-5)
+    expected = np.repeat([0.1, 0.01, 0.001], [10, 30, 30])
+    np.testing.assert_allclose(found[50:], expected, 1e-5)
+
+
+def test_cosine_with_a_minimum():
+    recipe = Recipe(schedule='cosine', learning_rate=0.1, min_rate=0.01, epochs=10)
+    expected = 0.01 + 0.09 * (1 + np.cos(np.pi * np.arange(11) / 10)) / 2
+    np.testing.assert_allclose(rates(recipe, 1, 11), expected, 1e-5)
+
+
 # Groups of parameters.
 
 

@@ -39,15 +39,22 @@ def recipe(workdir: Path) -> dict[str, Any]:
         return {}
 
 
-def evaluations(workdir: Path) -> dict[int, float]:
-    """Step -> score, of the evaluations before the newest readable checkpoint; higher is better."""
+def described(workdir: Path) -> dict[str, Any]:
+    """The JSON of the newest checkpoint where that can be read; empty where there is none."""
     for step in reversed(steps(workdir)):
         try:
             meta = json.loads((workdir / CHECKPOINTS / str(step) / META).read_text())
-            return scores(meta['training'])
+            scores(meta['training'])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # `format.read_json` says what is wrong with it
+        return meta
     return {}
+
+
+def evaluations(workdir: Path) -> dict[int, float]:
+    """Step -> score, of the evaluations before the newest readable checkpoint; higher is better."""
+    meta = described(workdir)
+    return scores(meta['training']) if meta else {}
 
 
 def scores(training: dict[str, Any]) -> dict[int, float]:

@@ -74,6 +74,24 @@ def add_evaluations(parser: Parser, tasks: Iterable[Task]) -> list[str]:
     return [name for task in tasks for name in _add(parser, task.name, task.add_evaluation_flags)]
 
 
+def refuse_others(parser: Parser, own: Task) -> None:
+    """Where a flag is given that another task alone has, one line names that task."""
+    for task in every_task():
+        flags: Any = argparse.ArgumentParser(add_help=False)
+        task.protocol.add_flags(flags)
+        task.add_prediction_flags(flags)
+        said = f'is for {task.name}; the checkpoint is for {own.name}'
+        for flag in flags._option_string_actions.keys() - parser._option_string_actions.keys():
+            parser.add_argument(
+                flag, action=_Refused, const=said, nargs='*', help=argparse.SUPPRESS
+            )
+
+
+class _Refused(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.error(f'{self.option_strings[0]} {self.const}')
+
+
 def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
     """The values of those flags that are on the command line."""
     return {name: getattr(args, name) for name in flags if getattr(args, name) is not None}

@@ -150,7 +150,9 @@ def main() -> None:
     main_process = distributed.is_main()
     for note in source.notes if main_process else ():
         print(f'note: {note}')
-    distributed.require_same(examples=total, batch_size=share.batch_size)
+    distributed.require_same(
+        examples=total, batch_size=share.batch_size, class_names=source.class_names
+    )
     result = evaluate(
         fast.model,
         fast.variables,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from hrnet_jax.commands.arguments import (
     add_protocols,
     every_task,
     given,
+    refuse_others,
 )
+from hrnet_jax.data.preprocess import open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
@@ -36,6 +39,8 @@ def main() -> None:
     )
     tasks = _tasks()
     of_protocol, of_prediction = add_protocols(p, tasks), add_predictions(p, tasks)
+    if len(tasks) == 1:
+        refuse_others(p, tasks[0])
     args = p.parse_args()
 
     for file in (args.json, args.out):
@@ -54,7 +59,10 @@ def main() -> None:
     except UserError as error:
         raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
-    images = [task.open_image(path) for path in args.images]
+    read = task.open_image
+    if getattr(args, 'exif', None) is False:  # of a protocol whose images PIL reads
+        read = functools.partial(open_image, turned=False)
+    images = [read(path) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,

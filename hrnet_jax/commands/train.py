@@ -12,7 +12,6 @@ import importlib.util
 import os
 import sys
 import traceback
-import zlib
 from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
@@ -103,10 +102,10 @@ def main() -> None:
         raise UserError(f'--profile {args.profile[0]} {args.profile[1]}: the first must come first')
     distributed.start(args)
     own = ('process_id', 'data_dir')  # may differ between hosts
-    shared = sorted((name, str(v)) for name, v in vars(args).items() if name not in own)
-    shared.append(('fields', str(recipe.to_json())))  # some are from the training folder
+    shared = {name: value for name, value in sorted(vars(args).items()) if name not in own}
     compilation.enable_cache()
-    distributed.require_same(flags=zlib.crc32(repr(shared).encode()) >> 1)
+    # Some fields of the recipe are from the training folder.
+    distributed.require_same(**shared, fields_of_the_recipe=recipe.to_json())
 
     # Imported after `start`, so that nothing has touched a device before it.
     from hrnet_jax.training.experiment import Experiment, Options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,42 +42,49 @@ def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Buc
     Args:
         sizes: height and width of each image.
     """
-    kinds: dict[tuple[Size, ...], list[int]] = collections.defaultdict(list)
-    for number, size in enumerate(sizes):
-        height, width = map(int, size)
-        kinds[(height, width), *views.sizes((height, width))].append(number)
     limit = min(limit, 1 + len(sizes) // _IMAGES)
-    exact = len(kinds) <= limit
-    if not exact:
-        kinds = _merged(kinds, limit)
+    edges = [(int(height), int(width)) for height, width in sizes]
+    same: dict[Size, list[int]] = collections.defaultdict(list)
+    for number, size in enumerate(edges):
+        same[size].append(number)
+    if len(same) <= limit:
+        found = [(tuple(views.sizes(size)), size, numbers) for size, numbers in same.items()]
+    else:
+        found = [
+            (shapes, _rounded([np.max([edges[i] for i in numbers], 0)], ROUND)[0], numbers)
+            for shapes, numbers in _merged([views.sizes(size) for size in edges], limit).items()
+        ]
     return [
-        Bucket(kind[1:], kind[0], np.array(sorted(numbers)), exact)
-        for kind, numbers in sorted(kinds.items(), key=lambda item: min(item[1]))
+        Bucket(shapes, image_hw, np.array(sorted(numbers)), len(same) <= limit)
+        for shapes, image_hw, numbers in sorted(found, key=lambda item: min(item[2]))
     ]
 
 
-def _merged(
-    kinds: dict[tuple[Size, ...], list[int]], limit: int
-) -> dict[tuple[Size, ...], list[int]]:
-    def rounded(kind: tuple[Size, ...], unit: int) -> tuple[Size, ...]:
-        return tuple((-(-h // unit) * unit, -(-w // unit) * unit) for h, w in kind)
+_Shapes = tuple[Size, ...]
 
+
+def _rounded(shapes: Iterable[Any], unit: int) -> _Shapes:
+    return tuple((int(-(-h // unit) * unit), int(-(-w // unit) * unit)) for h, w in shapes)
+
+
+def _merged(sizes: Sequence[Sequence[Size]], limit: int) -> dict[_Shapes, list[int]]:
+    """The numbers of the images by the shapes of their views."""
     unit = ROUND
-    while len({rounded(kind, unit) for kind in kinds}) > max(_KINDS, limit):
+    while len({_rounded(shapes, unit) for shapes in sizes}) > max(_KINDS, limit):
         unit *= 2
-    held: dict[tuple[Size, ...], list[int]] = collections.defaultdict(list)
-    for kind, numbers in kinds.items():
-        held[rounded(kind, unit)] += numbers
+    held: dict[_Shapes, list[int]] = collections.defaultdict(list)
+    for number, shapes in enumerate(sizes):
+        held[_rounded(shapes, unit)].append(number)
 
-    def union(a: tuple[Size, ...], b: tuple[Size, ...]) -> tuple[Size, ...]:
+    def union(a: _Shapes, b: _Shapes) -> _Shapes:
         return tuple((max(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))
 
-    def cost(kind: tuple[Size, ...], count: int) -> int:
-        return count * sum(h * w for h, w in kind[1:])
+    def cost(shapes: _Shapes, count: int) -> int:
+        return count * sum(height * width for height, width in shapes)
 
-    def added(pair: tuple[tuple[Size, ...], tuple[Size, ...]]) -> int:
-        counts = [len(held[kind]) for kind in pair]
-        before = sum(cost(kind, count) for kind, count in zip(pair, counts, strict=True))
+    def added(pair: tuple[_Shapes, _Shapes]) -> int:
+        counts = [len(held[shapes]) for shapes in pair]
+        before = sum(cost(shapes, count) for shapes, count in zip(pair, counts, strict=True))
         return cost(union(*pair), sum(counts)) - before
 
     while len(held) > limit:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hrnet_jax.data.preprocess import SUPPORT, Transform, to_rgb
+from hrnet_jax.data.preprocess import SUPPORT, Transform, resize_crop, to_rgb
 
 if TYPE_CHECKING:
     import tensorflow as tf
+    from PIL import Image
 
     # First and last row and column of a box, int32 (2,) each -> pixels that contain it, uint8
     # (H, W, 3), and the row and column where they start.
@@ -27,7 +29,10 @@ _LARGE = 1 << 23
 
 
 def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
-    """Decodes, resizes and crops, for use in tf.data; the EXIF tag is ignored, as torchvision does.
+    """Decodes, resizes and crops, for use in tf.data.
+
+    The EXIF tag is ignored, as torchvision does, unless `transform.exif`: TensorFlow does not read
+    the tag, so that then PIL does everything.
 
     Args:
         encoded: string scalar, the bytes of an image file.
@@ -35,6 +40,9 @@ def evaluation_image(encoded: tf.Tensor, transform: Transform) -> tf.Tensor:
     Returns:
         uint8 (crop, crop, 3).
     """
+    if transform.exif:
+        prepare = functools.partial(resize_crop, transform=transform)
+        return _checked(_by_pil(encoded, prepare), transform.crop)
     return resize_crop_tf(*reader(encoded), transform)
 
 
@@ -42,17 +50,23 @@ def reader(encoded: tf.Tensor) -> tuple[tf.Tensor, Read]:
     """Height and width of an image file, and its pixels, as PIL's `convert('RGB')`.
 
     TensorFlow decodes PNG, and JPEG with the accurate inverse DCT, which agrees with PIL in every
-    bit (its default does not). PIL decodes the rest: CMYK, which differs, GIF, BMP, WebP, ...
+    bit (its default does not). PIL decodes the rest: CMYK, which differs, GIF, BMP, WebP, ...; and
+    a JPEG without the mark of its end: cut off, which TensorFlow would not notice below the part
+    that it decodes, or with something behind it.
     """
     import tensorflow as tf
 
     # As little as possible inside of `cond`, which is slow: it visits the other branch, too.
     shape = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b'\xff\xd8\xff',
-        lambda: tf.io.extract_jpeg_shape(encoded),
+        lambda: tf.where(
+            tf.strings.substr(encoded, -2, 2) == b'\xff\xd9',
+            tf.io.extract_jpeg_shape(encoded),
+            [0, 0, 4],
+        ),
         lambda: tf.constant([0, 0, 4]),
     )
-    in_part = shape[2] != 4  # A JPEG file, not of CMYK.
+    in_part = shape[2] != 4  # A JPEG file, not of CMYK, with the mark of its end.
     whole = tf.cond(in_part, lambda: tf.zeros((0, 0, 3), tf.uint8), lambda: _decode_whole(encoded))
     size = tf.where(in_part, shape[:2], tf.shape(whole)[:2])
 
@@ -79,21 +93,33 @@ def _decode_whole(encoded: tf.Tensor) -> tf.Tensor:
     pixels = tf.cond(
         tf.strings.substr(encoded, 0, 3) == b'\x89PN',
         lambda: tf.io.decode_png(encoded, channels=3),
-        lambda: tf.numpy_function(_decode_by_pil, [encoded], tf.uint8),
+        lambda: _by_pil(encoded, to_rgb),
     )
-    readable = tf.debugging.assert_positive(tf.size(pixels), 'it is no image, or a damaged one')
-    with tf.control_dependencies([readable]):
-        return tf.ensure_shape(pixels, (None, None, 3))
+    return _checked(pixels)
 
 
-def _decode_by_pil(encoded: bytes) -> np.ndarray:
+def _by_pil(encoded: tf.Tensor, prepare: Callable[[Image.Image], Any]) -> tf.Tensor:
+    """What `prepare` makes of PIL's image; (0, 0, 3) where there is none."""
+    import tensorflow as tf
     from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(to_rgb(image))
-    except Exception:  # of any kind; TensorFlow would print it with its traceback
-        return np.zeros((0, 0, 3), np.uint8)
+    def decode(encoded: bytes) -> np.ndarray:
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                return np.asarray(prepare(image))
+        except Exception:  # of any kind; TensorFlow would print it with its traceback
+            return np.zeros((0, 0, 3), np.uint8)
+
+    return tf.numpy_function(decode, [encoded], tf.uint8)
+
+
+def _checked(pixels: tf.Tensor, edge: int | None = None) -> tf.Tensor:
+    """The pixels, (edge, edge, 3); an error where there are none."""
+    import tensorflow as tf
+
+    readable = tf.debugging.assert_positive(tf.size(pixels), 'it is no image, or a damaged one')
+    with tf.control_dependencies([readable]):
+        return tf.ensure_shape(pixels, (edge, edge, 3))
 
 
 def resize_crop_tf(

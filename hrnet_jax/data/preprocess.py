@@ -37,6 +37,8 @@ class Transform(Protocol):
         interpolation: the PIL filter, 'bilinear' or 'bicubic', both antialiased.
         mean, std: of the three channels R, G, B, in units of the full range.
         flip: the outputs are the mean of those for the image and for its mirror image.
+        exif: a photograph is first turned as its EXIF tag says. What is no file or PIL image has no
+            tag; predict.py turns every photograph unless it is told not to.
 
     Raises:
         UserError: if a value makes no sense.
@@ -48,6 +50,7 @@ class Transform(Protocol):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     flip: bool = False
+    exif: bool = False
 
     def __post_init__(self):
         for name in ('resize', 'crop'):
@@ -59,8 +62,9 @@ class Transform(Protocol):
                 f'transform: interpolation must be one of {", ".join(SUPPORT)}, '
                 f'not {self.interpolation!r}'
             )
-        if not isinstance(self.flip, bool):
-            raise UserError(f'transform: flip must be true or false, not {self.flip!r}')
+        for name in ('flip', 'exif'):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f'transform: {name} must be true or false, not {value!r}')
         for name in ('mean', 'std'):
             try:
                 value = tuple(float(x) for x in getattr(self, name))
@@ -80,14 +84,14 @@ class Transform(Protocol):
     @property
     def text(self) -> str:
         """Without mean and std, such as 'resize 256 crop 224 bilinear'."""
-        flip = ' flip' * self.flip
-        return f'resize {self.resize} crop {self.crop} {self.interpolation}{flip}'
+        more = ' flip' * self.flip + ' exif' * self.exif
+        return f'resize {self.resize} crop {self.crop} {self.interpolation}{more}'
 
     @classmethod
     def from_text(cls, text: str) -> Self:
         """The inverse of `text`, with ImageNet's mean and std."""
-        _, resize, _, crop, interpolation, *flip = text.split()
-        return cls(int(resize), int(crop), interpolation, flip=flip == ['flip'])
+        _, resize, _, crop, interpolation, *more = text.split()
+        return cls(int(resize), int(crop), interpolation, flip='flip' in more, exif='exif' in more)
 
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         return resize_crop(image, self)
@@ -120,6 +124,12 @@ class Transform(Protocol):
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
         )
+        group.add_argument(
+            '--exif',
+            action=argparse.BooleanOptionalAction,
+            help='turn photographs as their EXIF tag says (default: predict.py does, eval.py does '
+            'not)',
+        )
 
     def override(self, multiple: int = 1, **flags: Any) -> Self:
         """See `Protocol.override`; a crop above the resize raises it in proportion.
@@ -146,8 +156,8 @@ class Transform(Protocol):
         return transform
 
 
-def open_image(path: str) -> Image.Image:
-    """The picture in a file as a person sees it: RGB, turned as its EXIF tag says.
+def open_image(path: str, turned: bool = True) -> Image.Image:
+    """The picture in a file: RGB, and as a person sees it, `turned` as its EXIF tag says.
 
     Alpha is dropped, 16-bit grey is scaled to 8 bits.
 
@@ -158,7 +168,7 @@ def open_image(path: str) -> Image.Image:
 
     try:
         with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file.
         raise UserError(f'cannot read {path} as an image: {error}') from error
 
@@ -200,7 +210,7 @@ def rgb_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.ndarray:
-    """Resize and CenterCrop of torchvision, through PIL.
+    """Resize and CenterCrop of torchvision, through PIL; before them, what `transform.exif` says.
 
     Two resizes of one axis each, the width first, as every Pillow before 13 does in one call; 13
     begins with the height where it is more than twice the width, which changes some values by 1.
@@ -211,8 +221,10 @@ def resize_crop(image: Image.Image | np.ndarray, transform: Transform) -> np.nda
     Returns:
         uint8 (crop, crop, 3).
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    if transform.exif and isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
     image = rgb_image(image)
     crop, (width, height) = transform.crop, image.size
     short = min(width, height)

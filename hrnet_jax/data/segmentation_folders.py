@@ -103,9 +103,7 @@ def find_root(data_dir: str, layout: Layout) -> str:
     places = [os.path.join(data_dir, inner) for inner in ('', *layout.inside)]
     found = next((place for place in places if os.path.isdir(os.path.join(place, top))), None)
     if found is None:
-        raise UserError(
-            f'{data_dir} holds no folder {top}, nor do {", ".join(layout.inside)} in it'
-        )
+        raise UserError(f'{data_dir} holds no {top}, nor does {listed(layout.inside)} in it')
     return os.path.normpath(found)
 
 
@@ -142,7 +140,7 @@ def published_pairs(
         pairs.append((stem + layout.suffix, image, label or ''))
     if missing:
         raise UserError(
-            f'{len(missing)} files of {len(pairs)} images are missing: {listed(missing)}'
+            f'{len(missing)} files are missing for {len(pairs)} images: {listed(missing)}'
         )
     return pairs, used[2] or {}, notes
 
@@ -182,7 +180,7 @@ def own_pairs(root: str, split: str | None) -> tuple[str, list[Pair], tuple[str,
         hint = _splits_of(root)
         raise UserError(
             f'{place} has no folders images and labels'
-            + (f'; name a split: {", ".join(hint)}' if hint and not split else '')
+            + (f'; name a split: {", ".join(sorted(hint))}' if hint and not split else '')
         )
     images, labels = map(list_images, folders)
 
@@ -191,8 +189,9 @@ def own_pairs(root: str, split: str | None) -> tuple[str, list[Pair], tuple[str,
 
     label_of = {stem(name): name for name in labels.images}
     found = [name for name in images.images if stem(name) in label_of]
-    if not found and not split and (hint := _splits_of(root)):
-        raise UserError(f'{root}: name a split: {", ".join(hint)}')
+    hint = sorted(_splits_of(root) & set(images.folders)) if found else _splits_of(root)
+    if not split and hint and all(os.sep in name for name in found):
+        raise UserError(f'{root}: name a split: {", ".join(sorted(hint))}')
     if missing := sorted(set(images.images) - set(found)):
         raise UserError(
             f'{len(missing)} of {len(images.images)} images have no label map in {folders[1]}: '
@@ -210,7 +209,7 @@ def own_pairs(root: str, split: str | None) -> tuple[str, list[Pair], tuple[str,
     return split or '', pairs, notes
 
 
-def _splits_of(root: str) -> list[str]:
+def _splits_of(root: str) -> set[str]:
     """Names of folders that may be splits."""
 
     def inside(*place: str) -> set[str]:
@@ -219,7 +218,7 @@ def _splits_of(root: str) -> list[str]:
         return {name for name in held if os.path.isdir(os.path.join(path, name))}
 
     around = {name for name in inside() if 'images' in inside(name)}
-    return sorted(inside('images') | inside('labels') | around)
+    return inside('images') & inside('labels') | around
 
 
 def class_names(root: str) -> tuple[str, ...] | int:

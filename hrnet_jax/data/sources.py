@@ -142,6 +142,7 @@ class Source(Facts):
         parse: a tuple -> one example as `records` has it.
         check: (source, batch) raises UserError at an example that cannot be right.
         paths: of the files of the images, if each has its own.
+        files: of the others, which hold many examples each.
     """
 
     raw: Callable[..., tf.data.Dataset] = dataclasses.field(repr=False, kw_only=True)
@@ -153,6 +154,7 @@ class Source(Facts):
         repr=False, kw_only=True, default=lambda source, batch: check_labels(source, batch)
     )
     paths: tuple[str, ...] = dataclasses.field(default=(), repr=False, kw_only=True)
+    files: tuple[str, ...] = dataclasses.field(default=(), repr=False, kw_only=True)
 
     def records(self, first: int, stop: int) -> tf.data.Dataset:
         """These examples in their fixed order, undecoded: image (string), name (string), the

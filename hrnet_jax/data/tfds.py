@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data import integrity
 from hrnet_jax.data.sources import (
     DATASETS,
     LABEL,
@@ -155,7 +156,7 @@ def _tfds_access(row, features, instructions, num_bytes, decode, read) -> dict[s
         numbers = (tf.constant(x, tf.int64) for x in (skips, takes))
         table = tf.data.Dataset.from_tensor_slices((tf.constant(paths, tf.string), *numbers))
         # Several files at once: one alone is too slow from remote storage.
-        data = table.interleave(
+        data = table.map(_opened()).interleave(
             tf.autograph.experimental.do_not_convert(part),
             cycle_length=16 if seed is None else _TOGETHER,
             block_length=16,
@@ -195,7 +196,26 @@ def _tfds_access(row, features, instructions, num_bytes, decode, read) -> dict[s
         return tensorflow().data.Dataset.from_tensor_slices(chosen)
 
     in_memory = 0 < num_bytes <= IN_MEMORY
-    return {'raw': raw, 'pick': pick if in_memory else None, 'parse': parse}
+    files = tuple(str(file.filename) for file in instructions)
+    return {'raw': raw, 'pick': pick if in_memory else None, 'parse': parse, 'files': files}
+
+
+@functools.cache
+def _opened() -> Any:
+    """Path and range of a file -> the same; what cannot be opened is read for its error, which then
+    comes once. A TFRecordDataset repeats it, and who ignores errors would wait without an end.
+
+    Traced once: there are up to 64 lanes in training."""
+    tf = tensorflow()
+
+    def opened(path, skip, take):
+        fine = tf.numpy_function(integrity.opens, [path], tf.bool)
+        error = tf.cond(fine, lambda: '', lambda: tf.io.read_file(path))
+        with tf.control_dependencies([error]):
+            return tf.identity(path), skip, take
+
+    specs = [tf.TensorSpec((), kind) for kind in (tf.string, tf.int64, tf.int64)]
+    return tf.function(opened, input_signature=specs, autograph=False)
 
 
 def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:

@@ -14,35 +14,26 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from hrnet_jax.data.augment import rand_augment, random_flip, random_resized_crop
+from hrnet_jax.data.integrity import unopened
+from hrnet_jax.data.shares import NAMED, Plan, Shares
 from hrnet_jax.data.sources import Source, opened, tensorflow
-from hrnet_jax.errors import UserError, first_line
+from hrnet_jax.errors import UserError, first_line, listed
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 LANES = 64
 AHEAD = 100  # steps before the end of an epoch, or more, at which the next is opened
-NAMED = 5  # unreadable images that a message names
 
 
-class Plan(Protocol):
-    """What is read and how it is augmented: these fields of a `tasks.recipe.Recipe`."""
+class SquarePlan(Plan, Protocol):
+    """How it is augmented: these fields of a `tasks.recipe.SquareRecipe`."""
 
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def microbatch(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def max_corrupt(self) -> float: ...
     @property
     def image_size(self) -> int: ...
     @property
@@ -58,41 +49,13 @@ class Plan(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainData:
-    """The batches of one process.
-
-    Attributes:
-        source: the training split.
-        recipe: its batch_size, accumulate, seed and augmentation.
-        process_index, process_count: which share of how many.
-
-    Raises:
-        UserError: if the split is smaller than a batch, or a batch cannot be shared out.
-    """
+class TrainData(Shares):
+    """The batches of one process: see `Shares`."""
 
     source: Source
-    recipe: Plan
-    process_index: int = 0
-    process_count: int = 1
+    recipe: SquarePlan
 
-    def __post_init__(self) -> None:
-        name, batch = self.source.dataset.name, self.recipe.batch_size
-        if not self.steps_per_epoch:
-            raise UserError(
-                f'{name} has {self.source.num_examples} training images, less than a batch of '
-                f'{batch}; take a smaller --batch-size'
-            )
-        if self.lanes % self.process_count:
-            raise UserError(
-                f'{self.recipe.microbatch} images (batch_size / accumulate) cannot be shared out '
-                f'among {self.process_count} processes; choose a multiple of {self.process_count}'
-                + (f', at most {LANES} processes' if self.process_count > LANES else '')
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches; what remains of an epoch's order is left out."""
-        return self.source.num_examples // self.recipe.batch_size
+    most_processes: ClassVar[float] = LANES
 
     @property
     def lanes(self) -> int:
@@ -135,6 +98,9 @@ class TrainData:
     def _open(self, epoch: int, first: int) -> Iterator[dict[str, np.ndarray]]:
         """An epoch's examples from batch `first` on, with its first batch already made."""
         tf, r = tensorflow(), self.recipe
+        if self.source.pick is None and (closed := unopened(self.source.files)):
+            name = self.source.dataset.name
+            raise UserError(f'{name}: these of its files cannot be opened: {listed(closed)}')
         size = r.batch_size // self.process_count
         steps = self.steps_per_epoch - first
         raw = self._raw(epoch, first * r.accumulate).take(steps * size)
@@ -162,23 +128,17 @@ class TrainData:
     def _epoch(
         self, epoch: int, first: int, data: Iterator[dict[str, np.ndarray]]
     ) -> Iterator[dict[str, np.ndarray]]:
-        r, name = self.recipe, self.source.dataset.name
-        shape = (r.accumulate, r.microbatch // self.process_count)
-        limit = math.ceil(r.max_corrupt * self.source.num_examples / self.process_count)
         missing: list[int] = []
-        for batch in aligned(data, self.steps_per_epoch - first, math.prod(shape)):
+        for batch in aligned(data, self.steps_per_epoch - first, math.prod(self.shape)):
             missing += batch.pop('missing').tolist()
-            if len(missing) > limit:
-                raise UserError(
-                    f'{name}: {len(missing)} images of epoch {epoch} cannot be read, more than '
-                    f'--max-corrupt {r.max_corrupt:g} allows: '
-                    f'{self._names(epoch, first, missing[:NAMED])}; remove them or allow more'
-                )
+            if len(missing) > self.most_missing:
+                names = self._names(epoch, first, missing[:NAMED])
+                raise self.too_many(epoch, len(missing), names)
             self.source.check(self.source, batch)
             kept = ('image', *(field.name for field in self.source.fields), 'weight')
-            yield {k: batch[k].reshape((*shape, *batch[k].shape[1:])) for k in kept}
+            yield {k: batch[k].reshape((*self.shape, *batch[k].shape[1:])) for k in kept}
 
-    def _names(self, epoch: int, first: int, numbers: list[int]) -> str:
+    def _names(self, epoch: int, first: int, numbers: list[int]) -> list[str]:
         raw = self._raw(epoch, first * self.recipe.accumulate)
         names = []
         # Where there is no direct way to an example, each costs a pass over those before it.
@@ -189,7 +149,7 @@ class TrainData:
                 names.append(name.numpy().decode())
             except (ValueError, tensorflow().errors.OpError) as error:
                 names.append(f'a record ({first_line(error)})')
-        return ', '.join(names)
+        return names
 
     def _raw(self, epoch: int, first: int) -> tf.data.Dataset:
         """This process's examples of an epoch, from its `first` part on, a block of each lane."""

@@ -7,6 +7,7 @@ Representations for Semantic Segmentation", ECCV 2020, figure 3. Layers have the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -16,16 +17,19 @@ import jax.numpy as jnp
 from hrnet_jax.archs import Arch, at_least_one, get_arch
 from hrnet_jax.backbone import FeatureInfo, HRNet, Network
 from hrnet_jax.errors import UserError
-from hrnet_jax.layers import Array, Options, at_least_float32, conv, conv_norm
+from hrnet_jax.layers import Array, ConvNorm, Options, at_least_float32, conv, conv_norm
 from hrnet_jax.upsampling import Upsample
 
 Head = Literal['fcn', 'ocr']
 
 
-def fcn(x: Array, num_classes: int, name: str, opts: Options, train: bool) -> Array:
-    """A 1x1 convolution as wide as x, then one to the classes; layers of the calling module."""
-    names = (f'{name}_0', f'{name}_1')
-    x = nn.relu(conv_norm(x, x.shape[-1], 1, names, opts, train))
+def fcn(
+    maps: Sequence[Array], num_classes: int, name: str, opts: Options, train: bool, align: bool
+) -> Array:
+    """The maps joined, a 1x1 convolution as wide, one to the classes; layers of the calling
+    module."""
+    layer = ConvNorm(sum(x.shape[-1] for x in maps), 1, (f'{name}_0', f'{name}_1'))
+    x = nn.relu(opts.blocks.conv_norm_joined(maps, layer, opts, train, align))
     return classified(x, num_classes, f'{name}_3', opts)
 
 
@@ -111,11 +115,11 @@ class SegmentationHead(nn.Module):
     @nn.compact
     def __call__(self, maps: tuple[Array, ...], train: bool) -> tuple[Array, ...]:
         opts, classes = self.opts, self.num_classes
-        size = (maps[0].shape[1], maps[0].shape[2])
-        x = jnp.concatenate([opts.blocks.resize(m, size, self.align_corners) for m in maps], -1)
+        align = self.align_corners
         if self.kind == 'fcn':
-            return (fcn(x, classes, 'last_layer', opts, train),)
-        rough = fcn(x, classes, 'aux_head', opts, train)
+            return (fcn(maps, classes, 'last_layer', opts, train, align),)
+        rough = fcn(maps, classes, 'aux_head', opts, train, align)
+        x = opts.blocks.joined(maps, align)
         names = ('conv3x3_ocr_0', 'conv3x3_ocr_1')
         x = nn.relu(conv_norm(x, self.channels, 3, names, opts, train))
         regions = object_regions(x, rough)

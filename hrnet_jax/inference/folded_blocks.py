@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -61,6 +61,21 @@ class Form(Padded):
         y = FoldedConv(layer, self.kernels, opts, name=layer.names[0])(x)
         return group_norm(y, layer, opts) if layer.norm == 'group' else y
 
+    def conv_norm_joined(
+        self,
+        maps: Sequence[Array],
+        layer: ConvNorm,
+        opts: Options,
+        train: bool,
+        align_corners: bool,
+    ) -> Array:
+        # Bilinear resizing and a 1x1 convolution may change places: coarse maps are convolved
+        # before they are resized.
+        if self.kernels != 'HWIO':
+            return super().conv_norm_joined(maps, layer, opts, train, align_corners)
+        resize = functools.partial(self.resize, align_corners=align_corners)
+        return JoinedConv(layer, resize, opts, name=layer.names[0])(maps)
+
     def chain(
         self,
         block: type[nn.Module],
@@ -101,6 +116,27 @@ class FoldedConv(nn.Module):
         x = self.opts.blocks.valid(x) if k > 1 else x
         y = convolve(x.astype(dtype), kernel.astype(dtype), layer.stride, self.axes)
         return y if bias is None else y + on_channels(bias.astype(dtype))
+
+
+class JoinedConv(nn.Module):
+    """A 1x1 `FoldedConv` of maps side by side; `resize` brings each result to the first's size."""
+
+    layer: ConvNorm
+    resize: Callable[..., Array]
+    opts: Options
+
+    @nn.compact
+    def __call__(self, maps: Sequence[Array]) -> Array:
+        dtype, features = self.opts.dtype, self.layer.features
+        channels = [x.shape[-1] for x in maps]
+        kernel = parameter(self, 'kernel', ZEROS, (1, 1, sum(channels), features), dtype)
+        bias = parameter(self, 'bias', ZEROS, (features,), dtype)
+        size, start, total = maps[0].shape[1:3], 0, on_channels(bias.astype(dtype))
+        for x, width in zip(maps, channels, strict=True):
+            part = kernel[:, :, start : start + width].astype(dtype)
+            total = total + self.resize(convolve(x.astype(dtype), part, 1), size)
+            start += width
+        return total
 
 
 class WinogradConv(nn.Module):

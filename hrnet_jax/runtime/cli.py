@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import gc
 import logging
@@ -50,6 +51,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **kwargs)
         self.add_argument('--version', action=_Version, nargs=0, help='print versions and exit')
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does, with the names that are near."""
+        choices = [] if action.choices is None else list(map(str, action.choices))
+        near = [] if value in choices else difflib.get_close_matches(str(value), choices)
+        if near:
+            known = f'perhaps {" or ".join(near)}; known: {", ".join(choices)}'
+            raise argparse.ArgumentError(action, f'invalid choice: {value!r}; {known}')
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import signal
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,11 +119,15 @@ def broadcast_object(value: Any) -> Any:
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes())
 
 
-def require_same(**numbers: int) -> None:
-    """Raises UserError in every process unless all have the same numbers."""
+def require_same(**values: Any) -> None:
+    """Raises UserError in every process unless all have the same values: numbers below 2^31, or
+    others with the same repr."""
     if alone():
         return
-    rows = multihost_utils.process_allgather(np.array(list(numbers.values()), np.int32))
-    for name, values in zip(numbers, np.reshape(rows, (-1, len(numbers))).T, strict=True):
-        if len(set(values.tolist())) > 1:
-            raise UserError(f'the processes differ in {name}: {", ".join(map(str, values))}')
+    numbers = [x if type(x) is int else zlib.crc32(repr(x).encode()) >> 1 for x in values.values()]
+    rows = multihost_utils.process_allgather(np.array(numbers, np.int32))
+    columns = np.reshape(rows, (-1, len(values))).T
+    for (name, own), each in zip(values.items(), columns, strict=True):
+        if len(set(each.tolist())) > 1:
+            found = ', '.join(map(str, each)) if type(own) is int else f'here {own!r:.100}'
+            raise UserError(f'the processes differ in {name.replace("_", " ")}: {found}')

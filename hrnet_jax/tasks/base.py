@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import argparse
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -24,12 +25,13 @@ from hrnet_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
-    from hrnet_jax.data.training import TrainData
+    from hrnet_jax.data.sources import Field
     from hrnet_jax.tasks.recipe import Group, Recipe
 
     Array = jax.Array
 else:
     Array = Any
+Opened = Any  # a `Source` or an `Indexed`, as the task opens it
 Totals = dict[str, Any]
 Batch = Mapping[str, Any]
 Variables = dict[str, Any]
@@ -126,6 +128,34 @@ class Metric(abc.ABC):
         """
 
 
+class TrainingData(typing.Protocol):
+    """The training batches of one process: a function of seed and step.
+
+    Attributes:
+        steps_per_epoch: whole batches; what remains of an epoch's order is left out.
+        fields: what a batch has beside image and weight.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def fields(self) -> tuple[Field, ...]: ...
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from step `start` on, without end.
+
+        Yields:
+            image: uint8 (A, N, *recipe.size, 3), A = recipe.accumulate and N this process's share
+                of the images that go through the network at once.
+            The fields, (A, N, ...).
+            weight: float32 (A, N): 1, or 0 in the place of an image that cannot be read.
+
+        Raises:
+            UserError: if too many images cannot be read.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """One class for one image: its index, its name, and its probability (0 to 1)."""
@@ -170,6 +200,10 @@ class Task:
 
         return create_model(arch, num_classes, task=self.name, **options)
 
+    def build(self, arch: Any, recipe: Recipe, source: Facts) -> Any:
+        """The model of a run on this training set."""
+        return self.create_model(arch, self.num_outputs(source), **options_of(recipe))
+
     def head_layers(self, model: Any) -> tuple[tuple[str, ...], ...]:
         """Paths in params of the layers that a recipe's `head_lr` is for, and that start anew where
         a checkpoint is of another task or of other classes: by default the last."""
@@ -206,22 +240,37 @@ class Task:
         """Those of a published checkpoint for this data set, where it must say them."""
         return None
 
+    def facts(self, source: Facts) -> dict[str, Any]:
+        """What checkpoint.json says of the data that the model was trained on; JSON."""
+        return {'class_names': list(source.class_names) if source.class_names else None}
+
     # Data: called in a process without JAX
 
-    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Opened:
         """A data set for training or evaluation; raises UserError."""
         return evaluation.open_dataset(name, split, data_dir)
 
-    def renumbered(self, source: Source, names: Sequence[str]) -> Source:
+    def check_files(self, source: Opened, transform: Any, max_corrupt: float) -> None:
+        """Raises UserError, before a long run, for files that its evaluation could not read:
+        more than the part `max_corrupt`."""
+        if isinstance(source, Source) and isinstance(transform, Transform):
+            evaluation.check_files(source, transform, max_corrupt)
+
+    def renumbered(self, source: Opened, names: Sequence[str]) -> Opened:
         """The source with its classes numbered as in `names`; see `data.classes.renumbered`."""
         return classes.renumbered(source, names)
 
-    def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
+    def batches(
+        self, source: Opened, transform: Any, share: evaluation.Share
+    ) -> evaluation.Batches:
         """Those of an evaluation that a process reads: see `data.evaluation.batches`."""
         return evaluation.shared(source, transform, share)
 
-    def training_data(self, source: Source, recipe: Recipe, *share: int) -> TrainData:
-        """What gives the batches of training: see `data.training.TrainData`.
+    def training_data(self, source: Opened, recipe: Any, *share: int) -> TrainingData:
+        """What gives the batches of training.
+
+        Args:
+            share: the number of this process, and how many there are.
 
         Raises:
             UserError: if the data set is too small, or a batch cannot be shared out.
@@ -245,7 +294,7 @@ class Task:
     def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:
         """Raises UserError for a set that is not for the checkpoint with this JSON."""
 
-    def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
+    def context(self, source: Opened, data_dir: str | None) -> dict[str, Any]:
         """What `metric` must know of the data set beside its examples."""
         return {}
 
@@ -384,6 +433,17 @@ def arch_of(meta: Mapping[str, Any], kind: type, known: Callable[[str], Any]) ->
     if arch.name in ARCHS and arch != known(arch.name):
         raise Unknown(f'another {arch.name} than this program')
     return arch
+
+
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says of every model."""
+    import jax.numpy as jnp
+
+    return {
+        'dtype': jnp.dtype(recipe.dtype),
+        'bn_group_size': recipe.bn_group_size,
+        'remat': recipe.remat,
+    }
 
 
 def percent(part: float, whole: float) -> float:

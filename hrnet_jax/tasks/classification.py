@@ -111,11 +111,30 @@ class Classification(Task):
     one_class: ClassVar[bool] = True
     heads = ('classifier',)
 
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
+        path = Path(name.removeprefix('folder:')).expanduser()
+        table = path if path.suffix == '.csv' else path / f'{split}.csv'
+        try:
+            return super().open_dataset(name, split, data_dir)
+        except UserError:
+            if table == path or table.is_file():
+                raise UserError(
+                    f'{table}: a CSV file is for several labels an image (train.py --recipe '
+                    'multilabel); for one class an image, name a folder that holds a folder of '
+                    'images for each class'
+                ) from None
+            raise
+
     def check_training(self, source: Facts) -> None:
         if source.fields[0].shape:
             raise UserError(
                 f'{source.dataset.name} has several labels an image, which are not for training'
             )
+
+    def facts(self, source: Facts) -> dict[str, Any]:
+        if source.class_names == tuple(imagenet.classes()):
+            return {'class_names': None}  # what a checkpoint of 1000 classes has by default
+        return super().facts(source)
 
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         return {'classes': evaluation.competing_classes(source, data_dir)}

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from hrnet_jax.archs import STRIDE
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 
 Optimizer = Literal['sgd', 'adamw']
-Schedule = Literal['step', 'cosine']
+Schedule = Literal['step', 'cosine', 'poly']
 Similarity = Literal['js', 'kl']
 Pair = tuple[float, float]
 
@@ -46,17 +47,15 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The fields of all recipes, with the values that most of them share.
+    """What every run has, with the values that most runs share.
 
     `task` is the task's name; `required` names the fields that have no default worth having;
     `unused` those without effect in this recipe: they have no flag, and another value is refused.
-    `eval_border` is `eval_resize / eval_crop`, where `eval_resize` is not given.
     """
 
-    task: ClassVar[str] = 'classification'
+    task: ClassVar[str]
     required: ClassVar[tuple[str, ...]] = ('dataset',)
     unused: ClassVar[tuple[str, ...]] = ()
-    eval_border: ClassVar[float] = 256 / 224
 
     dataset: str = setting('', 'a prepared tfds data set, or folder:PATH')
     split: str = setting('train', 'split to train on')
@@ -65,26 +64,15 @@ class Recipe:
         None, 'text file of the classes in their order, one a line', False, 'the order of the data'
     )
     epochs: float = setting(100, 'passes over the training split')
+    steps: int | None = setting(None, 'length of the run, instead of epochs', none='as epochs say')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
     accumulate: int = setting(1, 'parts in which a step computes its gradient, to save memory')
     seed: int = setting(0, 'of initialisation, order of the data and augmentation')
 
-    image_size: int = setting(224, 'edge of the training images in pixels')
-    crop_scale: Pair = setting((0.08, 1.0), 'area of a random crop, as a part of the image')
-    crop_ratio: Pair = setting((3 / 4, 4 / 3), 'width to height of a random crop')
-    flip: float = setting(0.5, 'probability of a horizontal flip')
-    randaugment_ops: int = setting(0, 'RandAugment: operations an image; 0: none')
-    randaugment_magnitude: int = setting(9, 'RandAugment: strength, 0 to 30')
     mean: tuple[float, ...] = setting(
         (), "of the images' channels, R G B, from 0 to 1; none: that of init, or of ImageNet"
     )
     std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise')
-    eval_resize: int | None = setting(
-        None, 'evaluation: shorter edge in pixels', True, 'eval_crop * 256 / 224'
-    )
-    eval_crop: int | None = setting(
-        None, 'evaluation: edge of the central square in pixels', True, 'image_size'
-    )
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum) or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
@@ -94,13 +82,19 @@ class Recipe:
     weight_decay: float = setting(1e-4, 'sgd: added to the gradient; adamw: decoupled')
     decay_norms: bool = setting(True, 'decay biases and BatchNorm too')
     clip_norm: float | None = setting(None, 'largest norm of the whole gradient', none='any')
-    schedule: Schedule = setting('step', 'schedule of the learning rate: step or cosine')
+    schedule: Schedule = setting('step', 'schedule of the learning rate: step, cosine or poly')
     milestones: tuple[float, ...] = setting(
         (30, 60, 90), 'step schedule: epochs at which the learning rate is multiplied by gamma'
     )
     gamma: float = setting(0.1, 'step schedule: factor at each milestone')
+    power: float = setting(0.9, 'poly schedule: of the part of the steps that is left')
+    min_rate: float = setting(
+        0.0, 'cosine and poly schedule: the learning rate at the end; scales as learning_rate'
+    )
     by_epoch: bool = setting(False, 'cosine schedule: one value an epoch instead of one a step')
-    warmup_epochs: float = setting(0.0, 'epochs of linear increase from 0')
+    warmup_epochs: float = setting(0.0, 'epochs of linear increase')
+    warmup_steps: int = setting(0, 'steps of linear increase, instead of warmup_epochs')
+    warmup_factor: float = setting(0.0, 'part of the learning rate that the increase begins with')
     ema: float | None = setting(
         None, 'averaged weights: part of the average that a step keeps', none='no average'
     )
@@ -114,10 +108,6 @@ class Recipe:
     remat: bool = setting(False, 'recompute in the backward pass, to save memory')
     init: str | None = setting(None, 'checkpoint or training folder whose weights it starts from')
     head_lr: float = setting(1.0, 'factor on the learning rate of the last layer')
-    teacher: str | None = setting(None, 'checkpoint whose predictions are the targets')
-    distill_weight: float = setting(1.0, 'part of the loss that compares with the teacher')
-    distill_loss: Similarity = setting('js', 'divergence from the teacher: Jensen-Shannon or KL')
-    temperature: float = setting(1.0, 'distillation: of both softmaxes')
     eval_every: float = setting(1.0, 'epochs between evaluations', True)
     max_corrupt: float = setting(0.001, 'part of the images of an epoch that may be unreadable')
     eval_max_corrupt: float = setting(
@@ -134,14 +124,10 @@ class Recipe:
             values = value if isinstance(value, tuple) else (value,)
             if value is not None and not all(low <= x <= high for x in values):
                 raise UserError(f'{name} must be from {low:g} to {high:g}, not {value}')
-        for name in ('crop_scale', 'crop_ratio'):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise UserError(f'{name} must be two increasing numbers above 0, not {pair}')
         for name in self.unused:
             if (value := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f'{name} {value} has no effect in a recipe of {self.task}')
-        self._check_sizes()
+        self.check()
         _ = self.transform  # refuses a mean and a std that are none
         if self.batch_size % self.accumulate:
             raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
@@ -152,15 +138,99 @@ class Recipe:
                 f'groups of {group}; choose a multiple, another bn_group_size, or None'
             )
 
-    def _check_sizes(self) -> None:
+    def check(self) -> None:
+        """Raises UserError for fields of a subclass that make no sense."""
+
+    def pair(self, name: str) -> None:
+        """Raises UserError unless that field is two increasing numbers above 0."""
+        pair = getattr(self, name)
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+            raise UserError(f'{name} must be two increasing numbers above 0, not {pair}')
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training images."""
+        raise NotImplementedError
+
+    @property
+    def transform(self) -> Protocol:
+        """What the evaluation does with an image; training normalises as it does."""
+        raise NotImplementedError
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """`mean` and `std` for `Protocol.override`."""
+        return {'mean': self.mean or None, 'std': self.std or None}
+
+    @property
+    def microbatch(self) -> int:
+        """Images that go through the network at once, over all devices."""
+        return self.batch_size // self.accumulate
+
+    @property
+    def bn_images(self) -> int:
+        """How many images share BatchNorm statistics."""
+        return min(self.bn_group_size or self.microbatch, self.microbatch)
+
+    @property
+    def scaled(self) -> float:
+        """The factor on learning rates: it grows with the batch (Goyal et al. 2017)."""
+        return self.batch_size / self.base_batch
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The length of the run."""
+        return self.steps or max(round(self.epochs * steps_per_epoch), 1)
+
+    def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+        """Those of the fields `head_lr` and `decay_norms`; `head` has paths of layers in params."""
+        groups = []
+        if self.head_lr != 1:
+            groups += [Group(f'^{re.escape("/".join(path))}/', rate=self.head_lr) for path in head]
+        if not self.decay_norms:
+            groups.append(Group('(^|/)(?!kernel$)[^/]+$', decay=0.0))
+        return tuple(groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with those that follow from others filled in."""
+        return json.loads(json.dumps(dataclasses.asdict(self) | self.filled()))
+
+    def filled(self) -> dict[str, Any]:
+        """Fields that are None because others decide them, with their values."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareRecipe(Recipe):
+    """For networks that see a square of each image, with crops and operations as classifiers have.
+
+    `eval_border` is `eval_resize / eval_crop`, where `eval_resize` is not given.
+    """
+
+    task: ClassVar[str] = 'classification'
+    eval_border: ClassVar[float] = 256 / 224
+
+    image_size: int = setting(224, 'edge of the training images in pixels')
+    crop_scale: Pair = setting((0.08, 1.0), 'area of a random crop, as a part of the image')
+    crop_ratio: Pair = setting((3 / 4, 4 / 3), 'width to height of a random crop')
+    flip: float = setting(0.5, 'probability of a horizontal flip')
+    randaugment_ops: int = setting(0, 'RandAugment: operations an image; 0: none')
+    randaugment_magnitude: int = setting(9, 'RandAugment: strength, 0 to 30')
+    eval_resize: int | None = setting(
+        None, 'evaluation: shorter edge in pixels', True, 'eval_crop * 256 / 224'
+    )
+    eval_crop: int | None = setting(
+        None, 'evaluation: edge of the central square in pixels', True, 'image_size'
+    )
+    teacher: str | None = setting(None, 'checkpoint whose predictions are the targets')
+    distill_weight: float = setting(1.0, 'part of the loss that compares with the teacher')
+    distill_loss: Similarity = setting('js', 'divergence from the teacher: Jensen-Shannon or KL')
+    temperature: float = setting(1.0, 'distillation: of both softmaxes')
+
+    def check(self) -> None:
+        self.pair('crop_scale')
+        self.pair('crop_ratio')
         resize, crop = self._eval_sizes
-        for name, size in (('image_size', self.image_size), ('eval_crop', crop)):
-            if size % STRIDE:
-                low = size // STRIDE * STRIDE
-                raise UserError(
-                    f'{flag(name)} {size} is no multiple of {STRIDE}; the next that fit are {low} '
-                    f'and {low + STRIDE}'
-                )
+        check_multiple(image_size=self.image_size, eval_crop=crop)
         if crop > resize:
             raise UserError(
                 f'--eval-crop {crop} is larger than --eval-resize {resize}: the border would be '
@@ -175,39 +245,32 @@ class Recipe:
         return resize, crop
 
     @property
-    def microbatch(self) -> int:
-        """Images that go through the network at once, over all devices."""
-        return self.batch_size // self.accumulate
-
-    @property
-    def bn_images(self) -> int:
-        """How many images share BatchNorm statistics."""
-        return min(self.bn_group_size or self.microbatch, self.microbatch)
+    def size(self) -> tuple[int, int]:
+        return self.image_size, self.image_size
 
     @property
     def transform(self) -> Transform:
-        """That of the evaluation; training normalises as it does."""
-        own: dict[str, Any] = {'mean': self.mean or None, 'std': self.std or None}
-        return Transform(*self._eval_sizes).override(**own)
+        return Transform(*self._eval_sizes).override(**self.pixels)
 
-    def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
-        """Those of the fields `head_lr` and `decay_norms`; `head` has paths of layers in params."""
-        groups = []
-        if self.head_lr != 1:
-            groups += [Group(f'^{re.escape("/".join(path))}/', rate=self.head_lr) for path in head]
-        if not self.decay_norms:
-            groups.append(Group('(^|/)(?!kernel$)[^/]+$', decay=0.0))
-        return tuple(groups)
+    def filled(self) -> dict[str, Any]:
+        return dict(zip(('eval_resize', 'eval_crop'), self._eval_sizes, strict=True))
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields, with the sizes of the evaluation that follow from others."""
-        sizes = dict(zip(('eval_resize', 'eval_crop'), self._eval_sizes, strict=True))
-        return json.loads(json.dumps(dataclasses.asdict(self) | sizes))
+
+def check_multiple(**sizes: int) -> None:
+    """Raises UserError for a field that is not a multiple of the network's largest stride."""
+    for name, size in sizes.items():
+        if size % STRIDE:
+            low = size // STRIDE * STRIDE
+            raise UserError(
+                f'{flag(name)} {size} is no multiple of {STRIDE}; the next that fit are {low} '
+                f'and {low + STRIDE}'
+            )
 
 
 _ANY = float('inf')
 _RANGES: dict[str, tuple[float, float]] = {
     'epochs': (1e-9, 1e6),
+    'steps': (1, 1e9),
     'batch_size': (1, 1e9),
     'accumulate': (1, 1e6),
     'seed': (0, 2**31 - 1),
@@ -219,6 +282,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     'mixup': (0, _ANY),
     'cutmix': (0, _ANY),
     'label_smoothing': (0, 1),
+    'dropout': (0, 0.99),
+    'crop_size': (32, 1e5),
+    'class_share': (0, 1),
+    'ohem_threshold': (1e-9, 1),
+    'ohem_kept': (1, 1e9),
+    'class_weights': (0, _ANY),
+    'aux_weight': (0, _ANY),
     'eval_resize': (1, 1e5),
     'eval_crop': (STRIDE, 1e5),
     'learning_rate': (0, _ANY),
@@ -228,7 +298,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     'clip_norm': (1e-30, _ANY),
     'milestones': (0, 1e9),
     'gamma': (0, 1),
+    'power': (0, _ANY),
+    'min_rate': (0, _ANY),
     'warmup_epochs': (0, 1e6),
+    'warmup_steps': (0, 1e9),
+    'warmup_factor': (0, 1),
     'ema': (0, 1),
     'bn_group_size': (1, 1e9),
     'head_lr': (0, _ANY),
@@ -241,7 +315,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelRecipe(Recipe):
+class LabelRecipe(SquareRecipe):
     """For targets that are a vector over classes, which can be mixed and smoothed."""
 
     mixup: float = setting(0.0, 'alpha of Mixup; 0: none')

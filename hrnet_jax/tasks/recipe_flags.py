@@ -20,6 +20,8 @@ def add_arguments(parser: argparse._ArgumentGroup, cls: type[Recipe]) -> None:
             'default': argparse.SUPPRESS,
             'help': f'{text} ({_default(cls, name)})'.replace('%', '%%'),
         }
+        if optional := type(None) in get_args(hint):
+            (hint,) = (kind for kind in get_args(hint) if kind is not type(None))
         if hint is bool:
             options['action'] = argparse.BooleanOptionalAction
         elif get_origin(hint) is tuple:
@@ -29,9 +31,8 @@ def add_arguments(parser: argparse._ArgumentGroup, cls: type[Recipe]) -> None:
         elif get_origin(hint) is Literal:
             options['choices'] = get_args(hint)
         else:
-            kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
-            options['type'] = _or_none(kinds[0]) if type(None) in get_args(hint) else kinds[0]
-            options['metavar'] = kinds[0].__name__.upper()
+            options['type'] = _or_none(hint) if optional else hint
+            options['metavar'] = hint.__name__.upper()
         parser.add_argument(flag(name), **options)
 
 

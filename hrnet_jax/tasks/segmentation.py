@@ -6,17 +6,33 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hrnet_jax.data import classes, evaluation, opencv, segmentation, segmentation_sets
 from hrnet_jax.data.buckets import buckets
+from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
+from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Result, Task, Totals, arch_of
+from hrnet_jax.tasks.base import (
+    Array,
+    Batch,
+    Figure,
+    Metric,
+    Result,
+    Task,
+    Totals,
+    TrainingData,
+    Variables,
+    arch_of,
+    options_of,
+)
+from hrnet_jax.tasks.recipe import Group
+from hrnet_jax.tasks.segmentation_recipes import RECIPES, PixelRecipe
 
 # Of `Segmenter`, in checkpoint.json.
 _FIELDS = (
@@ -146,12 +162,14 @@ class Decoded:
 
 class Segmentation(Task):
     name = 'segmentation'
+    recipes = RECIPES
     figures = (
         Figure('miou', 'mIoU'),
         Figure('mean_accuracy', 'mean accuracy'),
         Figure('pixel_accuracy', 'pixel accuracy'),
     )
     heads = ('fcn', 'ocr')
+    training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
 
     # The model
@@ -164,6 +182,11 @@ class Segmentation(Task):
 
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
         return segmentation_sets.classes(dataset)
+
+    def build(self, arch: Any, recipe: Any, source: Facts) -> Any:
+        fields = ('head', 'dropout', 'upsample', 'align_corners', 'frozen_norm')
+        own = {name: getattr(recipe, name) for name in fields}
+        return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
 
     def describe(self, model: Any) -> dict[str, Any]:
         fields = {name: getattr(model, name) for name in _FIELDS}
@@ -206,6 +229,45 @@ class Segmentation(Task):
         group.add_argument(
             '--labels', metavar='DIR', help='write the predicted class ids there, a PNG an image'
         )
+
+    # Training
+
+    def parameter_groups(self, model: Any, recipe: Any) -> Sequence[Group]:
+        """`head_lr` is for the whole head."""
+        return recipe.parameter_groups([('head',)])
+
+    def check_recipe(self, recipe: Any, outputs: int) -> None:
+        if (given := len(recipe.class_weights)) not in (0, outputs):
+            raise UserError(f'class_weights are {outputs} numbers or none, not {given}')
+
+    def training_data(self, source: Indexed, recipe: PixelRecipe, *share: int) -> TrainingData:
+        from hrnet_jax.data.indexed_training import IndexedData
+        from hrnet_jax.data.label_augment import Augmentation
+
+        size, kinds = recipe.crop_size, (recipe.scale, recipe.class_share, recipe.flip)
+        augment = Augmentation(size, recipe.transform, *kinds, recipe.distort)
+        fields = tuple(dataclasses.replace(field, shape=size) for field in source.fields)
+        return IndexedData(source, recipe, *share, augment=augment, size=size, outputs=fields)
+
+    def forward(
+        self, apply: Callable[..., Any], images: Array, batch: dict[str, Array], key: Array
+    ) -> tuple[Any, Variables]:
+        return apply(images, method='heads', rngs={'dropout': key})
+
+    def loss(
+        self, outputs: Any, batch: dict[str, Array], recipe: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """That of the last logits, and of those before `recipe.aux_weight` times."""
+        from hrnet_jax.tasks import pixel_losses
+
+        label = batch['label']
+        *rough, logits = (pixel_losses.at_labels(x, label, recipe.align_corners) for x in outputs)
+        ohem = (recipe.ohem_threshold, recipe.ohem_kept) if recipe.ohem else None
+        loss = pixel_losses.pixel_loss(logits, label, recipe.class_weights, ohem)
+        for guess in rough:
+            each = pixel_losses.pixel_loss(guess, label, recipe.class_weights)
+            loss = loss + recipe.aux_weight * each
+        return loss, {'pixel_accuracy': pixel_losses.pixel_accuracy(logits, label)}
 
     # Prediction
 

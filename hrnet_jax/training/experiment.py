@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.data import evaluation, imagenet
 from hrnet_jax.data.classes import read_names
-from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import Source, readable
+from hrnet_jax.data.sources import readable
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.inference import summary
 from hrnet_jax.inference.evaluation import data_mesh, make_eval_step
@@ -29,6 +26,7 @@ from hrnet_jax.layers import Blocks
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
+from hrnet_jax.tasks.base import Opened
 from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
 from hrnet_jax.training import saving
 from hrnet_jax.training.step import (
@@ -78,33 +76,35 @@ class Experiment:
         with distributed.fail_together():
             self.recipe = recipe = self._normalising(recipe)
             self._open_data()
-            self.model = self.task.create_model(
-                arch,
-                self.num_classes,
-                dtype=jnp.dtype(recipe.dtype),
-                bn_group_size=recipe.bn_group_size,
-                remat=recipe.remat,
-            )
+            self.model = self.task.build(arch, recipe, self.source)
             self.teacher, teacher_variables = self._load_teacher()
             if recipe.init and not workdir.steps(options.workdir):
                 loading.find(recipe.init, arch)
             if distributed.is_main():
-                free = {f'recipe.{name}' for name in evaluation_fields(type(recipe))}
+                fields = {*evaluation_fields(type(recipe)), 'class_names'}  # those are compared
+                free = {f'recipe.{name}' for name in fields}
                 changed = saving.prepare(options.workdir, self.config, options.force, free)
+                if not options.force:
+                    saving.require_classes(options.workdir, self.source.class_names)
                 if changed:
                     say(f'note: until now the run was one with {"; ".join(changed)}')
         saving.require_shared(options.workdir)
+        distributed.require_same(
+            training_images=self.source.num_examples,
+            evaluation_images=self.held_out.num_examples,
+            class_names=self.source.class_names,
+        )
         self.teacher_variables = self.place(teacher_variables)
 
         epoch = self.data.steps_per_epoch
-        self.total = max(round(recipe.epochs * epoch), 1)
+        self.total = recipe.total_steps(epoch)
         self.eval_steps = max(round(recipe.eval_every * epoch), 1)
         schedule = make_schedule(recipe, epoch)
-        self.peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
+        self.peak = recipe.learning_rate * recipe.scaled
         self.tx = make_optimizer(recipe, schedule, self.task.parameter_groups(self.model, recipe))
         self.train_step = make_train_step(
             self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher,
-            fields=[field.name for field in self.source.fields],
+            fields=[field.name for field in self.data.fields],
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
         self.figures = self.task.figures_of(self.model)
@@ -145,7 +145,7 @@ class Experiment:
     def _variables(self) -> Variables:
         """Those to start from."""
         with distributed.fail_together():
-            variables = init(self.model, jax.random.key(self.recipe.seed), self.recipe.image_size)
+            variables = init(self.model, jax.random.key(self.recipe.seed), self.recipe.size)
             if self.recipe.init:
                 variables = self._initial(variables)
         return variables
@@ -161,7 +161,7 @@ class Experiment:
 
     def flops(self) -> int:
         """Of one training image: a multiply-add is two, the backward pass twice the forward one."""
-        size = self.recipe.image_size
+        size = self.recipe.size
         total = 6 * summary.multiply_adds(self.model, size)
         if self.teacher:
             total += 2 * summary.multiply_adds(self.teacher[0].clone(blocks=Blocks()), size)
@@ -172,21 +172,22 @@ class Experiment:
         r, devices, processes = self.recipe, jax.devices(), jax.process_count()
         of = f' of {self.num_classes} classes' if self.source.num_classes else ''
         each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
+        height, width = r.size
         rows = {
             'model': f'{self.arch}, {summary.parameters(self.model) / 1e6:.2f} M '
-            f'parameters, {summary.multiply_adds(self.model, r.image_size) / 1e9:.3f} G '
-            f'multiply-adds an image of {r.image_size} pixels, {r.dtype}',
+            f'parameters, {summary.multiply_adds(self.model, r.size) / 1e9:.3f} G '
+            f'multiply-adds an image of {height} x {width} pixels, {r.dtype}',
             'devices': f'{self.mesh.size} x {devices[0].device_kind} in {processes} '
             f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
             + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
             'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
             f'{r.weight_decay:g}, BatchNorm over {r.bn_images}'
             + (f', averaged {r.ema:g}' if r.ema else '')
-            + (f', teacher {r.teacher}' if r.teacher else ''),
-            'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {r.image_size} x '
-            f'{r.image_size}; evaluated on {self.held_out.num_examples:,} of '
-            f'{self.held_out.split}: {r.transform.text}',
-            'steps': f'{self.total:,}, {epoch:,} an epoch for {r.epochs:g} epochs; '
+            + (f', teacher {self.taught_by}' if self.taught_by else ''),
+            'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {height} x {width}; '
+            f'evaluated on {self.held_out.num_examples:,} of {self.held_out.split}: '
+            f'{r.transform.text}',
+            'steps': f'{self.total:,}, {epoch:,} an epoch for {self.total / epoch:.4g} epochs; '
             + (
                 'finished, nothing to do'
                 if start >= self.total
@@ -232,8 +233,8 @@ class Experiment:
                 f'classes; they differ in {listed(apart)}'
             )
         self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
-        if distributed.is_main() and isinstance(r.transform, Transform):
-            evaluation.check_files(self.held_out, r.transform, r.eval_max_corrupt)
+        if distributed.is_main():
+            self.task.check_files(self.held_out, r.transform, r.eval_max_corrupt)
         self.context = self.task.context(self.held_out, data_dir)
         places = jax.process_index(), jax.process_count()
         self.data = self.task.training_data(self.source, r, *places)
@@ -243,7 +244,7 @@ class Experiment:
                 f'{self.mesh.size} devices'
             )
 
-    def _open(self, split: str | None) -> Source:
+    def _open(self, split: str | None) -> Opened:
         name = self.recipe.dataset
         with readable(name):
             source = self.task.open_dataset(name, split, self.options.data_dir)
@@ -270,9 +271,10 @@ class Experiment:
         return dataclasses.replace(recipe, **known)
 
     def _load_teacher(self) -> tuple[Any, Variables]:
-        if self.recipe.teacher is None:
+        self.taught_by = getattr(self.recipe, 'teacher', None)  # few recipes have one
+        if self.taught_by is None:
             return None, {}
-        folder = loading.find(self.recipe.teacher)
+        folder = loading.find(self.taught_by)
         meta = checkpoint.read_json(folder)
         if task_of(meta) is not self.task:
             raise UserError(f'the teacher {folder} is for {task_of(meta).name}')
@@ -282,7 +284,7 @@ class Experiment:
             )
         model, variables = loading.load(folder, dtype=self.model.dtype)
         folded = fold(model, variables)
-        return (folded.model, Transform.from_json(meta['transform'])), folded.variables
+        return (folded.model, self.task.protocol.from_json(meta['transform'])), folded.variables
 
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
@@ -305,14 +307,11 @@ class Experiment:
         return variables
 
     def _describe(self) -> dict[str, Any]:
-        names = self.source.class_names
-        if names == tuple(imagenet.classes()):
-            names = None  # what a checkpoint of 1000 classes has by default
         return {
             **checkpoint.describe(self.model, self.task),
+            **self.task.facts(self.source),
             'transform': self.recipe.transform.to_json(),
             'published': None,
-            'class_names': list(names) if names else None,
             'source': {'file': None, 'origin': 'train.py', 'sha256': None},
             'training': {
                 'recipe': self.recipe.to_json(),

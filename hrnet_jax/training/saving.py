@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.errors import UserError, first_line
+from hrnet_jax.data import imagenet
+from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.runtime import distributed, files
 from hrnet_jax.tasks import DEFAULT
 from hrnet_jax.training.step import TrainState
@@ -62,6 +63,28 @@ def prepare(
             'go on in spite of it'
         )
     return list(changed.values())
+
+
+def require_classes(path: Path, names: Sequence[str] | None) -> None:
+    """Raises UserError if the run has other classes than the data now, or in another order; there
+    must be as many."""
+    meta = workdir.described(path)
+    ids = list(imagenet.classes())
+    before = meta.get('class_names') or (ids if meta.get('num_classes') == len(ids) else None)
+    if not before or not names or list(names) == before:
+        return
+    pairs = enumerate(zip(before, names, strict=True))
+    number, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    remedy = (
+        f'--class-names FILE, a text file with the names in the order of the run, one a line, '
+        f'keeps that order ({listed(before, 20)})'
+        if set(before) == set(names)
+        else 'name the classes as before, or take another --workdir'
+    )
+    raise UserError(
+        f'{path}: class {number} of the run is {old}, class {number} of the data now is {new}; '
+        f'{remedy}; --force goes on in spite of it'
+    )
 
 
 def read_config(path: Path) -> dict[str, Any] | None:

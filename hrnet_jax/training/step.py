@@ -15,7 +15,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hrnet_jax.data.preprocess import Transform, normalize
+from hrnet_jax.data.preprocess import normalize
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
@@ -73,17 +74,12 @@ def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bo
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Step -> learning rate, scaled with the batch size (Goyal et al. 2017)."""
-    peak = recipe.learning_rate * recipe.batch_size / recipe.base_batch
-    warmup, total = (round(n * steps_per_epoch) for n in (recipe.warmup_epochs, recipe.epochs))
-    if recipe.schedule == 'cosine':
-        main = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
-    else:
-        at: dict[int, float] = {}
-        for milestone in recipe.milestones:
-            step = round(milestone * steps_per_epoch) - warmup
-            at[step] = at.get(step, 1.0) * recipe.gamma
-        main = optax.piecewise_constant_schedule(peak, at)
+    """Step -> learning rate: a linear increase, then one of `SCHEDULES`."""
+    peak = recipe.learning_rate * recipe.scaled
+    warmup = recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch)
+    left = max(recipe.total_steps(steps_per_epoch) - warmup, 1)
+    milestones = [round(m * steps_per_epoch) - warmup for m in recipe.milestones]
+    main = SCHEDULES[recipe.schedule](recipe, peak, left, milestones)
     if recipe.by_epoch:
         by_step = main
 
@@ -94,13 +90,35 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
     whole = main
     if warmup:
-        whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+        increase = optax.linear_schedule(recipe.warmup_factor * peak, peak, warmup)
+        whole = optax.join_schedules([increase, main], [warmup])
 
     def schedule(count):
         with jax.numpy_dtype_promotion('standard'):  # Optax multiplies counters by floats
             return whole(count)
 
     return schedule
+
+
+def _drops(recipe: Recipe, peak: float, steps: int, milestones: Sequence[int]) -> optax.Schedule:
+    factors: dict[int, float] = {}
+    for step in milestones:
+        factors[step] = factors.get(step, 1.0) * recipe.gamma
+    return optax.piecewise_constant_schedule(peak, factors)
+
+
+def _cosine(recipe: Recipe, peak: float, steps: int, milestones: Sequence[int]) -> optax.Schedule:
+    lowest = recipe.min_rate * recipe.scaled / peak if peak else 0.0
+    return optax.cosine_decay_schedule(peak, steps, lowest)
+
+
+def _poly(recipe: Recipe, peak: float, steps: int, milestones: Sequence[int]) -> optax.Schedule:
+    """(peak - min) * (1 - step / steps)^power + min."""
+    return optax.polynomial_schedule(peak, recipe.min_rate * recipe.scaled, recipe.power, steps)
+
+
+# Name -> (recipe, peak, steps after the warm-up, milestones counted from there) -> schedule.
+SCHEDULES = {'step': _drops, 'cosine': _cosine, 'poly': _poly}
 
 
 def make_optimizer(
@@ -158,8 +176,8 @@ def _factors(groups: Sequence[tuple[str, float]], params: Variables) -> Variable
 
 def make_loss(
     model: Any,
-    recipe: Recipe,
-    transform: Transform,
+    recipe: Any,
+    transform: Protocol,
     teacher: Teacher | None = None,
     channel_multiple: int = 1,
 ) -> Callable[..., tuple[Array, tuple[Variables, dict[str, Array]]]]:
@@ -195,13 +213,13 @@ def make_loss(
     return loss
 
 
-Teacher = tuple[Any, Transform]
+Teacher = tuple[Any, Protocol]
 
 
 def make_train_step(
     model: Any,
     recipe: Recipe,
-    transform: Transform,
+    transform: Protocol,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,

@@ -238,9 +238,9 @@ class Trainer:
         shape = (r.accumulate, r.microbatch // jax.process_count())
         batch = {
             field.name: np.full((*shape, *field.shape), field.padding, field.dtype)
-            for field in self.experiment.source.fields
+            for field in self.experiment.data.fields
         }
-        batch['image'] = np.zeros((*shape, r.image_size, r.image_size, 3), np.uint8)
+        batch['image'] = np.zeros((*shape, *r.size, 3), np.uint8)
         batch['weight'] = np.ones(shape, np.float32)
         return self._place(batch)
 

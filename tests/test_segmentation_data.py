@@ -1,0 +1,226 @@
+"""Segmentation sets in folders: each layout, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import segments
+from PIL import Image
+
+from hrnet_jax.data.opencv import read_rgb
+from hrnet_jax.data.segmentation import open_segmentation
+from hrnet_jax.data.segmentation_folders import TRAIN_IDS
+from hrnet_jax.errors import UserError
+
+SIZE = (40, 60)
+IMAGES = [segments.picture(i, *SIZE) for i in range(3)]
+
+
+def ids(seed, values):
+    return segments.label_map(seed, *SIZE, values)
+
+
+def cityscapes(root, form):
+    labels = [ids(i, [0, 7, 8, 33, 3]) for i in range(2)]
+    table = np.full(256, 255)
+    table[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+    mapped = [table[label].astype(np.uint8) for label in labels]
+    for i, stem in enumerate(('aachen_000000_000019', 'ulm_000001_000019')):
+        city = stem.split('_')[0]
+        segments.write(root / f'leftImg8bit/val/{city}/{stem}_leftImg8bit.png', IMAGES[i])
+        stored = labels[i] if form == 'labelIds' else mapped[i]
+        segments.write(root / f'gtFine/val/{city}/{stem}_gtFine_{form}.png', stored)
+    return mapped
+
+
+def from_one(label):
+    return np.where((label == 0) | (label == 255), 255, label - 1).astype(np.uint8)
+
+
+def ade20k(root, _):
+    labels = [ids(i, [0, 1, 2, 150]) for i in range(2)]
+    base = root / 'ADEChallengeData2016'
+    for i, label in enumerate(labels):
+        (base / 'images/validation').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(base / f'images/validation/ADE_val_0000000{i}.jpg')
+        segments.write(base / f'annotations/validation/ADE_val_0000000{i}.png', label)
+    return [from_one(label) for label in labels]
+
+
+def voc(root, split):
+    """Images in one folder, names in a list, label maps with a palette; some augmented."""
+    base = root / 'VOCdevkit/VOC2012'
+    labels = [ids(i, [0, 1, 20, 255]) for i in range(2)]
+    for i, label in enumerate(labels):
+        (base / 'JPEGImages').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(base / f'JPEGImages/2007_00000{i}.jpg')
+        kind = 'SegmentationClassAug' if i == 1 and split == 'trainaug' else 'SegmentationClass'
+        segments.write(base / kind / f'2007_00000{i}.png', label, palette=True)
+    lists = {'val': {'val': '01'}, 'trainaug': {'train': '0', 'aug': '1'}}[split]
+    for name, numbers in lists.items():
+        path = base / f'ImageSets/Segmentation/{name}.txt'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(''.join(f'2007_00000{number}\n' for number in numbers))
+    return labels
+
+
+def context(root, name):
+    labels = [ids(i, [0, 1, 59]) for i in range(2)]
+    base = root / 'VOC2010'
+    for i, label in enumerate(labels):
+        (base / 'JPEGImages').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(base / f'JPEGImages/{i}.jpg')
+        segments.write(base / f'SegmentationClassContext/{i}.png', label)
+    (base / 'ImageSets/SegmentationContext').mkdir(parents=True)
+    (base / 'ImageSets/SegmentationContext/val.txt').write_text('0\n1\n')
+    return labels if name == 'pascal_context' else [from_one(label) for label in labels]
+
+
+def pairs(root, _):
+    labels = [ids(i, [0, 1, 7]) for i in range(2)]
+    for i, label in enumerate(labels):
+        segments.write(root / f'img_dir/val/{i}.png', IMAGES[i])
+        segments.write(root / f'ann_dir/val/{i}.png', label)
+    return [from_one(label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    ('name', 'make', 'form', 'split', 'classes'),
+    [
+        ('cityscapes', cityscapes, 'labelIds', None, 19),
+        ('cityscapes', cityscapes, 'labelTrainIds', 'val', 19),
+        ('ade20k', ade20k, None, None, 150),
+        ('voc2012', voc, 'val', None, 21),
+        ('voc2012', voc, 'trainaug', 'trainaug', 21),
+        ('pascal_context', context, 'pascal_context', None, 60),
+        ('pascal_context_59', context, 'pascal_context_59', None, 59),
+        ('loveda', pairs, None, None, 7),
+    ],
+)
+def test_published_layouts(tmp_path, name, make, form, split, classes):
+    expected = make(tmp_path, form)
+    source = open_segmentation(name, split, str(tmp_path))
+    assert (source.num_classes, len(source.class_names)) == (classes, classes)
+    assert source.num_examples == 2
+    assert source.split == (split or 'val')
+    read = pickle.loads(pickle.dumps(source.read))  # other processes take it
+    for i, label in enumerate(expected):
+        example = read(i)
+        np.testing.assert_array_equal(example['label'], label)
+        assert example['image'].shape == (*SIZE, 3)
+    assert source.image_hw([0, 1]).tolist() == [list(SIZE)] * 2
+
+
+@pytest.mark.parametrize('around', [True, False])
+@pytest.mark.parametrize('names', [True, False])
+def test_own_folder(tmp_path, around, names):
+    made = segments.make_folder(tmp_path, names=names)
+    if around:  # val/images in the place of images/val
+        for kind in ('images', 'labels'):
+            (tmp_path / 'val').mkdir(exist_ok=True)
+            (tmp_path / kind / 'val').rename(tmp_path / 'val' / kind)
+            (tmp_path / kind).rmdir()
+    source = open_segmentation(f'folder:{tmp_path}', 'val', None)
+    assert source.class_names == (segments.CLASSES if names else None)
+    assert source.num_classes == 5
+    for i, (image, label) in enumerate(made):
+        example = source.read(i)
+        np.testing.assert_array_equal(example['image'], image)
+        np.testing.assert_array_equal(example['label'], label)
+
+
+def test_a_photograph_that_is_turned(tmp_path):
+    """Label maps belong to what a person sees, as with OpenCV."""
+    image = Image.fromarray(segments.picture(0, 40, 60))
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / 'images').mkdir()
+    image.save(tmp_path / 'images/a.jpg', exif=exif)
+    segments.write(tmp_path / 'labels/a.png', segments.label_map(0, 60, 40, [0, 1]))
+    source = open_segmentation(str(tmp_path), None, None)
+    assert source.image_hw([0]).tolist() == [[60, 40]]
+    assert source.read(0)['image'].shape == (60, 40, 3)
+    assert read_rgb(str(tmp_path / 'images/a.jpg')).shape == (60, 40, 3)
+
+
+def spoiled(root, kind):
+    segments.make_folder(root)
+    labels = root / 'labels/val'
+    if kind == 'missing':
+        (labels / 'p1.png').unlink()
+    elif kind == 'size':
+        segments.write(labels / 'p2.png', segments.label_map(0, 96, 127, [0, 1]))
+    elif kind == 'colours':
+        segments.write(labels / 'p0.png', IMAGES[0])
+    elif kind == 'value':
+        segments.write(labels / 'p0.png', segments.label_map(0, 96, 128, [0, 5, 255]))
+    elif kind == 'twice':
+        (root / 'images/val/p0.jpg').write_bytes((root / 'images/val/p0.png').read_bytes())
+    elif kind == 'damaged':
+        (labels / 'p0.png').write_bytes(b'no picture')
+    elif kind == 'binary':
+        (root / 'classes.txt').unlink()
+        for i in range(3):
+            segments.write(labels / f'p{i}.png', segments.label_map(i, 96, 128, [0, 255]))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'split', 'words'),
+    [
+        ('missing', 'val', r'1 of 3 images have no label map in .*labels/val: p1.png'),
+        ('size', 'val', r'p2.png has 96 x 127 pixels \(height x width\), its image 96 x 128'),
+        ('twice', 'val', 'two images have the same name but for their endings'),
+        ('damaged', 'val', 'cannot read .*p0.png as an image'),
+        (
+            'binary',
+            'val',
+            'hold no class but 0; they are PNG files of class ids 0, 1, ...',
+        ),
+        ('fine', None, 'name a split: val'),
+        ('fine', 'test', 'test has no folders images and labels'),
+    ],
+)
+def test_mistakes_at_the_beginning(tmp_path, kind, split, words):
+    spoiled(tmp_path, kind)
+    with pytest.raises(UserError, match=words):
+        open_segmentation(f'folder:{tmp_path}', split, None)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'words'),
+    [
+        ('colours', r'p0.png holds colours \(RGB\); a label map holds a class id a pixel'),
+        ('value', 'p0.png holds the value 5; its values are 0 to 4, and 255'),
+    ],
+)
+def test_mistakes_in_a_label_map(tmp_path, kind, words):
+    spoiled(tmp_path, kind)
+    if kind == 'colours':  # of the right size
+        segments.write(tmp_path / 'labels/val/p0.png', segments.picture(0, 96, 128))
+    source = open_segmentation(f'folder:{tmp_path}', 'val', None)
+    with pytest.raises(UserError, match=words):
+        source.read(0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'data_dir', 'words'),
+    [
+        ('cityscape', '.', "unknown segmentation data set 'cityscape'; known: cityscapes, ade20k"),
+        ('cityscapes', None, '--data-dir says where its files are'),
+        ('ade20k', '.', 'holds no images, nor does ADEChallengeData2016'),
+    ],
+)
+def test_mistakes_in_a_name(tmp_path, name, data_dir, words):
+    with pytest.raises(UserError, match=words):
+        open_segmentation(name, None, data_dir and str(tmp_path))
+
+
+def test_files_of_a_list_that_are_not_there(tmp_path):
+    voc(tmp_path, 'val')
+    (tmp_path / 'VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg').unlink()
+    with pytest.raises(UserError, match=r'1 files are missing for 2 images: .*2007_000001.jpg'):
+        open_segmentation('voc2012', 'val', str(tmp_path))
+    with pytest.raises(UserError, match='has no split test; it has val, train, trainval'):
+        open_segmentation('voc2012', 'test', str(tmp_path))

@@ -1,0 +1,131 @@
+"""Whole runs of train.py on label maps: stopped, resumed, on two processes, from a classifier."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import train as train_command
+from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import workdir
+
+sys.path.append(str(runs.ROOT / 'examples'))
+import scenes  # noqa: E402
+
+EPOCH = 3  # steps of 8 of the 24 pictures
+SETTING = (
+    '--split train --eval-split val --crop-size 64 96 --batch-size 8 --bn-group-size 4 '
+    '--dtype float32 --epochs 2 --checkpoint-steps 2 --eval-every 1 --keep 9'
+)
+OCR = '--head ocr --dropout 0.1 --ohem --ohem-kept 1000 --class-weights 1 2 3'
+
+
+@pytest.fixture(scope='module')
+def folder(once):
+    return once('scenes', lambda path: scenes.make(path, {'train': 24, 'val': 4}))
+
+
+def launch(run, folder, *flags, **where):
+    data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
+    return runs.launch(run, folder, *data, recipe='segment', quick=True, **where)
+
+
+@pytest.fixture(scope='module')
+def straight(once, folder):
+    """A run without interruption."""
+
+    def make(run):
+        [(code, out, err)] = runs.finish(launch(run, folder, *OCR.split()))
+        assert (code, err) == (0, '')
+        assert '24 images of 3 classes, 64 x 96; evaluated on 4 of val: whole' in out
+        assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
+
+    return once('segmentation', make)
+
+
+def test_resumed_it_is_the_same_to_the_bit(straight, folder):
+    again = runs.lose_checkpoints(straight, after=4)
+    [(code, out, err)] = runs.finish(launch(again, folder, *OCR.split()))
+    assert (code, err) == (0, '')
+    assert 'going on after 4' in out
+    assert runs.digests(again) == runs.digests(straight)
+    ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
+    assert ours['miou'] == theirs['miou']
+
+
+def test_what_a_run_leaves_behind(straight):
+    row = runs.rows(straight, 'train')[-1]
+    assert 0 < row['pixel_accuracy'] < 100
+    assert {'miou', 'mean_accuracy', 'pixel_accuracy'} <= set(runs.rows(straight, 'eval')[-1])
+    step = straight / workdir.CHECKPOINTS / str(2 * EPOCH)
+    meta = checkpoint.read_json(step)
+    assert (meta['task'], meta['head'], meta['dropout']) == ('segmentation', 'ocr', 0.1)
+    assert meta['class_names'] == list(scenes.CLASSES)
+    assert meta['transform']['mode'] == 'whole'
+    model, _ = checkpoint.load(step)
+    assert model.class_names == scenes.CLASSES
+
+
+def test_from_a_classifier(tiny, folder, command, tmp_path):
+    """Its backbone is taken, the head is new, and both are told."""
+    model, variables = tiny
+    meta = checkpoint.describe(model) | {
+        'transform': {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
+    }
+    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    flags = ('--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0')
+    code, out, err = command(
+        train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}',
+        *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard', '--min-rate', '0',
+        *flags,
+    )  # fmt: skip
+    assert (code, err) == (0, '')
+    assert f'init    {tmp_path / "tiny"}, head new for 3 classes' in out
+    assert 'pixels  mean 0.4 0.4 0.4, std 0.3 0.3 0.3, as of' in out
+    assert re.search(r'loaded +265 +backbone', out)
+    assert re.search(r'initialised +7 +head', out)
+    _, trained = checkpoint.load(tmp_path / 'run')
+    assert _apart(trained['params']['backbone'], variables['params']['backbone']) == 0
+
+
+@pytest.mark.long
+def test_two_processes_killed_and_started_again(straight, folder, tmp_path):
+    """Two processes see the images of one; as two, it is the same to the bit."""
+    flags = ('--learning-rate', '1e-6', '--min-rate', '0', '--bn-group-size', '4')
+    whole, broken, one = (tmp_path / name for name in ('whole', 'broken', 'one'))
+    ended = runs.finish(launch(whole, folder, *flags, processes=2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    started = launch(broken, folder, *flags, processes=2)
+    runs.wait_for_checkpoint(broken, started)
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+        time.sleep(0.1)
+    runs.finish(started)
+    ended = runs.finish(launch(broken, folder, *flags, processes=2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert runs.digests(broken) == runs.digests(whole)
+    [(code, _, err)] = runs.finish(launch(one, folder, *flags))
+    assert (code, err) == (0, '')
+    first, last = (_params(Path(whole), step) for step in (2, 2 * EPOCH))
+    moved, apart = _apart(first, last), _apart(_params(one, 2 * EPOCH), last)
+    print(f'{apart:.1e} apart, {moved:.1e} moved')
+    assert moved > 10 * apart
+    losses = [runs.rows(run, 'train')[0]['loss'] for run in (one, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def _params(run, step):
+    return checkpoint.load(run / workdir.CHECKPOINTS / str(step))[1]['params']
+
+
+def _apart(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)

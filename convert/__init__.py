@@ -3,6 +3,7 @@
 The command is `python -m convert`; see `convert/__main__.py`.
 """
 
-from convert.conversion import from_torch, to_torch
+from convert.conversion import from_torch
+from convert.writing import to_torch
 
 __all__ = ['from_torch', 'to_torch']

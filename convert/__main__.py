@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from convert import files, folders
-from convert.conversion import Converted, array, official_names
-from convert.layouts import LAYOUTS
+from convert.conversion import Converted, official
+from convert.heads import BACKBONE, KINDS
 from hrnet_jax.archs import ARCHS, STRIDE
 from hrnet_jax.checkpoints import beside, workdir
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.published import PUBLISHED
 from hrnet_jax.commands.arguments import add_arch
 from hrnet_jax.data.preprocess import SUPPORT, Transform
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing
 from hrnet_jax.tasks import get_task
@@ -31,10 +31,12 @@ from hrnet_jax.upsampling import Upsample
 from hrnet_jax.weights import loading
 
 _TRANSFORM = ('resize', 'crop', 'interpolation', 'mean', 'std')
+_FUSION = ('upsample', 'align_corners')
+_LAYOUTS = {layout.name: None for kind in KINDS for layout in kind.layouts}
 _TO_FLAX = (
-    *('name', 'prefix', 'backbone', 'ignore_digest', 'verify', 'class_names'),
+    *('name', 'prefix', 'backbone', 'ignore_digest', 'inplace_abn', 'verify', 'class_names'),
     *_TRANSFORM,
-    *folders.FUSION,
+    *_FUSION,
 )
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 
@@ -87,13 +89,21 @@ def parser() -> cli.Parser:
     g.add_argument(
         '--upsample',
         choices=get_args(Upsample),
-        help='of a backbone, how its fusion upsamples: nearest (classification, pose, detection), '
-        'bilinear (official segmentation) or bilinear_two_step (mmsegmentation) (default: nearest)',
+        help='how the fusion upsamples: nearest (classification, pose, detection), bilinear '
+        '(official segmentation) or bilinear_two_step (mmsegmentation) (default: as networks with '
+        'these names of tensors have it; of a backbone: nearest)',
     )
     g.add_argument(
         '--align-corners',
         action=argparse.BooleanOptionalAction,
-        help="PyTorch's flag of that name, for the bilinear ways (default: no)",
+        help="PyTorch's flag of that name, for the bilinear ways (default: as it is published; "
+        'else yes for official files with OCR, no for others)',
+    )
+    g.add_argument(
+        '--inplace-abn',
+        action=argparse.BooleanOptionalAction,
+        help='the file is of a network with InPlaceABN, whose norms scale by |weight| + 1e-5: '
+        'official segmentation of PyTorch 0.4 (default: as the name of the file says)',
     )
     g.add_argument(
         '--ignore-digest',
@@ -147,7 +157,7 @@ def parser() -> cli.Parser:
     g = p.add_argument_group('back to PyTorch')
     g.add_argument(
         '--to',
-        choices=list(LAYOUTS),
+        choices=list(_LAYOUTS),
         help='write a PyTorch file whose tensors have the names of this implementation',
     )
     return p
@@ -178,12 +188,10 @@ def from_file(args: Any) -> None:
         )
     names = _class_names(args.class_names)
     own = {name: getattr(args, name) for name in _TRANSFORM}
-    fusion = {name: getattr(args, name) for name in folders.FUSION}
+    fusion = {name: getattr(args, name) for name in _FUSION}
     fusion = {name: value for name, value in fusion.items() if value is not None}
     if args.backbone:
         _apart(args, '--backbone', 'task', 'class_names')
-    elif fusion:
-        raise UserError('--upsample and --align-corners are for --backbone')
     Transform().override(STRIDE, **own)  # mistakes show before the work
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
@@ -197,14 +205,12 @@ def from_file(args: Any) -> None:
         prefix=args.prefix,
         check_digest=not args.ignore_digest,
         backbone=args.backbone,
+        inplace_abn=args.inplace_abn,
     )
-    done, known = file.done, file.known
-    fusion = {name: file.told[name] for name in folders.FUSION if name in file.told} | fusion
-    if args.verify and (way := fusion.get('upsample', 'nearest')) != 'nearest':
-        raise UserError(
-            f'--verify compares with a network that upsamples by nearest, not by {way}: leave '
-            '--verify out'
-        )
+    done, known, task = file.done, file.known, file.task(args.task)
+    if other := fusion.keys() - done.fields.keys():
+        flag = min(other).replace('_', '-')
+        raise UserError(f'--{flag} is not for a {done.kind.title}, which upsamples by nearest')
     if names is not None and len(names) != done.num_classes:
         raise UserError(
             f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
@@ -215,7 +221,7 @@ def from_file(args: Any) -> None:
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform = (file.transform or Transform()).override(STRIDE, **own)
+    transform = (file.transform or task.protocol()).override(STRIDE, **own)
     meta = folders.describe(file, transform, names, args.task, **fusion)
     if args.verify:
         verify(checkpoint.model_of(meta), done, file.source.tensors)
@@ -231,32 +237,31 @@ def from_file(args: Any) -> None:
         return
     layout = ' or '.join(file.layouts)
     figures = ''
-    if known:
+    if known and known.results:
         dataset, splits = next(iter(known.results[known.transform].items()))
         values = next(iter(splits.values()))
         said = [figure for figure in get_task(known.task).figures if figure.name in values]
         reached = ' and '.join(f'{values[one.name]} {one.unit} {one.label}' for one in said)
         figures = f', published as {reached} on {dataset}'
-    print(f'{out}: {done.arch.name}, {done.num_classes} classes, {layout} layout{figures}')
+    label = f'{done.kind.label}, ' * bool(done.kind.label)
+    print(f'{out}: {done.arch.name}, {label}{done.num_classes} classes, {layout} layout{figures}')
 
 
-def _guessed(file: folders.File, transform: Transform, given: set[str]) -> list[str]:
+def _guessed(file: folders.File, transform: Protocol, given: set[str]) -> list[str]:
     """What was taken for granted, because neither flags nor the file say it."""
-    done, notes = file.done, []
-    whole = isinstance(done.model, Classifier)
-    # The heads of timm, and one map alone, as of pose, are on networks that upsample by nearest.
-    if not (whole or done.widened or 'upsample' in given) and len(done.model.feature_info) > 1:
-        notes.append(
-            'the fusion is taken to upsample by nearest; if the file is of a segmentation network, '
-            'say --upsample bilinear (official) or bilinear_two_step (mmsegmentation)'
-        )
+    done, notes = file.done, file.doubts(given)
     if file.transform:
         return notes
-    fit = [p.name for p in PUBLISHED.values() if whole and p.fits(done.arch.name, done.num_classes)]
+    content = done.arch.name, done.num_classes, done.kind.name
+    fit = [p.name for p in PUBLISHED.values() if p.fits(*content)]
     if fit and not given:
-        return [f'not a published file by its name; if it is one, say --name {"|".join(fit)}']
+        return [
+            *notes,
+            f'not a published file by its name; if it is one, say --name {"|".join(fit)}',
+        ]
     taken, flags = [], []
-    if whole and not given & {'resize', 'crop', 'interpolation'}:
+    sized = done.kind is not BACKBONE and not given & {'resize', 'crop', 'interpolation'}
+    if sized and isinstance(transform, Transform):
         taken.append(f'resized to {transform.resize} and cropped to {transform.crop} pixels')
         flags += ['--resize', '--crop']
     if not given & {'mean', 'std'}:
@@ -277,12 +282,10 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         UserError: if one is above rounding, or PyTorch is not installed.
     """
     try:
-        from convert import reference
+        from convert import verification
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
-    names = official_names(done.network, done.num_classes is None)
-    state = {key: array(tensors[name]) for key, name in names.items()}
-    worst = reference.verify(model, done.variables, state)
+    worst = verification.verify(model, done.variables, official(done, tensors))
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():
         print(f'  {stage:8} {difference:.1e}')
@@ -293,10 +296,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
 def to_file(args: Any) -> None:
     """A converted or training folder -> a .pth or .safetensors file, and JSON beside it."""
     folder, meta = loading.described(args.source, args.arch, args.weights)
-    task = task_of_checkpoint(args.task, meta)
-    if args.to not in task.layouts:
-        known = f'known: {", ".join(task.layouts)}' if task.layouts else 'it has none'
-        raise UserError(f'{folder} is for {task.name}, which has no layout {args.to}; {known}')
+    task_of_checkpoint(args.task, meta)
     file = files.Written(Path(args.out), args.to, meta, args.force)
     written = file.write(*loading.load(folder, args.arch, weights=args.weights))
     for line in beside.lines(meta, args.weights):

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from convert import timm
-from convert.conversion import to_torch
-from convert.layouts import LAYOUTS
+from convert.recognise import kind_of_model
+from convert.writing import to_torch
 from hrnet_jax.checkpoints import beside
+from hrnet_jax.checkpoints.format import model_of
 from hrnet_jax.checkpoints.published import PUBLISHED
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime.files import refuse_existing, replacing
+from hrnet_jax.tasks import task_of
 
+_COMPUTED = ('upsample', 'align_corners')  # what changes the results of the same weights
 FORMATS = ('.pth', '.safetensors')
 
 
@@ -26,12 +29,13 @@ class Written:
 
     Attributes:
         out: the file.
-        layout: a name of `LAYOUTS`.
+        layout: the name of one of the layouts of such networks.
         meta: the JSON of the checkpoint.
         force: replace what is there.
 
     Raises:
-        UserError: if the file cannot have this name, or something is there.
+        UserError: if the file cannot have this name, or something is there, or there is no such
+            layout.
     """
 
     out: Path
@@ -42,6 +46,15 @@ class Written:
     def __post_init__(self) -> None:
         if self.out.suffix not in FORMATS:
             raise UserError(f'--out {self.out}: the file must end in {" or ".join(FORMATS)}')
+        task = task_of(self.meta)
+        kind = kind_of_model(model_of(self.meta)) if task.heads else None
+        layouts = {layout.name: layout for layout in kind.layouts} if kind else {}
+        if kind is None or self.layout not in layouts:
+            known = f'known: {", ".join(layouts)}' if layouts else 'it has none'
+            raise UserError(
+                f'the checkpoint is for {task.name}, which has no layout {self.layout}; {known}'
+            )
+        self.layouts = layouts
         self.config = self.out.with_name(timm.CONFIG)
         self.content = None
         if self.layout == 'timm':
@@ -55,10 +68,10 @@ class Written:
     def head_bias(self) -> bool:
         """False for a model whose own implementation has none, so that it loads there strictly."""
         published = PUBLISHED.get((self.meta.get('published') or {}).get('name', ''))
-        source, usual = self.meta.get('source', {}), LAYOUTS[self.layout].head_bias
-        theirs = LAYOUTS[source.get('layout', 'official')].head_bias
+        source, own = self.meta.get('source', {}), self.layouts[self.layout]
+        theirs = self.layouts.get(source.get('layout', 'official'), own).head_bias
         bare = source.get('head_bias') is False and theirs
-        return usual and not bare and (not published or published.head_bias)
+        return own.head_bias and not bare and (not published or published.head_bias)
 
     def write(self, model: Any, variables: Variables) -> str:
         """Writes the files; returns a line that says what was written."""
@@ -73,6 +86,11 @@ class Written:
         names = [path.name for path in (beside.place(self.out), *self._configs())]
         size = self.out.stat().st_size / 1e6
         note = f'; {self.config.name} is not of timm and stays' * self.foreign
+        usual = self.layouts[self.layout].fields.items()
+        own = {k: getattr(model, k) for k, v in usual if k in _COMPUTED and getattr(model, k) != v}
+        if own:
+            said = ' and '.join(f'{name} {value}' for name, value in own.items())
+            note += f'; set {said} there, which is not usual with these names'
         return (
             f'{self.out}: {len(state)} tensors, {self.layout} layout, {size:.1f} MB; '
             f'beside it {" and ".join(names)}{note}'

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from convert import readers, timm
 from convert.conversion import Converted, convert
-from convert.layouts import LAYOUTS
+from convert.heads import BACKBONE, KINDS
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
 from hrnet_jax.checkpoints.published import Published, find_published
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.tasks import DEFAULT, get_task
+from hrnet_jax.tasks.base import Task
 from hrnet_jax.upsampling import Upsample
 from hrnet_jax.version import __version__
 
-FUSION = ('upsample', 'align_corners')  # what no file shows of a backbone
 log = logging.getLogger('hrnet_jax')
 
 
@@ -48,8 +47,9 @@ class File:
         """Those that it may have: official and timm have the same names."""
         if 'layout' in self.told:
             return [self.told['layout']]
-        rules = LAYOUTS[self.done.layout].rules
-        return [layout.name for layout in LAYOUTS.values() if layout.rules == rules]
+        network = self.done.network
+        layouts = network.kind.layouts if network.kind else (network.layout,)
+        return [layout.name for layout in layouts if layout.rules == network.layout.rules]
 
     @property
     def transform(self) -> Any:
@@ -58,8 +58,28 @@ class File:
         said = self.told.get('transform')
         if self.known and not (said and 'sha256' in self.told):
             return self.known.transform
-        protocol = get_task(self.told.get('task', self.done.model.task)).protocol
-        return protocol.from_json(said) if said else None
+        return self.task().protocol.from_json(said) if said else None
+
+    def task(self, asked: str | None = None) -> Task:
+        """What it is for: as `asked`, or as what lies beside the file says, or as is usual."""
+        known = self.known.task if self.known else self.done.model.task
+        return get_task(asked or self.told.get('task', known))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those of the model that no file shows, if the published table or what lies beside the
+        file says them."""
+        own = {name: self.told[name] for name in self.done.fields if name in self.told}
+        if self.known and 'align_corners' in self.done.fields and not own:
+            own = {'align_corners': 'align_corners' in self.known.details}
+        return own
+
+    def doubts(self, given: Collection[str] = ()) -> list[str]:
+        """What is taken for granted of the fields that no file shows, but for those `given`."""
+        field, text = self.done.network.layout.doubt or ('', '')
+        # One map alone is of a network for pose, which upsamples by nearest.
+        one = getattr(self.done.model, 'outputs', 4) == 1
+        return [text] if text and field not in {*given, *self.fields} and not one else []
 
 
 def read(
@@ -71,6 +91,7 @@ def read(
     prefix: str | None = None,
     check_digest: bool = True,
     backbone: bool | None = False,
+    inplace_abn: bool | None = None,
 ) -> File:
     """A file, or `hf:OWNER/REPO`, and what lies beside it.
 
@@ -78,7 +99,7 @@ def read(
         arch: refused unless it is this architecture.
         name: of a published checkpoint, which it must fit; or another.
         offline: a file of the hub is looked for in the cache alone.
-        weights, prefix, backbone: see `convert.from_torch`.
+        weights, prefix, backbone, inplace_abn: see `convert.from_torch`.
         check_digest: see `readers.read`.
 
     Raises:
@@ -86,20 +107,25 @@ def read(
     """
     source = readers.read(origin, offline, weights, check_digest)
     try:
-        done = convert(source.tensors, arch, prefix=prefix, weights=weights, backbone=backbone)
+        if inplace_abn is None:
+            inplace_abn = readers.is_inplace_abn(source, name)
+        done = convert(
+            source.tensors, arch, prefix=prefix, weights=weights, backbone=backbone,
+            inplace_abn=inplace_abn,
+        )  # fmt: skip
         readers.require_weights(weights, source.weights or done.weights)
     except UserError as error:
         raise UserError(f'{origin}: {error}') from error
     told, notes = _told(source, done, offline)
     known = find_published(name, origin)
     known = known or find_published((told.get('published') or {}).get('name'), '')
-    if not isinstance(done.model, Classifier):  # a published checkpoint is more than its backbone
+    if done.kind is BACKBONE:  # a published checkpoint is more than its backbone
         known = None
-    if known and not known.fits(done.arch.name, done.num_classes):
+    if known and not known.fits(done.arch.name, done.num_classes, done.kind.name):
         if find_published(name, ''):
             raise UserError(
-                f'--name {name} is a published {known.arch} with {known.num_classes} classes; the '
-                f'file holds {done.arch.name} with {done.num_classes}'
+                f'--name {name} is a published {known.head} {known.arch} with {known.num_classes} '
+                f'classes; the file holds {done.kind.name} {done.arch.name} with {done.num_classes}'
             )
         known = None  # a file of another content under a published name
     return File(source, done, known, told, (*source.notes, *done.notes, *notes))
@@ -116,24 +142,20 @@ def describe(
     whether one class is right or several: `task`, or what lies beside the file, says it.
 
     Args:
-        **options: fields of the model that no file shows: of a backbone, how it upsamples.
+        **options: fields of the model that no file shows, such as how it upsamples.
 
     Raises:
         UserError: if the task is not converted from such files.
     """
     source, done = file.source, file.done
-    found, layouts = get_task(done.model.task), file.layouts
-    if isinstance(done.model, Classifier):
-        known = file.known.task if file.known else DEFAULT
-        found = get_task(task or file.told.get('task', known))
-        layouts = [name for name in file.layouts if name in found.layouts]
-    if not layouts:
-        raise UserError(
-            f'{found.name} is not converted from files of the {" or ".join(file.layouts)} layout'
-        )
+    found = file.task(task)
+    if done.kind.name not in found.heads:
+        raise UserError(f'{found.name} is not converted from files of a {done.kind.title}')
     names = file.told.get('class_names') if class_names is None else list(class_names)
+    if names is None and file.known:
+        names = file.known.class_names
     return {
-        **checkpoint.describe(done.model.clone(**options), found),
+        **checkpoint.describe(done.model.clone(**file.fields | options), found),
         'hrnet_jax': __version__,
         'transform': (transform or file.transform or found.protocol()).to_json(),
         'published': file.known.to_json() if file.known else None,
@@ -143,7 +165,7 @@ def describe(
             'origin': source.origin if source.origin.startswith(PREFIX) else source.path.name,
             'sha256': source.sha256,
             'container': source.container,
-            'layout': layouts[0],
+            'layout': file.layouts[0],
             'head_bias': done.head_bias,
             'prefix': done.network.prefix,
             'weights': source.weights or done.weights,
@@ -160,7 +182,7 @@ def write(origin: str, folder: Path, offline: bool = False, weights: str | None 
         UserError: if it cannot be read, or is no HRNet.
     """
     file = read(origin, offline=offline, weights=weights)
-    for note in file.notes:
+    for note in (*file.notes, *file.doubts()):
         log.info('%s: %s', origin, note)
     checkpoint.save(folder, file.done.variables, describe(file))
 
@@ -171,7 +193,7 @@ def _told(
     """What the JSON beside a file says, if it fits: ours, or else timm's; and remarks."""
     content, remark = beside.read(source.path, source.sha256)
     notes = [remark] if remark else []
-    if content and (wrong := _misfit(content, done.num_classes)):
+    if content and (wrong := _misfit(content, done)):
         return {}, [f'nothing is taken from {beside.place(source.path).name}: {wrong}']
     if content:
         content = _of_use(content, done)
@@ -194,20 +216,25 @@ def _told(
 
 
 def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
-    """Of a backbone alone only how images are prepared, and how it upsamples."""
-    if isinstance(done.model, Classifier):
+    """Of a backbone alone only how images are prepared."""
+    if done.kind is not BACKBONE:
         return told
-    of_use = ('transform', 'layout', *FUSION)
-    return {name: told[name] for name in of_use if name in told}
+    kept = {name: told[name] for name in ('layout', *done.fields) if name in told}
+    protocol = get_task(done.model.task).protocol
+    known = protocol().to_json()
+    if transform := {k: v for k, v in (told.get('transform') or {}).items() if k in known}:
+        kept['transform'] = transform
+    return kept
 
 
-def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
-    """What cannot be right in the JSON beside a file of so many classes."""
+def _misfit(content: dict[str, Any], done: Converted) -> str | None:
+    """What cannot be right in the JSON beside a file."""
     task, transform = content.get('task', DEFAULT), content.get('transform')
+    layouts = {layout.name for kind in KINDS for layout in kind.layouts}
     names, published = content.get('class_names'), content.get('published') or {}
     fits = {
         'task': isinstance(task, str),
-        'layout': content.get('layout') in tuple(LAYOUTS),
+        'layout': content.get('layout') in list(layouts),
         'class_names': names is None
         or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         'published': isinstance(published, dict) and isinstance(published.get('name', ''), str),
@@ -217,8 +244,8 @@ def _misfit(content: dict[str, Any], num_classes: int | None) -> str | None:
     }
     if wrong := [field for field, fit in fits.items() if not fit]:
         return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'
-    if names and num_classes is not None and len(names) != num_classes:
-        return f'it has {len(names)} class names, the file has {num_classes} classes'
+    if names and done.num_classes not in (None, len(names)):
+        return f'it has {len(names)} class names, the file has {done.num_classes} classes'
     try:
         if transform:
             get_task(task).protocol.from_json(transform)

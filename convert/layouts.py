@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +20,21 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way of naming the tensors of a classification model.
+    """One way of naming the tensors of a network with a head.
 
     Attributes:
         name: what users type.
         rules: (prefix of a key, what replaces it); the first that fits counts; {} is a number.
         head_bias: whether the convolutions before BatchNorm in the head have biases.
+        fields: of our model, as the networks that have these names have them; no file shows them.
+        doubt: (one of these fields in which the networks differ, what to say where it is a guess).
     """
 
     name: str
     rules: tuple[tuple[str, str], ...]
-    head_bias: bool
+    head_bias: bool = False
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    doubt: tuple[str, str] | None = None
 
     def to_canonical(self, key: str) -> str | None:
         return _rewrite(key, self.rules)
@@ -40,33 +45,6 @@ class Layout:
         return rewritten
 
 
-_OFFICIAL = (
-    ('incre_modules.', 'head.incre_modules.'),
-    ('downsamp_modules.', 'head.downsamp_modules.'),
-    ('final_layer.', 'head.final_layer.'),
-    ('classifier.', 'head.classifier.'),
-    ('', 'backbone.'),
-)
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout('official', _OFFICIAL, True),
-        Layout('timm', _OFFICIAL, True),
-        Layout(
-            'mmpretrain',
-            (
-                ('backbone.', 'backbone.'),
-                ('neck.0.increase_layers.', 'head.incre_modules.'),
-                ('neck.0.downsample_layers.{}.conv.', 'head.downsamp_modules.{}.0.'),
-                ('neck.0.downsample_layers.{}.bn.', 'head.downsamp_modules.{}.1.'),
-                ('neck.0.final_layer.conv.', 'head.final_layer.0.'),
-                ('neck.0.final_layer.bn.', 'head.final_layer.1.'),
-                ('head.fc.', 'head.classifier.'),
-            ),
-            False,
-        ),
-    )
-}
 # (leaf in PyTorch, axes) -> (collection, leaf in Flax, order of the axes in Flax)
 _LEAVES: dict[tuple[str, int], tuple[str, str, tuple[int, ...]]] = {
     ('weight', 4): ('params', 'kernel', (2, 3, 1, 0)),

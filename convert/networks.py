@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from convert.layouts import LAYOUTS, Layout
+from convert.heads import BACKBONE, KINDS
+from convert.kinds import Kind
+from convert.layouts import Layout
 from convert.readers import is_averaged, which_weights
 from hrnet_jax.errors import UserError, listed
 
@@ -26,13 +28,15 @@ class Network:
 
     Attributes:
         prefix: what its names begin with, such as 'model.'; without wrappers.
-        layout: None where the head is none that is known.
+        kind: of its head; None where it has none that is known.
+        layout: how its names become canonical keys.
         names: its names without prefix and wrappers -> the names in the file.
         beside: names in the file of what belongs to no network.
     """
 
     prefix: str
-    layout: Layout | None
+    kind: Kind | None
+    layout: Layout
     names: Mapping[str, str]
     beside: tuple[str, ...] = ()
 
@@ -100,7 +104,7 @@ def networks(tensors: Iterable[str]) -> list[Network]:
         names[name if short in names else short] = name
     outer = {key[: key.index(_TRUNK)]: None for key in names if _TRUNK in key}
     found = [_layout(start, names) for start in outer]
-    prefixes = [prefix for prefix, _ in found]
+    prefixes = [prefix for prefix, *_ in found]
 
     def inside(key: str, prefix: str) -> bool:
         longer = (p for p in prefixes if len(p) > len(prefix) and p.startswith(prefix))
@@ -120,18 +124,21 @@ def cleaned(name: str) -> str:
     return _WRAPPERS.sub('', name)
 
 
-def _layout(outer: str, names: Iterable[str]) -> tuple[str, Layout | None]:
-    """The prefix and layout of the network whose trunk begins with `outer`."""
-    best: tuple[int, str, Layout | None] = (0, outer, None)
-    for layout in (LAYOUTS['official'], LAYOUTS['mmpretrain']):
+def _layout(outer: str, names: Iterable[str]) -> tuple[str, Kind | None, Layout]:
+    """The prefix, kind and layout of the network whose trunk begins with `outer`: of those that fit
+    the one that knows most tensors of the head."""
+    most = 0
+    best: tuple[str, Kind | None, Layout] = (outer, None, BACKBONE.layouts[0])
+    for kind, layout in ((k, layout) for k in KINDS for layout in k.layouts):
         trunk = layout.from_canonical('backbone.')
         if not outer.endswith(trunk):
             continue
         prefix = outer.removesuffix(trunk)
         inner = (key.removeprefix(prefix) for key in names if key.startswith(prefix))
-        heads = sum((layout.to_canonical(key) or '').startswith('head.') for key in inner)
-        best = max(best, (heads, prefix, layout), key=lambda entry: entry[0])
-    return best[1], best[2]
+        heads = sum(bool(kind.part(layout.to_canonical(key) or '')) for key in inner)
+        if heads > most:
+            most, best = heads, (prefix, kind, layout)
+    return best
 
 
 def _equal(

@@ -116,6 +116,18 @@ def read(
     return Source(path, origin, sha256, tensors, found.container, notes, found.weights)
 
 
+def is_inplace_abn(source: Source, name: str | None = None) -> bool:
+    """Whether the norms of a file are of InPlaceABN: official files of PyTorch 0.4, by their names;
+    what was saved later has counters.
+
+    Args:
+        name: of a published checkpoint.
+    """
+    known = find_published(name, source.origin)
+    named = 'inplace_abn' in known.details if known else '_torch04' in source.path.name
+    return named and not any(key.endswith('.num_batches_tracked') for key in source.tensors)
+
+
 class Resolved(NamedTuple):
     """The state dict in a loaded object: its tensors of any kind, where they lay, remarks; 'ema' or
     'raw' where there were averaged weights, too."""

@@ -1,4 +1,4 @@
-"""What a network of a file is: its architecture, and which parts of a classifier it has."""
+"""What a network of a file is: its architecture, and which parts of a head it has."""
 
 from __future__ import annotations
 
@@ -6,27 +6,20 @@ import collections
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from convert.layouts import LAYOUTS, flax_path
+from convert.heads import CLASSIFIER, kind_of
+from convert.kinds import Kind, Shapes, length
+from convert.layouts import canonical_key, flax_path
 from convert.networks import Network, cleaned
-from hrnet_jax.archs import ARCHS, Arch, get_arch
+from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.backbone import HRNet
+from hrnet_jax.backbone import Network as Model
 from hrnet_jax.errors import UserError
-from hrnet_jax.heads.classification import Classifier, ClassifierArch, classifier_arch
-from hrnet_jax.models import create_model, flat, variable_shapes
+from hrnet_jax.models import flat, variable_shapes
 
-TRUNK, WIDENED = 'trunk', 'widening layers'
-# Part -> its canonical keys. A classifier has all of them.
-_PARTS = {
-    TRUNK: re.compile(r'backbone\.((conv|bn)[12]|layer1|transition[123]|stage[234])\.'),
-    WIDENED: re.compile(r'head\.incre_modules\.'),
-    'downsampling layers': re.compile(r'head\.downsamp_modules\.'),
-    'final layer': re.compile(r'head\.final_layer\.[01]\.'),
-    'classifier': re.compile(r'head\.classifier\.(weight|bias)$'),
-}
-Model = Classifier | HRNet
+TRUNK = 'trunk'
+_TRUNK = re.compile(r'backbone\.((conv|bn)[12]|layer1|transition[123]|stage[234])\.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +27,19 @@ class Parts:
     """The tensors of a file by what they are.
 
     Attributes:
-        known: part of a classifier -> canonical key -> name in the file; those that it has.
+        kind: of the head, or the nearest.
+        known: 'trunk' or part of the head -> canonical key -> name in the file; those that it has.
         others: how the names of the other tensors of the file begin -> how many there are.
     """
 
+    kind: Kind
     known: dict[str, dict[str, str]]
     others: dict[str, int]
 
     @property
     def lacking(self) -> list[str]:
-        """What it would need to be a classifier."""
-        return [part for part in _PARTS if part not in self.known]
+        """What it would need to be a whole network of this kind."""
+        return [part for part in (TRUNK, *self.kind.parts) if part not in self.known]
 
     def text(self, *, trunk: bool = True) -> str:
         """All that there is, or all but the trunk, with numbers of tensors."""
@@ -53,17 +48,18 @@ class Parts:
 
 
 def parts(network: Network) -> Parts:
-    known: dict[str, dict[str, str]] = {}
+    kind = network.kind or CLASSIFIER
+    known: dict[str, dict[str, str]] = {part: {} for part in (TRUNK, *kind.parts)}
     others = list(network.beside)
     for key, name in canonical(network)[0].items():
-        part = next((part for part, names in _PARTS.items() if names.match(key)), None)
+        part = TRUNK if _TRUNK.match(key) else kind.part(key)
         if part:
-            known.setdefault(part, {})[key] = name
+            known[part][key] = name
         else:
             others.append(name)
     others += canonical(network)[1]
     groups = collections.Counter(_group(cleaned(name), network.prefix) for name in others)
-    return Parts({part: known[part] for part in _PARTS if part in known}, dict(groups))
+    return Parts(kind, {part: names for part, names in known.items() if names}, dict(groups))
 
 
 def _group(name: str, prefix: str) -> str:
@@ -73,12 +69,10 @@ def _group(name: str, prefix: str) -> str:
 
 
 def canonical(network: Network) -> tuple[dict[str, str], list[str]]:
-    """Canonical key -> name in the file; names that the layout does not know. What has no head that
-    is known has the names of the official layout behind its prefix."""
-    layout = network.layout or LAYOUTS['official']
+    """Canonical key -> name in the file; names that the layout does not know."""
     found, unknown = {}, []
     for key, name in network.names.items():
-        known = layout.to_canonical(key)
+        known = network.layout.to_canonical(key)
         if known is None:
             unknown.append(name)
         else:
@@ -86,8 +80,8 @@ def canonical(network: Network) -> tuple[dict[str, str], list[str]]:
     return found, unknown
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]], backbone: bool = False) -> Model:
-    """The classifier, or the `backbone` alone, of canonical keys and PyTorch shapes.
+def recognise(shapes: Shapes, kind: Kind) -> Model:
+    """The network of this kind with these canonical keys and PyTorch shapes.
 
     The numbers of modules and blocks must be those of the table; the widths may be anyone's.
     Where nothing fits, the nearest architecture is taken, for the error message to compare with.
@@ -97,56 +91,45 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], backbone: bool = False) -> 
         matches = (re.match(pattern, key) for key in shapes)
         return 1 + max((int(m.group(1)) for m in matches if m), default=-1)
 
-    def out(key: str, axis: int = 0) -> int:
-        shape = shapes.get(key, ())
-        return shape[axis] if len(shape) > axis else 0
-
     stages = (2, 3, 4)
+    widths = (f'backbone.stage4.0.branches.{i}.0.conv1.weight' for i in range(4))
+    planes = length(shapes, 'backbone.layer1.0.conv1.weight')
     found: dict[str, Any] = {
-        'channels': tuple(out(f'backbone.stage4.0.branches.{i}.0.conv1.weight') for i in range(4)),
-        'layer1': (count(r'backbone\.layer1\.(\d+)\.'), out('backbone.layer1.0.conv1.weight')),
+        'channels': tuple(length(shapes, key) for key in widths),
+        'layer1': (count(r'backbone\.layer1\.(\d+)\.'), planes),
         'modules': tuple(count(rf'backbone\.stage{s}\.(\d+)\.') for s in stages),
         'blocks': tuple(count(rf'backbone\.stage{s}\.0\.branches\.0\.(\d+)\.') for s in stages),
-        'stem': out('backbone.conv1.weight'),
+        'stem': length(shapes, 'backbone.conv1.weight'),
+        **kind.sizes(shapes),
     }
-    if not backbone:
-        found['head'] = tuple(out(f'head.incre_modules.{i}.0.conv3.weight') for i in range(4))
-        found['features'] = out('head.final_layer.0.weight')
-    channels = out('backbone.conv1.weight', 1) or 3
+    numbers = (found['layer1'][0], found['modules'], found['blocks'])
 
     def model(arch: Arch) -> Model:
-        if backbone:
-            return HRNet(arch, outputs=outputs(shapes), in_channels=channels)
-        classes = out('head.classifier.weight') or 1000
-        return create_model(arch, classes, in_channels=channels)
-
-    numbers = (found['layer1'][0], found['modules'], found['blocks'])
+        channels = length(shapes, 'backbone.conv1.weight', 1) or 3
+        return kind.model(arch, shapes, in_channels=channels)
 
     def likeness(arch: Arch) -> tuple[bool, int]:
         structure = (arch.layer1[0], arch.modules, arch.blocks)
         equal = sum(getattr(arch, name) == value for name, value in found.items())
         return structure == numbers, equal
 
-    best = max(map(get_arch if backbone else classifier_arch, ARCHS), key=likeness)
+    best = max(map(kind.arch, ARCHS), key=likeness)
     known, equal = likeness(best)
     if known and equal < len(found):
         with contextlib.suppress(UserError):  # of widths that make no network
-            custom = model((Arch if backbone else ClassifierArch)('custom', **found))
+            custom = model(type(best)('custom', **found))
             if fills(shapes, custom):
                 return custom
     return model(best)
 
 
-def outputs(keys: Iterable[str]) -> int:
-    """How many maps the backbone with these canonical keys gives: networks for pose end in the
-    finest alone."""
-    found = (re.match(r'backbone\.stage4\.(\d+)\.fuse_layers\.(\d+)\.', key) for key in keys)
-    places = {(int(m[1]), int(m[2])) for m in found if m}
-    last = max((module for module, _ in places), default=0)
-    return 1 if {row for module, row in places if module == last} == {0} else 4
+def kind_of_model(model: Model) -> Kind | None:
+    """The kind of one of our models with a head."""
+    shapes = flat_shapes(model).items()
+    return kind_of(canonical_key(path, len(shape))[0] for path, shape in shapes)
 
 
-def fills(shapes: Mapping[str, tuple[int, ...]], model: Model) -> bool:
+def fills(shapes: Shapes, model: Model) -> bool:
     """Whether every variable of the model is there, in its shape."""
     rules = {key: flax_path(key, len(shape)) for key, shape in shapes.items()}
     got = {

@@ -85,13 +85,15 @@ FILES = {
     ),
     'segmentation': (
         under('backbone.', trunk(STATE)) | decoder('decode_head.conv_seg.weight', 'aux.0.weight'),
-        f'trunk ({T}), decode_head.* (1), aux.* (1)',
-        'decode_head.* (1), aux.* (1)',
+        f'no whole segmentation network (FCN): it has tensors of trunk ({T}), classes (1), aux.* '
+        '(1), and no last layers; ',
+        'classes (1), aux.* (1)',
     ),
     'segmentation, official': (
         under('module.', trunk(STATE) | decoder('last_layer.0.weight')),
-        f'trunk ({T}), last_layer.* (1)',
-        'last_layer.* (1)',
+        f'no whole segmentation network (FCN): it has tensors of trunk ({T}), last layers (1), and '
+        'no classes; ',
+        'last layers (1)',
     ),
     'timm without classes': (
         without(STATE, 'classifier'),
@@ -138,9 +140,7 @@ def test_every_kind(name, command, refused, tmp_path):
 
     said = refused(main, source, '--out', tmp_path / 'out')
     called = 'tiny' if arch == 'tiny' else 'a custom architecture of widths (4, 8, 12, 20)'
-    assert (
-        f'x.pth: this is HRNet {called}, but no whole classifier: it has tensors of trunk (' in said
-    )
+    assert f'x.pth: this is HRNet {called}, but no whole ' in said
     assert parts in said
     assert said.endswith('; --backbone (in Python backbone=True) takes the trunk alone\n')
     assert not (tmp_path / 'out').exists()
@@ -151,7 +151,9 @@ def test_every_kind(name, command, refused, tmp_path):
         assert f'note: took the trunk alone, without the tensors of {left}\n' in out
     assert ('took the trunk alone' in out) == bool(left)
     widened = 'widening layers' in (left or '')
-    assert (FUSION in out) == (outputs == 4 and not widened)
+    known = {'segmentation': 'bilinear_two_step', 'segmentation, official': 'bilinear'}
+    assert (FUSION in out) == (outputs == 4 and not widened and name not in known)
+    assert ('note: align_corners is not in the file' in out) == name.endswith('ation, official')
     assert IMAGES in out
     arch = 'custom' if arch == 'mine' else arch
     assert f'{arch}: the backbone of {arch}; channels of its maps: ' in out
@@ -159,6 +161,7 @@ def test_every_kind(name, command, refused, tmp_path):
     model, variables = hrnet_jax.load(tmp_path / 'out')
     assert isinstance(model, hrnet_jax.HRNet)
     assert (model.outputs, model.arch.name) == (outputs, arch)
+    assert (model.upsample, model.align_corners) == (known.get(name, 'nearest'), False)
     inner = {k: v['backbone'] for k, v in wanted.items()}
     if outputs == 1:
         for tree in inner.values():
@@ -274,14 +277,13 @@ def test_what_a_backbone_does_not_do(backbones, name, refused, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'flags', 'said'),
     [
-        ('naked', ('--upsample', 'bilinear'), 'are for --backbone'),
+        ('whole', ('--upsample', 'bilinear'), '--upsample is not for a classifier, which upsam'),
         ('naked', ('--backbone', '--task', 'multilabel'), '--task cannot be combined'),
-        ('naked', ('--backbone', '--verify', '--upsample', 'bilinear'), 'by nearest, not by bili'),
         ('pose, official', ('--backbone', '--arch', 'w18'), 'the file holds tiny, not w18'),
     ],
 )
 def test_flags_that_do_not_fit(name, flags, said, refused, tmp_path):
-    source = save(FILES[name][0], tmp_path / 'x.pth')
+    source = save(STATE if name == 'whole' else FILES[name][0], tmp_path / 'x.pth')
     assert said in refused(main, source, '--out', tmp_path / 'out', *flags)
 
 
@@ -298,7 +300,7 @@ def test_strict_inside_of_the_trunk(name):
         from_torch(state, backbone=True)
     for part in (
         'compared with the trunk of tiny',
-        '1 missing (layer1.0.conv2.weight)',
+        f'1 missing ({start}layer1.0.conv2.weight)',
         f'1 unexpected ({start}stage3.0.extra.weight)',
         f'1 misshapen ({start}stage3.0.branches.0.0.bn1.weight: 9 instead of 6)',
     ):

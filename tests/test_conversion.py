@@ -11,7 +11,8 @@ from rules import weight
 import hrnet_jax
 from convert import from_torch, to_torch
 from convert.conversion import convert
-from convert.reference import HRNet, verify
+from convert.reference import HRNet
+from convert.verification import verify
 from hrnet_jax.archs import ARCHS, Arch
 from hrnet_jax.heads.classification import ClassifierArch
 from hrnet_jax.models import create_model

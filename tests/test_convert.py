@@ -96,8 +96,9 @@ def test_published_table():
         entry = PUBLISHED[name]
         accuracy = dict(zip(('top1', 'top5'), figures, strict=True))
         assert entry.results[entry.transform] == {'imagenet2012': {'validation': accuracy}}
-    assert len([n for n in PUBLISHED if '.' not in n]) == 9
-    assert len([n for n in PUBLISHED if '.' in n]) == 14
+    classifiers = [n for n, entry in PUBLISHED.items() if entry.task == 'classification']
+    assert len([n for n in classifiers if '.' not in n]) == 9
+    assert len([n for n in classifiers if '.' in n]) == 14
     ssld = find_published(None, 'hf:timm/hrnet_w18_ssld.paddle_in1k@main')
     assert ssld is not None
     large = dataclasses.replace(ssld.transform, resize=288, crop=288)
@@ -271,7 +272,10 @@ def test_wrong_arguments(command, refused, tmp_path, source):
         ((source, '--out', out, '--prefix', 'x'), '--prefix x: the networks begin with no prefix'),
         (('timm/w18', '--out', out), 'does not exist; if it is a repository of the Hugging Face'),
         ((source, '--out', out, '--arch', 'w18'), 'holds tiny, not w18'),
-        ((source, '--out', out, '--name', 'w18_ssld'), 'published w18 with 1000 classes'),
+        (
+            (source, '--out', out, '--name', 'w18_ssld'),
+            'published classifier w18 with 1000 classes',
+        ),
         ((source, '--out', out, '--name', '../x'), 'plain name'),
         ((source, '--out', out, '--class-names', short), '2 names'),
         ((source, '--out', out, '--class-names', tmp_path / 'none'), 'none'),

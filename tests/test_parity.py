@@ -16,7 +16,7 @@ from rules import close, image, weight
 
 from convert import to_torch
 from convert.conversion import convert
-from convert.reference import stages_of
+from convert.verification import stages_of
 from hrnet_jax.inference.folding import fold
 from hrnet_jax.models import create_model, variable_shapes
 

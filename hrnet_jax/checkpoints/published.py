@@ -1,7 +1,10 @@
 """The published checkpoints: which file it is, how it was evaluated, what it reached.
 
 `published.csv` has a line a checkpoint, `results.csv` one a figure, in percent. Sources: the model
-page of mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31.
+page of mmpretrain 1.2.0; the results tables and pretrained configurations of timm 1.0.31; the model
+pages of mmsegmentation 1.2.2; the README of HRNet-Semantic-Segmentation, whose figures on LIP are
+of stretched images, which no protocol here says, and whose windows are padded at the borders, where
+ours are moved back inside.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ class Published:
         files: the names under which the file is distributed.
         hub: OWNER/REPO on the Hugging Face hub, if it is there.
         head_bias: whether its own implementation has biases before BatchNorm in the head.
-        task: what it is for.
+        task: what it is for; head: the kind of its head.
+        dataset: whose classes it has, where its task names them.
+        details: what is true of it that its file does not show.
     """
 
     name: str
@@ -43,14 +48,23 @@ class Published:
     hub: str | None = None
     head_bias: bool = True
     task: str = DEFAULT
+    head: str = 'classifier'
+    dataset: str = ''
+    details: frozenset[str] = frozenset()
 
     @property
     def transform(self) -> Any:
-        return next(iter(self.results))
+        """None where it has no figure."""
+        return next(iter(self.results), None)
 
-    def fits(self, arch: str, num_classes: int | None) -> bool:
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Those that a checkpoint must say; ImageNet's go without saying."""
+        return get_task(self.task).class_names(self.dataset) if self.dataset else None
+
+    def fits(self, arch: str, num_classes: int | None, head: str) -> bool:
         """Whether a file of this content may be it."""
-        return (self.arch, self.num_classes) == (arch, num_classes)
+        return (self.arch, self.num_classes, self.head) == (arch, num_classes, head)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,9 +91,10 @@ def expected(meta: Mapping[str, Any], transform: Protocol, dataset: str, split: 
 
 def find_published(name: str | None, origin: str) -> Published | None:
     """The entry of that name, or else of that file name or hub id (`hf:OWNER/REPO`)."""
-    named = (name or '').removeprefix('timm/').removeprefix('hrnet_')
-    if named in PUBLISHED:
-        return PUBLISHED[named]
+    named = (name or '').removeprefix('timm/')
+    for spelling in (named, named.removeprefix('hrnet_')):
+        if spelling in PUBLISHED:
+            return PUBLISHED[spelling]
     hub = origin.removeprefix('hf:').split('@')[0] if origin.startswith('hf:') else None
     file = PurePosixPath(origin.replace('\\', '/')).name
     for entry in PUBLISHED.values():
@@ -99,6 +114,9 @@ def _read() -> dict[str, Published]:
             row['hub'] or None,
             row['head_bias'] == '1',
             row['task'],
+            row['head'],
+            row['dataset'],
+            frozenset(row['details'].split()),
         )
         for row in _rows('published.csv')
     }

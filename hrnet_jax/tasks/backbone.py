@@ -14,7 +14,7 @@ _FIELDS = ('in_channels', 'outputs', 'upsample', 'align_corners')  # of HRNet, i
 
 class Backbone(Task):
     name = 'backbone'
-    layouts = ('official',)
+    heads = ('backbone',)
 
     def refuse(self, what: str) -> NoReturn:
         raise UserError(

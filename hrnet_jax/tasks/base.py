@@ -174,7 +174,8 @@ class Task:
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     one_class: the outputs are logits of classes of which one is right.
-    layouts: those of the converter that its checkpoints can be written in.
+    heads: of the PyTorch files that its checkpoints are made from and written to; names of the
+        converter, such as 'classifier'.
     protocol: the class of what a checkpoint's `transform` holds.
     """
 
@@ -184,7 +185,7 @@ class Task:
     training_figures: ClassVar[tuple[str, ...]] = ()
     default_dataset: ClassVar[str | None] = None
     one_class: ClassVar[bool] = False
-    layouts: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
 
     def refuse(self, what: str) -> NoReturn:
@@ -234,6 +235,10 @@ class Task:
         arch = arch_of(meta, ClassifierArch, classifier_arch)
         channels = meta['in_channels']
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        """Those of a published checkpoint for this data set, where it must say them."""
+        return None
 
     def facts(self, source: Facts) -> dict[str, Any]:
         """What checkpoint.json says of the data that the model was trained on; JSON."""

@@ -109,7 +109,7 @@ class Classification(Task):
     training_figures: ClassVar[tuple[str, ...]] = ('top1',)
     default_dataset: ClassVar[str | None] = 'imagenet2012'
     one_class: ClassVar[bool] = True
-    layouts = ('official', 'timm', 'mmpretrain')
+    heads = ('classifier',)
 
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Source:
         path = Path(name.removeprefix('folder:')).expanduser()

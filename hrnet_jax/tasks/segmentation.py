@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hrnet_jax.data import classes, evaluation, opencv, segmentation
+from hrnet_jax.data import classes, evaluation, opencv, segmentation, segmentation_sets
 from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import batches, example_arrays
@@ -168,6 +168,7 @@ class Segmentation(Task):
         Figure('mean_accuracy', 'mean accuracy'),
         Figure('pixel_accuracy', 'pixel accuracy'),
     )
+    heads = ('fcn', 'ocr')
     training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
 
@@ -178,6 +179,9 @@ class Segmentation(Task):
         from hrnet_jax.heads.segmentation import Segmenter
 
         return Segmenter(arch, num_classes=num_classes, **options)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        return segmentation_sets.classes(dataset)
 
     def build(self, arch: Any, recipe: Any, source: Facts) -> Any:
         fields = ('head', 'dropout', 'upsample', 'align_corners', 'frozen_norm')

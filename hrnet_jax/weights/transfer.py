@@ -62,7 +62,7 @@ def transfer(
     Args:
         target: {'params': ..., 'batch_stats': ...} of the model to fill, such as `init` gives.
         source: variables; or the folder of a checkpoint: see `hrnet_jax.load`; or a PyTorch file,
-            of which a whole classifier is taken, or else the backbone.
+            of which the network is taken if its head is one that is known, or else the backbone.
         fresh: regular expressions; arrays whose name they match (`re.search`; for instance
             'head/classifier') stay as they are in `target`.
 

@@ -1,0 +1,106 @@
+"""A converted network beside its reference in PyTorch, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from convert.heads import BACKBONE
+from convert.kinds import Kind
+from convert.recognise import Model, kind_of_model
+from convert.reference import HRNet, Trunk
+from convert.reference_segmentation import FCN, OCR
+from hrnet_jax.archs import get_arch
+from hrnet_jax.models import Variables
+
+# Name of a kind -> (our model) -> its reference.
+_REFERENCES: dict[str, Callable[[Any], torch.nn.Module]] = {
+    'backbone': lambda m: Trunk(get_arch(m.arch), **_trunk(m)),
+    'classifier': lambda m: HRNet(m.arch, m.num_classes, m.in_channels),
+    'fcn': lambda m: FCN(m.arch, m.num_classes, **_trunk(m)),
+    'ocr': lambda m: OCR(m.arch, m.num_classes, m.ocr_channels, m.key_channels, **_trunk(m)),
+}
+
+
+def _kind(model: Model) -> Kind:
+    kind = kind_of_model(model)
+    assert kind, type(model)
+    return kind
+
+
+def _trunk(model: Any) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in ('in_channels', 'upsample', 'align_corners')}
+
+
+def reference(model: Model, state: dict[str, Any]) -> Any:
+    """The PyTorch model of official names, in evaluation mode.
+
+    Args:
+        state: NumPy arrays; what is not there, counters and biases before BatchNorm, is zero.
+    """
+    found = _REFERENCES[_kind(model).name](model)
+    zeros = {k: torch.zeros_like(v) for k, v in found.state_dict().items() if k not in state}
+    tensors = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()}
+    found.load_state_dict(zeros | tensors)
+    return found.eval()
+
+
+def verify(
+    model: Model,
+    variables: Variables,
+    state: dict[str, Any],
+    size: tuple[int, int] = (224, 224),
+) -> dict[str, float]:
+    """Runs the converted model beside the reference with the file's own tensors.
+
+    Args:
+        state: the file's tensors under official names, as NumPy arrays.
+        size: height and width of the two random images.
+
+    Of a backbone its own stages are compared, and of the last the maps that it has.
+
+    Returns:
+        stage -> the largest max|a - b| / max|b| over its maps.
+    """
+    images = np.random.default_rng(0).standard_normal((2, *size, model.in_channels), np.float32)
+    with torch.no_grad():
+        theirs = reference(model, state).stages(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    with jax.default_matmul_precision('highest'):
+        ours = jax.jit(stages_of(model))(variables, images)
+    return {
+        name: max(_difference(a, b) for a, b in zip(ours[name], maps, strict=False))
+        for name, maps in theirs.items()
+    }
+
+
+def stages_of(model: Model) -> Callable[[Variables, Any], dict[str, list[jax.Array]]]:
+    """A function of (variables, images) with the same result as `stages` of the reference, NHWC."""
+    whole, arch = _kind(model) is not BACKBONE, get_arch(model.arch)
+    place = ('backbone',) * whole
+    last = {f'layer1_{arch.layer1[0] - 1}': 'layer1', 'bn2': 'stem'}
+    last |= {f'stage{s}_{m - 1}': f'stage{s}' for s, m in zip((2, 3, 4), arch.modules, strict=True)}
+
+    def run(variables: Variables, images: Any) -> dict[str, list[jax.Array]]:
+        def wanted(module: Any, method: str) -> bool:
+            return module.name in last and module.path[:-1] == place and method == '__call__'
+
+        outputs, extra = model.apply(variables, images, capture_intermediates=wanted)
+        kept = extra['intermediates']['backbone'] if whole else extra['intermediates']
+        seen = {last[name]: jax.tree.leaves(value['__call__']) for name, value in kept.items()}
+        seen['stem'] = [jax.nn.relu(seen['stem'][0])]
+        if hasattr(model, 'embed'):
+            pooled = lambda m, maps: m.head(maps, False, logits=False)  # noqa: E731
+            seen['pooled'] = [model.apply(variables, seen['stage4'], method=pooled)]
+        return seen | {'logits': [outputs]} if whole else seen
+
+    return run
+
+
+def _difference(ours: jax.Array, theirs: torch.Tensor) -> float:
+    b = theirs.numpy()
+    a = np.asarray(ours).transpose(0, 3, 1, 2) if b.ndim == 4 else np.asarray(ours)
+    return float(np.abs(a - b).max() / np.abs(b).max())

@@ -1,6 +1,6 @@
 """Images and labels: data sets, pixels as PIL has them, batches for evaluation and for training.
 
-May import runtime and errors; nothing here needs JAX or a network.
+May import runtime, errors and, for what is asked of a network, network; only that needs JAX.
 """
 
 import importlib

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,12 @@ import numpy as np
 
 from hrnet_jax.upsampling import resize_bilinear, resize_each
 
-if TYPE_CHECKING:
-    from hrnet_jax.data.views import Views
-
 Array = jax.Array
 Sizes = Array | None  # int32 (N, 2): what is valid of each image; None: all of it
 Ask = Callable[[Array, Sizes], Array]
 
 
-def answer(views: Views, forward: Callable[..., Any], batch: Mapping[str, Any]) -> Array:
+def answer(views: Any, forward: Callable[..., Any], batch: Mapping[str, Any]) -> Array:
     """See `Views.outputs`."""
     asked = _Asked(views, forward, 'small' in batch)
     images = [batch['image'], *(batch[f'image_{i}'] for i in range(1, len(views.scales)))]
@@ -36,9 +33,9 @@ def answer(views: Views, forward: Callable[..., Any], batch: Mapping[str, Any]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """`small`: some images may be smaller than a window."""
+    """`views`: of `data.views`; `small`: some images may be smaller than a window."""
 
-    views: Views
+    views: Any
     forward: Callable[..., Any]
     small: bool
 

@@ -124,7 +124,9 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
         split = split or next(iter(layout.splits))
         if split not in layout.splits:
             raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
-        pairs, mapping, notes = published_pairs(root, layout, layout.splits[split])
+        folder = layout.splits[split]
+        split = next(name for name, known in layout.splits.items() if known == folder)
+        pairs, mapping, notes = published_pairs(root, layout, folder)
         names = segmentation_sets.classes(name) or ()
     else:
         known = f'known: {", ".join(LAYOUTS)}, or folder:PATH of images/ and labels/'

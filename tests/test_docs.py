@@ -306,7 +306,7 @@ def test_segmentation(flowers, here, standard_promotion):
     shutil.copy('streets/images/val/p0.png', 'photo.jpg')
     train, evaluate, predict = commands('docs/segmentation.md')
     quick = '--crop-size 32 64 --batch-size 2 --bn-group-size 2 --epochs 1 --dtype float32'
-    assert re.search(r'initialised +4 .*head', python(f'{train} {quick}'))
+    assert re.search(r'initialised +7 .*head', python(f'{train} {quick}'))
     assert 'house' in here(evaluate)
     here(predict)
     assert Image.open('picture.png').size > (300, 200)

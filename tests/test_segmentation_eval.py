@@ -53,7 +53,9 @@ def figures(matrix):
 def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     folder, made = many
     model, variables = hrnet_jax.load(ckpt)
-    alone = [hrnet_jax.predict(model, variables, [image])[0] for image, _ in made]
+    found = hrnet_jax.predict(model, variables, [image for image, _ in made])
+    [alone] = hrnet_jax.predict(model, variables, [made[0][0]])
+    assert (found[0] == alone).mean() > 0.9999  # but for ties
     code, out, err = command(
         eval_command.main, '--ckpt', ckpt, '--dataset', f'folder:{folder}', '--split', 'val',
         '--json', tmp_path / 'r.json', '--labels', tmp_path / 'ids', '--batch-size', 3,
@@ -61,7 +63,7 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     assert code == 0, err
     assert 'note: images of 4 sizes in arrays of 1 shape: so many programs are compiled' in out
     result = json.loads((tmp_path / 'r.json').read_text())
-    matrix = counted([label for _, label in made], alone)
+    matrix = counted([label for _, label in made], found)
     assert result['confusion'] == matrix.tolist()
     assert (matrix.sum(0) > 0).sum() > 2, 'the network finds one class alone'
     assert result['metrics'] == pytest.approx(figures(matrix))
@@ -69,7 +71,7 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     assert (result['task'], result['protocol']) == ('segmentation', 'whole')
     assert list(result['iou']) == list(segments.CLASSES)
     assert f'{result["metrics"]["miou"]:.3f}' in out
-    for i, ids in enumerate(alone):
+    for i, ids in enumerate(found):
         with Image.open(tmp_path / 'ids' / f'p{i}.png') as file:
             assert file.mode == 'L'
             np.testing.assert_array_equal(np.asarray(file), ids)
@@ -137,22 +139,22 @@ def test_classes_are_found_by_name(command, ckpt, tmp_path):
 
 def test_unreadable_images(command, refused, ckpt, tmp_path):
     """All are named at once, or left out and counted."""
-    segments.make_folder(tmp_path, ((96, 128),) * 4)
-    for i in (1, 3):
+    segments.make_folder(tmp_path)
+    for i in (1, 2):
         data = (tmp_path / f'images/val/p{i}.png').read_bytes()
         (tmp_path / f'images/val/p{i}.png').write_bytes(data[:60])
     data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
     line = refused(eval_command.main, '--ckpt', ckpt, *data)
-    assert '2 of 4 images cannot be read' in line
+    assert '2 of 3 images cannot be read' in line
     assert 'p1.png' in line
-    assert 'p3.png' in line
+    assert 'p2.png' in line
     code, out, err = command(
-        eval_command.main, '--ckpt', ckpt, *data, '--max-corrupt', 0.5, '--json', tmp_path / 'r'
+        eval_command.main, '--ckpt', ckpt, *data, '--max-corrupt', 0.7, '--json', tmp_path / 'r'
     )
     assert code == 0, err
-    assert '* 2 of 4 images cannot be read and are left out' in out
+    assert '* 2 of 3 images cannot be read and are left out' in out
     result = json.loads((tmp_path / 'r').read_text())
-    assert (result['num_examples'], result['unreadable'], result['partial']) == (2, 2, True)
+    assert (result['num_examples'], result['unreadable'], result['partial']) == (1, 2, True)
 
 
 def test_counts_are_whole_numbers():

@@ -21,7 +21,7 @@ from PIL import Image
 from hrnet_jax.runtime import cli
 
 SIZE = 96
-EDGE = 56  # of an enlarged scan
+EDGE = 72  # of an enlarged scan
 CLASSES = ('around', 'zero', 'one')
 COUNTS = {'train': 240, 'val': 60}
 

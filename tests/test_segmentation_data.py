@@ -9,7 +9,7 @@ import pytest
 import segments
 from PIL import Image
 
-from hrnet_jax.data.opencv import read_rgb
+from hrnet_jax.data.opencv import image_hw, read_rgb
 from hrnet_jax.data.segmentation import open_segmentation
 from hrnet_jax.data.segmentation_folders import TRAIN_IDS
 from hrnet_jax.errors import UserError
@@ -131,18 +131,26 @@ def test_own_folder(tmp_path, around, names):
         np.testing.assert_array_equal(example['label'], label)
 
 
-def test_a_photograph_that_is_turned(tmp_path):
+def test_sizes_are_in_the_header(tmp_path):
+    """No pixel is decoded for them."""
+    segments.write(tmp_path / 'a.png', IMAGES[0])
+    (tmp_path / 'a.png').write_bytes((tmp_path / 'a.png').read_bytes()[:60])
+    assert image_hw(str(tmp_path / 'a.png')) == SIZE
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'png'])
+def test_a_photograph_that_is_turned(tmp_path, ending):
     """Label maps belong to what a person sees, as with OpenCV."""
     image = Image.fromarray(segments.picture(0, 40, 60))
     exif = Image.Exif()
     exif[274] = 6
     (tmp_path / 'images').mkdir()
-    image.save(tmp_path / 'images/a.jpg', exif=exif)
+    image.save(tmp_path / f'images/a.{ending}', exif=exif)
     segments.write(tmp_path / 'labels/a.png', segments.label_map(0, 60, 40, [0, 1]))
     source = open_segmentation(str(tmp_path), None, None)
     assert source.image_hw([0]).tolist() == [[60, 40]]
     assert source.read(0)['image'].shape == (60, 40, 3)
-    assert read_rgb(str(tmp_path / 'images/a.jpg')).shape == (60, 40, 3)
+    assert read_rgb(str(tmp_path / f'images/a.{ending}')).shape == (60, 40, 3)
 
 
 def spoiled(root, kind):

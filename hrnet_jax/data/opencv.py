@@ -1,17 +1,23 @@
-"""Image files by OpenCV: the pixels that mmsegmentation and mmpose have evaluated with."""
+"""Images by OpenCV: the pixels that mmsegmentation and mmpose have evaluated with."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.records import Part
 from hrnet_jax.errors import UserError
 
+Place = str | Part  # of an image: its path, or where it lies in another file
 _ORIENTATION, _TURNED = 274, range(5, 9)  # EXIF: the tag, and its values for a quarter turn
 
 
-def read_rgb(path: str) -> np.ndarray:
+def read_rgb(place: Place) -> np.ndarray:
     """uint8 (H, W, 3) RGB, turned as the EXIF tag says.
 
     Raises:
@@ -19,54 +25,79 @@ def read_rgb(path: str) -> np.ndarray:
     """
     import cv2
 
-    image = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(_bytes(place), np.uint8), cv2.IMREAD_COLOR)
     if image is None:
-        raise UserError(f'cannot read {path} as an image')
+        raise UserError(f'cannot read {place} as an image')
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def read_ids(path: str) -> np.ndarray:
+def read_ids(place: Place, red: bool = False) -> np.ndarray:
     """uint8 (H, W) of a label map: grey values, or the indices of a palette, as they are stored.
 
-    Raises:
-        UserError: if it cannot be read, or holds colours.
-    """
-    import io
+    Args:
+        red: it holds colours, and the ids are the red values.
 
+    Raises:
+        UserError: if it cannot be read, or if it holds colours where it should not, or none.
+    """
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(_bytes(path))) as image:
+        with Image.open(io.BytesIO(_bytes(place))) as image:
             mode, ids = image.mode, np.asarray(image)
     except UserError:
         raise
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file
-        raise UserError(f'cannot read {path} as a label map: {error}') from error
+        raise UserError(f'cannot read {place} as a label map: {error}') from error
+    if red:
+        if mode != 'RGB':
+            raise UserError(f'{place} holds no colours ({mode}); its red values are the class ids')
+        return ids[..., 0]
     if mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-        raise UserError(f'{path} holds colours ({mode}); a label map holds a class id a pixel')
+        raise UserError(f'{place} holds colours ({mode}); a label map holds a class id a pixel')
     if ids.size and ids.max() > 255:
-        raise UserError(f'{path} holds the value {ids.max()}; class ids are from 0 to 255')
+        raise UserError(f'{place} holds the value {ids.max()}; class ids are from 0 to 255')
     return ids.astype(np.uint8)
 
 
-def image_hw(path: str, turn: bool = True) -> tuple[int, int]:
-    """Height and width of what `read_rgb` (without `turn`: `read_ids`) gives, from the header."""
-    from PIL import Image
+def has_colours(place: Place) -> bool:
+    """Whether it is an RGB image, from the header."""
+    with _header(place) as image:
+        return bool(image.mode == 'RGB')
 
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = turn and image.getexif().get(_ORIENTATION) in _TURNED
-    except FileNotFoundError:
-        raise UserError(f'{path} does not exist') from None
-    except Exception as error:
-        raise UserError(f'cannot read {path} as an image: {error}') from error
+
+def image_hw(place: Place, turn: bool = True) -> tuple[int, int]:
+    """Height and width of what `read_rgb` (without `turn`: `read_ids`) gives, from the header."""
+    with _header(place) as image:
+        width, height = image.size
+        if turn and image.format == 'PNG':  # whose tags PIL looks for behind the pixels, decoded
+            turn = b'eXIf' in _bytes(place)
+        turned = turn and image.getexif().get(_ORIENTATION) in _TURNED
     return (width, height) if turned else (height, width)
 
 
-def _bytes(path: str) -> bytes:
+@contextlib.contextmanager
+def _header(place: Place) -> Iterator[Any]:
+    """PIL's image, not decoded."""
+    from PIL import Image
+
     try:
-        with open(os.path.expanduser(path), 'rb') as file:
-            return file.read() or b'\0'  # OpenCV takes no empty array
+        file: Any = io.BytesIO(_bytes(place)) if isinstance(place, Part) else place
+        with Image.open(file) as image:
+            yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f'{place} does not exist') from None
+    except Exception as error:
+        raise UserError(f'cannot read {place} as an image: {error}') from error
+
+
+def _bytes(place: Place) -> bytes:
+    try:
+        if isinstance(place, Part):
+            return place.read() or b'\0'  # OpenCV takes no empty array
+        with open(os.path.expanduser(place), 'rb') as file:
+            return file.read() or b'\0'
     except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}') from None
+        raise UserError(f'cannot read {place}: {error.strerror}') from None

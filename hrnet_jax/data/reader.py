@@ -212,7 +212,8 @@ def parts(request: Request) -> Iterator[Any]:
     )
     count = None if source.num_classes is None else opener.num_outputs(source)
     if None not in (count, request.num_classes) and count != request.num_classes:
-        raise UserError(f'{request.name} has {count} classes, the checkpoint {request.num_classes}')
+        line = f'{request.name} has {count} classes, the checkpoint {request.num_classes}'
+        raise UserError('; '.join((line, *source.notes)))
     source = evaluation.competing(source, request.restrict)
     total = min(request.share.limit or source.num_examples, source.num_examples)
     context = opener.context(source, request.data_dir)

@@ -1,26 +1,28 @@
-"""Segmentation data sets in folders, as people have them."""
+"""Segmentation data sets as people have them: in folders, or prepared by tfds."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 
 import numpy as np
 
 from hrnet_jax.data import segmentation_sets
 from hrnet_jax.data.indexed import Example, Indexed
-from hrnet_jax.data.opencv import image_hw, read_ids, read_rgb
+from hrnet_jax.data.opencv import Place, image_hw, read_ids, read_rgb
 from hrnet_jax.data.segmentation_folders import (
     LAYOUTS,
     NOTHING,
+    Found,
     class_names,
     find_root,
     own_pairs,
     published_pairs,
 )
+from hrnet_jax.data.segmentation_tfds import PREPARED, prepared_set
 from hrnet_jax.data.sources import Dataset, Field
 from hrnet_jax.data.views import SMALLEST
 from hrnet_jax.errors import UserError
@@ -34,19 +36,21 @@ class Files:
     """Reads examples; can be pickled.
 
     Attributes:
-        images, labels: paths.
+        images, labels: where they lie.
         classes: int16 (256,), the class of each value; -1 of one that is none.
         allowed: what the values may be, for the message.
+        red: they are the red ones of the label maps.
     """
 
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
+    images: tuple[Place, ...]
+    labels: tuple[Place, ...]
     classes: np.ndarray
     allowed: str
+    red: bool = False
 
     def __call__(self, number: int) -> Example:
         image, path = read_rgb(self.images[number]), self.labels[number]
-        ids = read_ids(path)
+        ids = read_ids(path, self.red)
         if ids.shape != image.shape[:2]:
             raise _misfit(path, ids.shape, image.shape)
         label = self.classes[ids]
@@ -84,7 +88,7 @@ class Files:
                     raise _misfit(path, size, wanted)
 
 
-def _size(path: str, turn: bool = True) -> tuple[int, int] | None:
+def _size(path: Place, turn: bool = True) -> tuple[int, int] | None:
     """None of a file that cannot be read."""
     try:
         return image_hw(path, turn)
@@ -92,7 +96,7 @@ def _size(path: str, turn: bool = True) -> tuple[int, int] | None:
         return None
 
 
-def _misfit(path: str, size: Sequence[int], wanted: Sequence[int]) -> UserError:
+def _misfit(path: Place, size: Sequence[int], wanted: Sequence[int]) -> UserError:
     return UserError(
         f'{path} has {size[0]} x {size[1]} pixels (height x width), its image '
         f'{wanted[0]} x {wanted[1]}'
@@ -100,7 +104,8 @@ def _misfit(path: str, size: Sequence[int], wanted: Sequence[int]) -> UserError:
 
 
 def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Indexed:
-    """A data set of `LAYOUTS` in the folder `data_dir`, or folder:PATH of one's own.
+    """A data set of `LAYOUTS` in the folder `data_dir`, of `PREPARED` in that of tfds, or
+    folder:PATH of one's own.
 
     folder:PATH holds images/ and labels/ (in them, or around them, a folder for each split) with
     files of the same stem, and perhaps classes.txt. Label maps are PNG files of class ids, grey or
@@ -109,66 +114,74 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
     Raises:
         UserError: if files are missing or do not fit together.
     """
-    own = name.startswith(('folder:', '/', '.', '~'))
-    if own:
-        title = name.removeprefix('folder:')
-        root = os.path.normpath(os.path.expanduser(title))
-        split, pairs, notes = own_pairs(root, split)
-        names: tuple[str, ...] | int = class_names(root)
-        mapping: Mapping[int, int] = {}
+    if name.startswith(('folder:', '/', '.', '~')):
+        found = _own_set(name.removeprefix('folder:'), split)
     elif name in LAYOUTS:
-        if data_dir is None:
-            raise UserError(f'{name}: --data-dir says where its files are')
-        title, layout = name, LAYOUTS[name]
-        root = find_root(os.path.expanduser(data_dir), layout)
-        split = split or next(iter(layout.splits))
-        if split not in layout.splits:
-            raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
-        folder = layout.splits[split]
-        split = next(name for name, known in layout.splits.items() if known == folder)
-        pairs, mapping, notes = published_pairs(root, layout, folder)
-        names = segmentation_sets.classes(name) or ()
+        found = _published_set(name, split, data_dir)
+    elif name.partition(':')[0] in PREPARED:
+        found = prepared_set(name, split, data_dir)
     else:
-        known = f'known: {", ".join(LAYOUTS)}, or folder:PATH of images/ and labels/'
+        known = ', '.join((*LAYOUTS, *PREPARED))
+        known = f'known: {known}, or folder:PATH of images/ and labels/'
         raise UserError(f'unknown segmentation data set {name!r}; {known}')
-    if not pairs:
-        raise UserError(f'{title}: split {split or "-"} has no images')
-    count = len(names) if isinstance(names, tuple) else names
-    from_one = not own and LAYOUTS[name].from_one
-    table = _table(count, from_one, mapping)
-    allowed = (
-        f'{int(from_one)} to {count - 1 + from_one}, and {0 if from_one else NOTHING} for none'
-    )
-    if mapping:
-        allowed = f"those of {title}'s label ids"
-    stems, images, labels = zip(*pairs, strict=True)
-    files = Files(images, labels, table, allowed)
+    if not found.pairs:
+        raise UserError(f'{found.title}: split {found.split or "-"} has no images')
+    names = None if isinstance(found.classes, int) else found.classes
+    count = found.classes if isinstance(found.classes, int) else len(found.classes)
+    stems, images, labels = zip(*found.pairs, strict=True)
+    files = Files(images, labels, *_table(count, found), found.red)
     files.check()
+    split, whole = found.whole or (found.split, len(stems))
     return Indexed(
-        Dataset(title, split, len(pairs)),
-        split,
-        len(pairs),
+        Dataset(found.title, split, whole),
+        found.split,
+        len(stems),
         count,
-        names if isinstance(names, tuple) else None,
-        False,
-        notes,
+        names,
+        len(stems) != whole,
+        found.notes,
         {},
         (LABEL,),
+        found.version,
         read=files,
         names=stems,
         image_hw=files.image_hw,
     )
 
 
-def _table(count: int, from_one: bool, mapping: Mapping[int, int]) -> np.ndarray:
-    """For each of 256 values the class; -1 where there is none."""
+def _own_set(title: str, split: str | None) -> Found:
+    root = os.path.normpath(os.path.expanduser(title))
+    split, pairs, notes = own_pairs(root, split)
+    return Found(title, split, pairs, class_names(root), notes)
+
+
+def _published_set(name: str, split: str | None, data_dir: str | None) -> Found:
+    if data_dir is None:
+        raise UserError(f'{name}: --data-dir says where its files are')
+    layout = LAYOUTS[name]
+    root = find_root(os.path.expanduser(data_dir), layout)
+    split = split or next(iter(layout.splits))
+    if split not in layout.splits:
+        raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
+    folder = layout.splits[split]
+    split = next(name for name, known in layout.splits.items() if known == folder)
+    pairs, mapping, notes = published_pairs(root, layout, folder)
+    names = segmentation_sets.classes(name) or ()
+    return Found(name, split, pairs, names, notes, mapping, layout.from_one)
+
+
+def _table(count: int, found: Found) -> tuple[np.ndarray, str]:
+    """For each of 256 values the class, -1 where there is none; and the values in words."""
     table = np.full(256, -1, np.int16)
-    if mapping:
-        table[: max(mapping) + 1] = NOTHING
-        table[list(mapping)] = list(mapping.values())
-    elif from_one:
+    values = f'0 to {count - 1}, and {NOTHING} for none'
+    if found.mapping:
+        table[: max(found.mapping) + 1] = NOTHING
+        table[list(found.mapping)] = list(found.mapping.values())
+        values = f"those of {found.title}'s label ids"
+    elif found.from_one:
         table[0], table[1 : count + 1] = NOTHING, np.arange(count)
+        values = f'1 to {count}, and 0 for none'
     else:
         table[:count] = np.arange(count)
     table[NOTHING] = NOTHING
-    return table
+    return table, values

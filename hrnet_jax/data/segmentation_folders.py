@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import numpy as np
 
 from hrnet_jax.data.listing import list_images
-from hrnet_jax.data.opencv import read_ids
+from hrnet_jax.data.opencv import Place, read_ids
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.runtime.cli import progress
 
@@ -34,6 +34,7 @@ class Layout:
         splits: the user's name of a split -> the folder's; the first is that of evaluation.
         lists: text file of the names of a split's images.
         from_one: zero means nothing, the classes are numbered from 1.
+        prepared: its name as tfds prepares it.
     """
 
     images: str
@@ -45,6 +46,7 @@ class Layout:
     )
     lists: str | None = None
     from_one: bool = False
+    prepared: str | None = None
 
 
 def _pairs(suffix: str = '.png', **more: Any) -> Layout:
@@ -68,6 +70,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         '_leftImg8bit.png',
         ('cityscapes',),
+        prepared='cityscapes/semantic_segmentation',
     ),
     'ade20k': Layout(
         'images/{split}',
@@ -94,7 +97,35 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
-Pair = tuple[str, str, str]  # name of the image in the set, its path, and that of its labels
+Pair = tuple[str, Place, Place]  # name of the image in the set, where it lies, and its labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A split whose images and label maps have been found.
+
+    Attributes:
+        title: of the set.
+        split, pairs, notes: of `Facts`, and its images.
+        classes: their names, or their number.
+        mapping: ids -> classes; empty where they are equal.
+        from_one: zero means nothing, the classes are numbered from 1.
+        red: the ids are the red values of the label maps.
+        whole: the split that published figures are of, and its number of examples, if the split
+            may be a part.
+        version: of the copy that tfds has prepared.
+    """
+
+    title: str
+    split: str
+    pairs: Sequence[Pair]
+    classes: tuple[str, ...] | int
+    notes: tuple[str, ...] = ()
+    mapping: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    from_one: bool = False
+    red: bool = False
+    whole: tuple[str, int] | None = None
+    version: str | None = None
 
 
 def find_root(data_dir: str, layout: Layout) -> str:
@@ -103,13 +134,16 @@ def find_root(data_dir: str, layout: Layout) -> str:
     places = [os.path.join(data_dir, inner) for inner in ('', *layout.inside)]
     found = next((place for place in places if os.path.isdir(os.path.join(place, top))), None)
     if found is None:
+        other = layout.prepared
+        if other and os.path.isdir(os.path.join(data_dir, other)):
+            raise UserError(f'{data_dir} holds what tfds has prepared: --dataset {other}')
         raise UserError(f'{data_dir} holds no {top}, nor does {listed(layout.inside)} in it')
     return os.path.normpath(found)
 
 
 def published_pairs(
     root: str, layout: Layout, split: str
-) -> tuple[list[Pair], Mapping[int, int], tuple[str, ...]]:
+) -> tuple[Sequence[Pair], Mapping[int, int], tuple[str, ...]]:
     """The pairs of a split, ids -> classes, and remarks."""
     folder = os.path.join(root, layout.images.format(split=split))
     notes: tuple[str, ...] = ()
@@ -165,7 +199,7 @@ def _listed(root: str, lists: str, split: str) -> list[str]:
     return list(names)
 
 
-def own_pairs(root: str, split: str | None) -> tuple[str, list[Pair], tuple[str, ...]]:
+def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[str, ...]]:
     """The split, its pairs, and remarks, of a folder of one's own."""
     forms = ('{kind}/{split}', '{split}/{kind}') if split else ('{kind}',)
     for form in forms:

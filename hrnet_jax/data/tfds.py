@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from hrnet_jax.data import integrity
+from hrnet_jax.data.prepared import open_builder, require_features, require_whole, split_of
 from hrnet_jax.data.sources import (
     DATASETS,
     LABEL,
@@ -23,7 +22,6 @@ from hrnet_jax.data.sources import (
     label_list,
     tensorflow,
 )
-from hrnet_jax.errors import UserError
 
 _ALIASES = {'imagenet_v2': 'imagenet_v2/matched-frequency'}
 
@@ -34,14 +32,6 @@ _KNOWN = {'ILSVRC2012_val_00000001.JPEG': 65, 'ILSVRC2012_val_00000002.JPEG': 97
 SHUFFLE = 256
 _TOGETHER = 4  # files that one lane of training reads at once; of up to 64 lanes
 IN_MEMORY = 256 * 2**20
-_PREPARE = (
-    'python -c "import tensorflow_datasets as tfds; '
-    "tfds.builder('{name}', data_dir='{root}', file_format='tfrecord')"
-    '.download_and_prepare({config})"'
-)
-_MANUAL = (
-    "download_config=tfds.download.DownloadConfig(manual_dir='FOLDER WITH ILSVRC2012_img_val.tar')"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,19 +89,11 @@ def open_tfds(
     name, _, version = name.partition(':')
     name = _ALIASES.get(name, name)
     row = DATASETS.get(name, Dataset(name))
-    info = _builder(row, version, data_dir).info
+    info = open_builder(name, version, data_dir, row.numbered * 'ILSVRC2012_img_val.tar').info
     split = split or row.split
-    try:
-        selected = info.splits[split]
-        base = info.splits[re.split(r'[\[+]', split)[0]]
-    except (KeyError, ValueError) as error:
-        known = ', '.join(info.splits)
-        raise UserError(f'{name} has no split {split!r}; it has: {known}') from error
+    selected, base = split_of(info, name, split)
     targets = targets_of(row, info.features)
-    missing = sorted({'image', *targets.features} - set(info.features))
-    if missing:
-        known = ', '.join(info.features)
-        raise UserError(f'{name} has no feature {" or ".join(missing)}; it has: {known}')
+    require_features(info, name, ('image', *targets.features))
     whole = row.num_examples if base.name == row.split and row.num_examples else base.num_examples
     is_partial = selected.num_examples != whole
     access = _tfds_access(
@@ -184,11 +166,7 @@ def _tfds_access(row, features, instructions, num_bytes, decode, read) -> dict[s
     def columns():
         total = sum(file.take for file in instructions)
         found = next(raw(0, total).batch(total).as_numpy_iterator())
-        if len(found[0]) < total:
-            raise UserError(
-                f'{row.name}: its files hold {len(found[0])} examples where dataset_info.json says '
-                f'{total}; they are damaged, prepare it again'
-            )
+        require_whole(row.name, len(found[0]), total)
         return found
 
     def pick(numbers):
@@ -216,51 +194,6 @@ def _opened() -> Any:
 
     specs = [tf.TensorSpec((), kind) for kind in (tf.string, tf.int64, tf.int64)]
     return tf.function(opened, input_signature=specs, autograph=False)
-
-
-def _builder(row: Dataset, version: str, data_dir: str | None) -> Any:
-    """The newest copy on disk, by its own metadata: without the network or the builder's code."""
-    import tensorflow_datasets as tfds
-    from etils import epath
-
-    root = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-    root = epath.Path(os.path.expanduser(root))
-    wanted = f'{row.name}:{version}' if version else row.name
-    prepare = _PREPARE.format(name=wanted, root=root, config=_MANUAL if row.numbered else '')
-    copies = [
-        path.parent
-        for pattern in ('*/dataset_info.json', '*/*/dataset_info.json')
-        for path in (root / row.name).glob(pattern)
-        if re.fullmatch(re.escape(version) or r'\d+\.\d+\.\d+', path.parent.name)
-    ]
-    if not copies:
-        # With those of the community it would ask the network.
-        known = tfds.list_builders(with_community_datasets=False)
-        if row.name.split('/')[0] not in known and ':' not in row.name:
-            raise UserError(f'{wanted} is not in {root}, and tfds has no data set of that name')
-        raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
-    configs = sorted({copy.parent.name for copy in copies})
-    if len(configs) > 1:
-        raise UserError(f'{row.name}: add one of its configs: {", ".join(configs)}')
-    newest = max(copies, key=lambda copy: [int(x) for x in copy.name.split('.')])
-    try:
-        # Written by tfds before 4.0: only the builder's code knows the features.
-        if not (newest / 'features.json').exists():
-            return tfds.builder(f'{row.name}:{newest.name}', data_dir=root, try_gcs=False)
-        builder = tfds.builder_from_directory(newest)
-    except ImportError:
-        raise
-    except Exception as error:  # Damaged metadata: tfds has no error of its own for it.
-        raise UserError(f'cannot open {newest}: {error}; prepare it again: {prepare}') from error
-    formats = {x.value for x in (builder.info.file_format, *builder.info.alternative_file_formats)}
-    if 'tfrecord' not in formats:
-        raise UserError(
-            f'{newest} holds {" and ".join(sorted(formats))} files; tfrecord is needed, prepare it '
-            f'in another folder: {prepare}'
-        )
-    if builder.info.file_format.value != 'tfrecord':
-        builder.info.set_file_format('tfrecord', override=True, override_if_initialized=True)
-    return builder
 
 
 def official_labels() -> Mapping[str, int]:

@@ -17,7 +17,7 @@ from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
 
-_USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
+USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
 
 
 def batches(source: Indexed, views: Views, share: Share) -> Batches:
@@ -59,7 +59,7 @@ def _batch_size(share: Share, bucket: Bucket, views: Views) -> int:
     size = min(share.batch_size, len(bucket.numbers))
     if not share.given:
         height, width = views.window or bucket.views[0]
-        size = max(min(size, size * _USUAL // (height * width)), 1)
+        size = max(min(size, size * USUAL // (height * width)), 1)
     return share.local(size)
 
 
@@ -80,7 +80,7 @@ def _batches(
         return [*views.views(example['image'])], example['label']
 
     numbers = np.concatenate([numbers for _, numbers in steps])
-    examples = _ahead(read, [int(number) for number in numbers])
+    examples = ahead(read, [int(number) for number in numbers])
     broken: list[str] = []
     allowed = math.floor(share.max_corrupt * (numbers >= 0).sum())
     for bucket, own in steps:
@@ -121,7 +121,7 @@ def example_arrays(image: np.ndarray, bucket: Bucket, views: Views) -> dict[str,
     return {name: array[0] for name, array in batch.items() if name not in beside}
 
 
-def _ahead(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+def ahead(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
     """`map` in threads, some calls ahead. OpenCV works beside Python, so that threads will do; they
     start at once, where Grain takes seconds to import."""
     threads = os.cpu_count() or 1

@@ -1,0 +1,362 @@
+"""Data sets of people with keypoints, in COCO's form: published ones, and folders of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data import keypoint_sets, opencv
+from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.sources import Dataset
+from hrnet_jax.errors import UserError, listed
+
+MORE = ('foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')  # of COCO-WholeBody
+_AREA = 0.53  # of a person, in parts of its box, where the set measures none
+_SIGMA = 0.05  # of a keypoint of which nobody has measured it
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the files of a set are, below the folder that holds it; {split} stands for the split's.
+
+    Attributes:
+        annotations: in the order in which they are looked for.
+        images: their folder.
+        splits: the user's name of a split -> the files'; the first is that of evaluation.
+        areas: the annotations say the areas that people have; else it is a part of the box.
+    """
+
+    annotations: tuple[str, ...]
+    images: str
+    splits: Mapping[str, str]
+    areas: bool = True
+
+
+_COCO = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
+_AIC = 'ai_challenger_keypoint_{split}_20170911/keypoint_{split}_images_20170911'
+LAYOUTS: dict[str, Layout] = {
+    'coco': Layout(('annotations/person_keypoints_{split}2017.json',), '{split}2017', _COCO),
+    'coco_wholebody': Layout(
+        ('annotations/coco_wholebody_{split}_v1.0.json',), '{split}2017', _COCO
+    ),
+    'crowdpose': Layout(
+        ('annotations/mmpose_crowdpose_{split}.json', 'annotations/crowdpose_{split}.json'),
+        'images',
+        {name: name for name in ('test', 'val', 'train', 'trainval')},
+        areas=False,
+    ),
+    'aic': Layout(
+        ('annotations/aic_{split:.5}.json', 'annotations/aic_{split:.3}.json'),
+        _AIC,
+        {'val': 'validation', 'validation': 'validation', 'train': 'train'},
+        areas=False,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class People:
+    """Reads examples, one a person; can be pickled.
+
+    Attributes:
+        images: paths.
+        places: int32 (N,), the image of each person, rising.
+        boxes: float64 (N, 5): x, y, width, height, score of the detector or 1.
+        keypoints: float32 (N, K, 3): x, y, and 0 where it is not marked; None of a detector's.
+    """
+
+    images: tuple[str, ...]
+    places: np.ndarray
+    boxes: np.ndarray
+    keypoints: np.ndarray | None = None
+
+    def image(self, number: int) -> np.ndarray:
+        """The image that the person is in."""
+        return opencv.read_rgb(self.images[self.places[number]])
+
+    def __call__(self, number: int) -> Example:
+        example = {'image': self.image(number), 'box': self.boxes[number]}
+        if self.keypoints is not None:
+            example['keypoints'] = self.keypoints[number]
+        return example
+
+    def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
+        sizes = [opencv.image_hw(self.images[self.places[number]]) for number in numbers]
+        return np.array(sizes, np.int32).reshape(-1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What an evaluation must know of the set.
+
+    Attributes:
+        content: in COCO's form: ids of images, people with their keypoints, and one category.
+        image_ids: of each person that is evaluated.
+        boxes: of `People`.
+        sigmas: of the keypoints.
+        parts: name -> the keypoints of a part of the body that is evaluated by itself, too.
+    """
+
+    content: dict[str, Any]
+    image_ids: tuple[Any, ...]
+    boxes: np.ndarray
+    sigmas: tuple[float, ...]
+    parts: Mapping[str, tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedPeople(Indexed):
+    """`truth`: for the metric, which is on the host of process 0."""
+
+    truth: Truth = dataclasses.field(repr=False, kw_only=True)
+
+
+def open_people(
+    name: str, split: str | None, data_dir: str | None, boxes: str | None = None
+) -> OpenedPeople:
+    """A set of `LAYOUTS` in the folder `data_dir`, or folder:PATH of one's own.
+
+    PATH holds annotations in COCO's form (SPLIT.json, also in annotations/; or PATH is that file),
+    and their images, in it, in images/, SPLIT/ or images/SPLIT/.
+
+    Args:
+        boxes: file of a detector whose boxes are taken instead of those of the annotations.
+
+    Raises:
+        UserError: if files are missing or are not of this form.
+    """
+    title, split, path, folders, areas = _located(name, split, data_dir)
+    content = box_files.read_json(path)
+    images, people, category = _parsed(content, path)
+    keypoint_names = tuple(category['keypoints'])
+    parts: dict[str, tuple[int, int]] = {}
+    if people and all(more in people[0] for more in MORE):
+        people, keypoint_names, parts = _whole_bodies(people)
+    marked = [_marked(person, len(keypoint_names), path) for person in people]
+    ids = list(images)
+    found = _detected(boxes, images) if boxes else _annotated(people, marked, images, path)
+    rows, keypoints, notes = found
+    rows.sort(key=lambda row: row[0])  # stable: one image after another
+    sigmas, remark = _sigmas(title, keypoint_names, category)
+    places = np.array([row[0] for row in rows], np.int32)
+    paths = _paths(path, folders, [str(images[i]['file_name']) for i in ids])
+    reader = People(
+        paths,
+        places,
+        np.array([row[1] for row in rows]).reshape(-1, 5),
+        np.array([keypoints[row[2]] for row in rows], np.float32) if keypoints else None,
+    )
+    truth = Truth(
+        _content(ids, people, marked, category, areas),
+        tuple(ids[i] for i in places),
+        reader.boxes,
+        sigmas,
+        parts,
+    )
+    return OpenedPeople(
+        Dataset(title, split, len(rows)),
+        split,
+        len(rows),
+        len(keypoint_names),
+        None,
+        False,
+        (*notes, *remark),
+        {},
+        (),
+        read=reader,
+        names=[os.path.basename(paths[i]) for i in places],
+        image_hw=reader.image_hw,
+        truth=truth,
+    )
+
+
+_Row = tuple[int, np.ndarray, int]  # place of the image, row of `Boxes`, number of the person
+_Found = tuple[list[_Row], list[np.ndarray], tuple[str, ...]]
+
+
+def _located(
+    name: str, split: str | None, data_dir: str | None
+) -> tuple[str, str, str, list[str], bool]:
+    """Title, split, annotations, folders of the images, whether areas are measured."""
+    if name.startswith(('folder:', '/', '.', '~')):
+        title = name.removeprefix('folder:')
+        path, folders = _own(os.path.normpath(os.path.expanduser(title)), split)
+        return title, split or '', path, folders, True
+    if name not in LAYOUTS:
+        known = f'known: {", ".join(LAYOUTS)}, or folder:PATH of COCO annotations and images'
+        raise UserError(f'unknown pose data set {name!r}; {known}')
+    if data_dir is None:
+        raise UserError(f'{name}: --data-dir says where its files are')
+    layout = LAYOUTS[name]
+    split = split or next(iter(layout.splits))
+    if split not in layout.splits:
+        raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
+    root, own = os.path.normpath(os.path.expanduser(data_dir)), layout.splits[split]
+    files = [os.path.join(root, file.format(split=own)) for file in layout.annotations]
+    path = next(filter(os.path.isfile, files), files[0])
+    return name, split, path, [os.path.join(root, layout.images.format(split=own))], layout.areas
+
+
+def _own(root: str, split: str | None) -> tuple[str, list[str]]:
+    """The annotations of a folder of one's own, and folders in which the images may be."""
+    if os.path.isfile(root):
+        path, root = root, os.path.dirname(root)
+    else:
+        inside = [os.path.join(root, *place) for place in ((), ('annotations',))]
+        held = [file for folder in inside for file in sorted(glob.glob(f'{folder}/*.json'))]
+        stems = [os.path.splitext(os.path.basename(file))[0] for file in held]
+        fit = [
+            file
+            for file, stem in zip(held, stems, strict=True)
+            if split in (None, stem) or stem.endswith(f'_{split}')
+        ]
+        if len(fit) != 1:
+            what = f'no {split}.json' if split and not fit else 'several files: name a split'
+            what = what if held else 'no annotations, which are a JSON file in the form of COCO'
+            raise UserError(f'{root} holds {what}; it holds {listed(stems) or "none"}')
+        path = fit[0]
+    around = os.path.dirname(path)
+    folders = [os.path.join(root, 'images'), root, around, os.path.join(around, 'images')]
+    return path, [*(os.path.join(x, split) for x in folders if split), *folders]
+
+
+def _paths(annotations: str, folders: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Of the images, in the first folder that has the first of them."""
+    folder = next((x for x in folders if os.path.isfile(os.path.join(x, names[0]))), None)
+    if folder is None:
+        raise UserError(f'{annotations}: its first image {names[0]} is not in {folders[0]}')
+    return tuple(os.path.join(folder, name) for name in names)
+
+
+def _parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[str, Any]]:
+    """id -> image; people with keypoints; their category."""
+    try:
+        category = next(x for x in content['categories'] if x.get('keypoints'))
+        images = {image['id']: image for image in content['images']}
+        people = [x for x in content['annotations'] if x['category_id'] == category['id']]
+        strangers = {x['image_id'] for x in people} - images.keys()
+        named = all('file_name' in image for image in images.values())
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        raise UserError(
+            f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
+        ) from None
+    if strangers:
+        ids = listed(sorted(map(str, strangers)))
+        raise UserError(f'{path}: people are in images {ids}, which it does not list')
+    if not images or not named:
+        raise UserError(f'{path} lists no images with a file_name')
+    return images, people, category
+
+
+def _whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:
+    """People of COCO-WholeBody with all their keypoints, the names of these, and the parts."""
+    joined = [{**x, 'keypoints': sum((x[m] for m in MORE), x['keypoints'])} for x in people]
+    ends = np.cumsum([0, *(len(people[0][name]) // 3 for name in ('keypoints', *MORE))]).tolist()
+    names = ('body', 'foot', 'face', 'lefthand', 'righthand')
+    parts = {name: (ends[i], ends[i + 1]) for i, name in enumerate(names)}
+    return joined, keypoint_sets.sets()['coco_wholebody'].names, parts
+
+
+def _marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
+    """float64 (K, 3)."""
+    try:
+        found = np.array(person.get('keypoints') or [0] * 3 * count, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (3 * count,):
+        raise UserError(
+            f'{path}: the keypoints of annotation {person.get("id")} are not {count} times x, y '
+            'and visibility'
+        )
+    return found.reshape(count, 3)
+
+
+def _annotated(
+    people: Sequence[Any], marked: list[np.ndarray], images: Mapping[Any, Any], path: str
+) -> _Found:
+    """The people that are evaluated: no crowds, with a keypoint, and with a box in the image."""
+    place = {identity: i for i, identity in enumerate(images)}
+    rows, left_out = [], 0
+    for number, (person, points) in enumerate(zip(people, marked, strict=True)):
+        image, box = images[person['image_id']], person.get('bbox')
+        if box is None or person.get('iscrowd') or not points[:, 2].any():
+            left_out += 1
+            continue
+        corners = np.array(box, np.float64).reshape(2, 2)
+        corners[1] += corners[0]
+        if 'width' in image and 'height' in image:
+            corners = np.clip(corners, 0, np.array([image['width'], image['height']]) - 1)
+        size = corners[1] - corners[0]
+        if size.min() <= 0:
+            left_out += 1
+            continue
+        row = np.concatenate([corners[0], size, [1.0]])
+        rows.append((place[person['image_id']], row, number))
+    if not rows:
+        raise UserError(f'{path} has no person with a box and a keypoint')
+    note = f'{left_out} people without a keypoint or a box in their image, or crowds: not evaluated'
+    return rows, marked, (note,) * (left_out > 0)
+
+
+def _detected(boxes: str, images: Mapping[Any, Any]) -> _Found:
+    """The people of a detector, in the images that there are."""
+    place = {identity: i for i, identity in enumerate(images)}
+    found = box_files.detections(boxes)
+    rows = [(place[image], row, 0) for image, row in found if image in place and min(row[2:4]) > 0]
+    if not rows:
+        raise UserError(
+            f'{boxes} has no box of a person in these images; it has {len(found)} boxes of people'
+        )
+    left_out = len(found) - len(rows)
+    note = f'{left_out} boxes of {boxes} are empty or of images that are not in the set: left out'
+    return rows, [], (note,) * (left_out > 0)
+
+
+def _sigmas(
+    title: str, names: tuple[str, ...], category: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """And a remark where nobody has said them."""
+    sets = keypoint_sets.sets()
+    known = title if title in sets else keypoint_sets.known(names)
+    for sigmas in (category.get('sigmas'), sets[known].sigmas if known else None):
+        if sigmas and len(sigmas) == len(names):
+            return tuple(map(float, sigmas)), ()
+    note = f'OKS with sigma {_SIGMA} for each keypoint; "sigmas" of the category says others'
+    return (_SIGMA,) * len(names), (note,)
+
+
+def _content(
+    ids: Sequence[Any],
+    people: Sequence[Any],
+    marked: Sequence[np.ndarray],
+    category: Mapping[str, Any],
+    areas: bool,
+) -> dict[str, Any]:
+    """What pycocotools needs."""
+
+    def box(person: Any) -> list[float]:
+        return list(map(float, person.get('bbox') or (0, 0, 0, 0)))
+
+    annotations = [
+        {
+            'id': number,
+            'image_id': person['image_id'],
+            'category_id': category['id'],
+            'iscrowd': int(person.get('iscrowd') or 0),
+            'bbox': box(person),
+            'area': person['area']
+            if areas and 'area' in person
+            else box(person)[2] * box(person)[3] * _AREA,
+            'keypoints': points.ravel().tolist(),
+            'num_keypoints': int((points[:, 2] > 0).sum()),
+        }
+        for number, (person, points) in enumerate(zip(people, marked, strict=True), 1)
+    ]
+    images = [{'id': identity} for identity in ids]
+    return {'images': images, 'annotations': annotations, 'categories': [dict(category)]}

@@ -24,7 +24,7 @@ PICTURES = 8
 ENOUGH = 80.0  # percent, mean IoU of the held-out pictures
 TRAINING = (
     '--crop-size 96 96 --scale 0.75 1.25 --class-share 1 --flip 0 --batch-size 16 --base-batch 16 '
-    '--bn-group-size 16 --learning-rate 0.05 --head-lr 1 --epochs 60 --eval-every 10 '
+    '--bn-group-size 16 --learning-rate 0.05 --head-lr 1 --epochs 40 --eval-every 8 '
     '--dtype float32'
 )
 

@@ -23,7 +23,7 @@ from hrnet_jax.runtime import cli
 SIZE = 96
 EDGE = 72  # of an enlarged scan
 CLASSES = ('around', 'zero', 'one')
-COUNTS = {'train': 240, 'val': 60}
+COUNTS = {'train': 480, 'val': 60}
 
 
 def photographs() -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from hrnet_jax import data
+from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import Unavailable, UserError
@@ -22,9 +24,10 @@ SMALL = Transform(resize=32, crop=32)
 PARENT = """
 import sys, time
 from hrnet_jax.data.preprocess import Transform
+from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.reader import Reader, Request
 reader = Reader()
-reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), 1))
+reader.read(Request('digits', 'test', sys.argv[1], 10, Transform(), Share(1)))
 reader.opened()
 print(reader._process.pid, flush=True)
 time.sleep(100)
@@ -34,7 +37,9 @@ time.sleep(100)
 def reading(digits_data, **fields):
     values = {'name': 'digits', 'split': 'test', 'data_dir': digits_data, 'num_classes': 10}
     reader = Reader()
-    reader.read(Request(**values | {'transform': SMALL, 'batch_size': 20} | fields))
+    share = {f.name: fields.pop(f.name) for f in dataclasses.fields(Share) if f.name in fields}
+    share = Share(**{'batch_size': 20} | share)
+    reader.read(Request(**values | {'transform': SMALL, 'share': share} | fields))
     return reader
 
 
@@ -136,10 +141,12 @@ def test_tensorflow_is_imported_before_it_is_needed(
     (tmp_path / 'tensorflow.py').write_text(BROKEN.format(error=error))
     monkeypatch.syspath_prepend(tmp_path)
     reader = Reader()
-    reader._process.wait(100)
-    assert (tmp_path / 'imported').exists()
+    deadline = time.monotonic() + 100
+    while not (tmp_path / 'imported').exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert capfd.readouterr().err == ''
-    reader.read(Request('digits', None, digits_data, 10, SMALL, 1))
+    reader.read(Request('digits', None, digits_data, 10, SMALL, Share(1)))
     with pytest.raises(kind, match=f'(?s){words}.*no descriptors|no descriptors.*{words}'):
         reader.opened()
 

@@ -55,6 +55,7 @@ class Decoded:
 
 class Pose(Task):
     name = 'pose'
+    heads = ('finest', 'joined')
     figures = (
         Figure('ap', 'AP', unit=''),
         Figure('ap50', 'AP at 0.5', unit=''),

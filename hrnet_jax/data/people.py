@@ -13,6 +13,7 @@ import numpy as np
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import keypoint_sets, opencv
 from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.measured import FACES, Measured, face_sizes, read_mpii, scaled_box
 from hrnet_jax.data.sources import Dataset
 from hrnet_jax.errors import UserError, listed
 
@@ -38,6 +39,10 @@ class Layout:
     areas: bool = True
 
 
+def _faces(file: str, **splits: str) -> Layout:
+    return Layout((file,), 'images', {**(splits or {'test': 'test'}), 'train': 'train'})
+
+
 _COCO = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
 _AIC = 'ai_challenger_keypoint_{split}_20170911/keypoint_{split}_images_20170911'
 LAYOUTS: dict[str, Layout] = {
@@ -57,6 +62,11 @@ LAYOUTS: dict[str, Layout] = {
         {'val': 'validation', 'validation': 'validation', 'train': 'train'},
         areas=False,
     ),
+    'wflw': _faces('annotations/face_landmarks_wflw_{split}.json'),
+    'cofw': _faces('annotations/cofw_{split}.json'),
+    '300w': _faces('annotations/face_landmarks_300w_{split}.json', valid='valid', test='test'),
+    'aflw': _faces('annotations/face_landmarks_aflw_{split}.json'),
+    'mpii': Layout(('annotations/mpii_{split}.json',), 'images', {'val': 'val'}),
 }
 
 
@@ -114,7 +124,7 @@ class Truth:
 class OpenedPeople(Indexed):
     """`truth`: for the metric, which is on the host of process 0."""
 
-    truth: Truth = dataclasses.field(repr=False, kw_only=True)
+    truth: Truth | Measured = dataclasses.field(repr=False, kw_only=True)
 
 
 def open_people(
@@ -132,45 +142,70 @@ def open_people(
         UserError: if files are missing or are not of this form.
     """
     title, split, path, folders, areas = _located(name, split, data_dir)
+    if boxes and (title in FACES or title == 'mpii'):
+        raise UserError(f'{title} is evaluated in the boxes of its annotations, without --boxes')
+    if title == 'mpii':
+        files, regions, measured = read_mpii(os.path.dirname(folders[0]), split)
+        order = {name: i for i, name in enumerate(dict.fromkeys(files))}
+        places = np.array([order[name] for name in files], np.int32)
+        reader = People(_paths(path, folders, list(order)), places, regions, measured.keypoints)
+        return _opened(title, split, reader, measured, len(measured.keypoints[0]))
     content = box_files.read_json(path)
-    images, people, category = _parsed(content, path)
+    images, people, category = _parsed(content, path, title)
     keypoint_names = tuple(category['keypoints'])
     parts: dict[str, tuple[int, int]] = {}
     if people and all(more in people[0] for more in MORE):
         people, keypoint_names, parts = _whole_bodies(people)
     marked = [_marked(person, len(keypoint_names), path) for person in people]
     ids = list(images)
-    found = _detected(boxes, images) if boxes else _annotated(people, marked, images, path)
-    rows, keypoints, notes = found
+    if boxes:
+        rows, keypoints, notes = _detected(boxes, images)
+    else:
+        rows, keypoints, notes = _annotated(people, marked, images, path, title in FACES)
     rows.sort(key=lambda row: row[0])  # stable: one image after another
-    sigmas, remark = _sigmas(title, keypoint_names, category)
     places = np.array([row[0] for row in rows], np.int32)
-    paths = _paths(path, folders, [str(images[i]['file_name']) for i in ids])
+    regions = np.array([row[1] for row in rows]).reshape(-1, 5)
+    chosen = [row[2] for row in rows]
+    truth: Truth | Measured
+    if title in FACES:
+        points = np.array([marked[i] for i in chosen])
+        sizes = face_sizes(title, [people[i] for i in chosen], points, path)
+        truth = Measured(points, sizes, tuple(range(len(keypoint_names))))
+    else:
+        sigmas, remark = _sigmas(title, keypoint_names, category)
+        notes = (*notes, *remark)
+        held = _content(ids, people, marked, category, areas)
+        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts)
     reader = People(
-        paths,
+        _paths(path, folders, [str(images[i]['file_name']) for i in ids]),
         places,
-        np.array([row[1] for row in rows]).reshape(-1, 5),
-        np.array([keypoints[row[2]] for row in rows], np.float32) if keypoints else None,
+        regions,
+        np.array([keypoints[i] for i in chosen], np.float32) if keypoints else None,
     )
-    truth = Truth(
-        _content(ids, people, marked, category, areas),
-        tuple(ids[i] for i in places),
-        reader.boxes,
-        sigmas,
-        parts,
-    )
+    return _opened(title, split, reader, truth, len(keypoint_names), notes)
+
+
+def _opened(
+    title: str,
+    split: str,
+    reader: People,
+    truth: Truth | Measured,
+    keypoints: int,
+    notes: tuple[str, ...] = (),
+) -> OpenedPeople:
+    count = len(reader.places)
     return OpenedPeople(
-        Dataset(title, split, len(rows)),
+        Dataset(title, split, count),
         split,
-        len(rows),
-        len(keypoint_names),
+        count,
+        keypoints,
         None,
         False,
-        (*notes, *remark),
+        notes,
         {},
         (),
         read=reader,
-        names=[os.path.basename(paths[i]) for i in places],
+        names=[os.path.basename(reader.images[i]) for i in reader.places],
         image_hw=reader.image_hw,
         truth=truth,
     )
@@ -234,10 +269,17 @@ def _paths(annotations: str, folders: Sequence[str], names: Sequence[str]) -> tu
     return tuple(os.path.join(folder, name) for name in names)
 
 
-def _parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[str, Any]]:
-    """id -> image; people with keypoints; their category."""
+def _parsed(
+    content: Any, path: str, title: str
+) -> tuple[dict[Any, Any], list[Any], dict[str, Any]]:
+    """id -> image; people with keypoints; their category, whose keypoints a published set need not
+    name."""
+    known = keypoint_sets.sets().get(title)
     try:
-        category = next(x for x in content['categories'] if x.get('keypoints'))
+        categories = content['categories']
+        if known and not any(x.get('keypoints') for x in categories):
+            categories = [{**x, 'keypoints': list(known.names)} for x in categories]
+        category = next(x for x in categories if x.get('keypoints'))
         images = {image['id']: image for image in content['images']}
         people = [x for x in content['annotations'] if x['category_id'] == category['id']]
         strangers = {x['image_id'] for x in people} - images.keys()
@@ -278,13 +320,20 @@ def _marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
 
 
 def _annotated(
-    people: Sequence[Any], marked: list[np.ndarray], images: Mapping[Any, Any], path: str
+    people: Sequence[Any],
+    marked: list[np.ndarray],
+    images: Mapping[Any, Any],
+    path: str,
+    scaled: bool,
 ) -> _Found:
     """The people that are evaluated: no crowds, with a keypoint, and with a box in the image."""
     place = {identity: i for i, identity in enumerate(images)}
     rows, left_out = [], 0
     for number, (person, points) in enumerate(zip(people, marked, strict=True)):
         image, box = images[person['image_id']], person.get('bbox')
+        if scaled and (whole := scaled_box(person)):
+            rows.append((place[person['image_id']], np.array([*whole, 1.0]), number))
+            continue
         if box is None or person.get('iscrowd') or not points[:, 2].any():
             left_out += 1
             continue

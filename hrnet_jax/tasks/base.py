@@ -226,6 +226,10 @@ class Task:
             'in_channels': model.in_channels,
         }
 
+    def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
+        """The names of the network's outputs in a checkpoint's JSON, if it has some."""
+        return meta.get('class_names')
+
     def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
         """The model that `describe` has described.
 

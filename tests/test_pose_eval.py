@@ -18,7 +18,7 @@ from scipy.io import savemat
 import eval as eval_command
 import hrnet_jax
 from hrnet_jax.commands.arguments import given_to
-from hrnet_jax.data import people, people_batches
+from hrnet_jax.data import coco_form, people, people_batches
 from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
@@ -303,7 +303,7 @@ def test_whole_bodies(tmp_path):
     """Keypoints of body, feet, face and hands are one; each part by itself, too."""
     content = poses.annotations([[np.full((17, 3), 2.0)] * len(x) for x in poses.BOXES])
     for person in content['annotations']:
-        for name, count in zip(people.MORE, (6, 68, 21, 21), strict=True):
+        for name, count in zip(coco_form.MORE, (6, 68, 21, 21), strict=True):
             person[name] = [5.0, 5.0, 2.0] * count
     (tmp_path / 'annotations').mkdir()
     file = tmp_path / 'annotations/coco_wholebody_val_v1.0.json'

@@ -14,6 +14,7 @@ import numpy as np
 from hrnet_jax.data.buckets import Bucket, buckets
 from hrnet_jax.data.evaluation import Batches, Share, too_many
 from hrnet_jax.data.indexed import Indexed
+from hrnet_jax.data.opencv import WrongLabel
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
 
@@ -75,6 +76,8 @@ def _batches(
             return None
         try:
             example = source.read(number)
+        except WrongLabel:
+            raise
         except UserError as error:  # is counted, and raised where it may be
             return error
         return [*views.views(example['image'])], example['label']

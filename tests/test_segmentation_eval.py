@@ -173,6 +173,17 @@ def test_counts_are_whole_numbers():
 def test_names_of_label_files():
     assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
     assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
+    assert label_files(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+
+
+def test_label_maps_of_others_are_kept(refused, ckpt, tmp_path):
+    segments.make_folder(tmp_path)
+    data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
+    line = refused(eval_command.main, '--ckpt', ckpt, *data, '--labels', tmp_path / 'labels/val')
+    assert 'labels/val holds 3 PNG files; name a new folder' in line
+    photo = tmp_path / 'images/val/p0.png'
+    line = refused(predict_command.main, photo, '--ckpt', ckpt, '--labels', photo)
+    assert f'--labels {photo}: File exists' in line
 
 
 def test_colours():

@@ -72,9 +72,13 @@ def predict(
     facts: list[list[Any]] = []
     waiting: dict[Any, list[tuple[tuple[int, int], dict[str, np.ndarray]]]] = {}  # by shapes
 
+    def most(arrays: dict[str, np.ndarray]) -> int:
+        return kind.at_once(min(batch_size, len(images)), arrays, chosen)
+
     def compute(shapes: Any) -> None:
         places, parts = zip(*waiting.pop(shapes), strict=True)
-        first, missing = parts[0], min(batch_size, len(images)) - len(parts)
+        first = parts[0]
+        missing = most(first) - len(parts)
         batch = {k: np.stack([*(p[k] for p in parts), *[first[k]] * missing]) for k in first}
         arrays = jax.device_get(step(variables, batch))
         for i, place in enumerate(places):
@@ -86,7 +90,7 @@ def predict(
             shapes = tuple((name, array.shape) for name, array in arrays.items())
             same = waiting.setdefault(shapes, [])
             same.append(((number, part), arrays))
-            if len(same) == min(batch_size, len(images)):
+            if len(same) == most(arrays):
                 compute(shapes)
     for shapes in list(waiting):
         compute(shapes)

@@ -381,6 +381,13 @@ class Task:
         for index, image in enumerate(images):
             yield self.parts(transform, image, index, options)
 
+    def at_once(
+        self, batch_size: int, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> int:
+        """How many examples of arrays of these shapes go through the network together; at most
+        `batch_size`."""
+        return batch_size
+
     def parts(
         self, transform: Any, image: Any, index: int, options: Mapping[str, Any]
     ) -> list[tuple[dict[str, np.ndarray], Any]]:

@@ -131,6 +131,10 @@ class Blocks:
         """(N, h, w, C) -> (N, *size, C): see `upsampling.resize_bilinear`."""
         return resize_bilinear(x, size, align_corners)
 
+    def softmax_of_pixels(self, x: Array) -> Array:
+        """(N, H, W, C) -> the softmax over the pixels of each channel."""
+        return jax.nn.softmax(x, (1, 2))
+
     def valid(self, x: Array) -> Array:
         """x, (N, H, W, C), with zeros beyond the images, which usually fill all of it."""
         return x

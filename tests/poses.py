@@ -71,14 +71,17 @@ def network(**options):
 
 
 def make_checkpoint(folder: Path) -> None:
-    model, variables = network()
+    save(folder / 'tiny', *network(), SMALL)
+
+
+def save(folder: Path, model, variables, protocol: TopDown) -> None:
     meta = {
         **checkpoint.describe(model),
-        'transform': SMALL.to_json(),
+        'transform': protocol.to_json(),
         'published': None,
         'source': {'file': None, 'origin': 'made', 'sha256': None},
     }
-    checkpoint.save(folder / 'tiny', variables, meta)
+    checkpoint.save(folder, variables, meta)
 
 
 def make_images(folder: Path) -> list[np.ndarray]:

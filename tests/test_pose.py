@@ -321,3 +321,18 @@ def test_mistakes_of_predict(refused, ckpt, tmp_path):
     assert 'a box is [x, y, width, height]' in line('{"000000000001.png": [[0, 0, 5]]}')
     assert 'as COCO detections are' in line('[{"bbox": [0, 0, 5, 5]}]')
     assert 'as COCO detections are' in line('3')
+
+
+def test_exported_and_in_nnx(loaded):
+    """The same heatmaps from a program for uint8 crops, and from a module of NNX."""
+    from flax import nnx
+
+    crops = np.stack([segments.picture(i, 64, 32) for i in range(2)])
+    program = hrnet_jax.export.export(
+        loaded.model, loaded.variables, image_size=(64, 32), batch=2, transform=poses.SMALL
+    )
+    x = (crops / np.float32(255) - np.float32(poses.SMALL.mean)) / np.float32(poses.SMALL.std)
+    expected = loaded(x)
+    assert close(program.call(crops), expected) < 1e-5
+    module = hrnet_jax.nnx.from_linen(loaded.model, loaded.variables)
+    assert close(nnx.jit(lambda module, x: module(x))(module, x), expected) < 1e-5

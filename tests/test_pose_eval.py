@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -12,11 +13,16 @@ import pytest
 import runs
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy.io import savemat
 
 import eval as eval_command
 import hrnet_jax
-from hrnet_jax.data import people
+from hrnet_jax.commands.arguments import given_to
+from hrnet_jax.data import coco_form, people, people_batches
+from hrnet_jax.data.evaluation import Share
+from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.keypoint_metrics import NAMES, precision
 from hrnet_jax.tasks.similarity import person_score, suppressed
 
@@ -139,7 +145,7 @@ def test_boxes_of_a_detector(command, ckpt, coco, tmp_path):
     result, out = evaluated(
         command, ckpt, tmp_path, '--dataset', 'coco', '--data-dir', root,
         '--boxes', tmp_path / 'b.json', '--predictions', tmp_path / 'p.json', '--codec', 'dark',
-        '--no-flip',
+        '--no-flip', '--batch-size', 4,
     )  # fmt: skip
     assert result['num_examples'] == 4
     assert result['protocol'] == 'coco dark 64 32 sigma 2'
@@ -152,29 +158,29 @@ def test_boxes_of_a_detector(command, ckpt, coco, tmp_path):
     assert people[0]['score'] == pytest.approx(0.9 * scores[scores > 0.2].mean(), rel=1e-5)
 
 
-def test_an_image_that_cannot_be_read(command, refused, ckpt, coco, tmp_path):
+def test_an_image_that_cannot_be_read(command, ckpt, coco, tmp_path):
     """Its people are left out and counted, and none of the others is missed."""
     root, found = coco
-    for file in sorted((root / 'val2017').iterdir()):
-        (tmp_path / 'val2017').mkdir(exist_ok=True)
+    (tmp_path / 'val2017').mkdir()
+    for file in (root / 'val2017').iterdir():
         data = file.read_bytes()
         (tmp_path / 'val2017' / file.name).write_bytes(data if '2.png' not in file.name else b'x')
     content = json.loads((root / 'annotations/person_keypoints_val2017.json').read_text())
     poses.write_coco(tmp_path, content)
-    data = ('--dataset', 'coco', '--data-dir', tmp_path)
-    line = refused(eval_command.main, '--ckpt', ckpt, *data)
-    assert '1 of 3 images cannot be read' in line
-    assert '000000000002.png' in line
-    result, _ = evaluated(command, ckpt, tmp_path, *data, '--max-corrupt', 0.2)
+    source = people.open_people('coco', None, str(tmp_path))
+    with pytest.raises(UserError, match='1 of 3 images cannot be read: .*000000000002.png'):
+        list(people_batches.batches(source, poses.SMALL, Share(4)))
+    result, _ = evaluated(
+        command, ckpt, tmp_path, '--dataset', 'coco', '--data-dir', tmp_path, '--max-corrupt', 0.2,
+        '--batch-size', 4,
+    )  # fmt: skip
     assert (result['num_examples'], result['unreadable'], result['partial']) == (5, 1, True)
     kept = [x for x in content['annotations'] if x['image_id'] != 2]
     images = [x for x in content['images'] if x['id'] != 2]
-    (tmp_path / 'kept.json').write_text(
-        json.dumps({**content, 'annotations': kept, 'images': images})
-    )
+    file = tmp_path / 'kept.json'
+    file.write_text(json.dumps({**content, 'annotations': kept, 'images': images}))
     rows = [row for row in rows_of(found) if row['image_id'] != 2]
-    expected = by_pycocotools(tmp_path / 'kept.json', rows)
-    assert result['metrics'] == pytest.approx(expected, abs=1e-6)
+    assert result['metrics'] == pytest.approx(by_pycocotools(file, rows), abs=1e-6)
 
 
 def test_who_is_evaluated(coco, tmp_path):
@@ -240,15 +246,7 @@ def test_mistakes(tmp_path, kind, words):
         people.open_people('coco', None, str(tmp_path), boxes and str(boxes))
 
 
-def test_mistakes_from_the_shell(refused, ckpt, coco, setting, tmp_path):
-    root, _ = coco
-    ours = ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', root)
-    line = refused(eval_command.main, *ours, '--split', 'test')
-    assert 'coco has no split test; it has val2017, val, train2017, train' in line
-    line = refused(eval_command.main, *ours, '--predictions', tmp_path / 'no/p.json')
-    assert 'its folder does not exist' in line
-    line = refused(eval_command.main, *ours, '--labels', tmp_path)
-    assert '--labels is not for pose' in line
+def test_another_number_of_keypoints(refused, ckpt, tmp_path):
     content = poses.annotations(
         [[np.ones((3, 3))] * len(rows) for rows in poses.BOXES],
         category={'keypoints': ['a', 'b', 'c']},
@@ -257,9 +255,22 @@ def test_mistakes_from_the_shell(refused, ckpt, coco, setting, tmp_path):
     poses.make_images(tmp_path)
     line = refused(eval_command.main, '--ckpt', ckpt, '--dataset', tmp_path)
     assert f'{tmp_path} has 3 keypoints, the checkpoint 17' in line
-    classifier = ('--arch', 'tiny', '--ckpt', setting[1], '--data-dir', setting[0])
-    line = refused(eval_command.main, *classifier, '--boxes', tmp_path / 'own.json')
-    assert '--boxes is not for classification' in line
+
+
+def test_flags():
+    pose, other = map(get_task, ('pose', 'classification'))
+    args = argparse.Namespace(boxes='b.json')
+    assert given_to(args, ['boxes'], pose, pose.add_data_flags) == {'boxes': 'b.json'}
+    with pytest.raises(UserError, match='--boxes is not for classification'):
+        given_to(args, ['boxes'], other, other.add_data_flags)
+    with pytest.raises(UserError, match='its folder does not exist'):
+        pose.metric(None, truth=None, predictions='/no/p.json')
+    with pytest.raises(UserError, match='coco has no split test; it has val2017, val, train2017'):
+        people.open_people('coco', 'test', '.')
+    with pytest.raises(UserError, match='coco: --data-dir says where its files are'):
+        people.open_people('coco', None, None)
+    with pytest.raises(UserError, match="unknown pose data set 'cocoa'; known: coco, coco_who"):
+        people.open_people('cocoa', None, None)
 
 
 @pytest.mark.parametrize('place', ['.', 'annotations', 'file'])
@@ -292,7 +303,7 @@ def test_whole_bodies(tmp_path):
     """Keypoints of body, feet, face and hands are one; each part by itself, too."""
     content = poses.annotations([[np.full((17, 3), 2.0)] * len(x) for x in poses.BOXES])
     for person in content['annotations']:
-        for name, count in zip(people.MORE, (6, 68, 21, 21), strict=True):
+        for name, count in zip(coco_form.MORE, (6, 68, 21, 21), strict=True):
             person[name] = [5.0, 5.0, 2.0] * count
     (tmp_path / 'annotations').mkdir()
     file = tmp_path / 'annotations/coco_wholebody_val_v1.0.json'
@@ -382,3 +393,100 @@ def test_suppression(seed):
 def test_score_of_a_person():
     scores = np.array([[0.9, 0.5, 0.2, 0.1], [0.1, 0.0, 0.2, -1]])
     assert person_score(np.array([0.5, 1.0]), scores).tolist() == [0.35, 0]
+
+
+def by_distance(points, sizes):
+    """A set of one image with these people; what `Distances` says of keypoints beside them."""
+    moved = points.copy()
+    moved[..., 0] += 0.3 * sizes[:, None]  # 0.3 of each size
+    moved[:, 0, 0] += sizes  # the first keypoint is far away
+    examples = {
+        'keypoints': moved[..., :2],
+        'centre': np.full((len(points), 2), 0.5, np.float32),
+        'scale': np.ones((len(points), 2), np.float32),
+        'mask': np.array([True] * (len(points) - 1) + [False]),
+    }
+    return examples, {'num_examples': len(points) - 1, 'seen': len(points) - 1, 'not_finite': 0}
+
+
+def test_mpii(tmp_path):
+    """PCKh, by the sizes of the heads, without pelvis and thorax."""
+    random = np.random.default_rng(0)
+    people_ = [
+        {
+            'image': f'{1:012d}.png',
+            'joints': random.uniform(10, 80, (16, 2)).tolist(),
+            'joints_vis': [1] * 15 + [0],
+            'center': [50.0, 40.0],
+            'scale': 0.4,
+        }
+        for _ in range(3)
+    ]
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations/mpii_val.json').write_text(json.dumps(people_))
+    poses.make_images(tmp_path / 'images')
+    with pytest.raises(UserError, match='mpii_gt_val.mat is missing'):
+        people.open_people('mpii', None, str(tmp_path))
+    heads = np.zeros((2, 2, 3))
+    heads[1] = [[30, 6, 3], [40, 8, 4]]  # diagonals of 50, 10, 5
+    savemat(tmp_path / 'annotations/mpii_gt_val.mat', {'headboxes_src': heads})
+    source = people.open_people('mpii', None, str(tmp_path))
+    # 200 pixels a unit of scale; 15 times the scale lower; counted from 1.
+    np.testing.assert_allclose(source.read.boxes[0], [49 - 40, 45 - 40, 80, 80, 1])
+    np.testing.assert_allclose(source.truth.sizes, [30, 6, 3])
+    points = source.truth.keypoints
+    np.testing.assert_allclose(points[0, :, :2], np.array(people_[0]['joints']) - 1)
+    examples, totals = by_distance(points, source.truth.sizes)
+    metric = get_task('pose').metric(None, truth=source.truth)
+    result = metric.result(totals, examples)
+    # Of the 14 that count 13 are marked, one is too far away.
+    assert result.metrics == {'pckh': pytest.approx(12 / 13), 'pckh10': 0}
+    with pytest.raises(UserError, match='mpii is evaluated in the boxes of its annotations'):
+        people.open_people('mpii', None, str(tmp_path), 'b.json')
+    with pytest.raises(UserError, match='--predictions is for sets that are evaluated by AP'):
+        get_task('pose').metric(None, truth=source.truth, predictions=str(tmp_path / 'p'))
+
+
+def test_faces(command, tmp_path):
+    """NME, by the distance between the eyes; from the shell, of the HRNetV2 head."""
+    random = np.random.default_rng(0)
+    points = [
+        [np.column_stack([random.uniform(10, 60, (98, 2)), np.full(98, 1)]) for _ in rows]
+        for rows in poses.BOXES
+    ]
+    content = poses.annotations(points)
+    content['categories'] = [{'id': 1, 'name': 'person'}]
+    content['annotations'][0] |= {'center': [40.0, 30.0], 'scale': 0.25}
+    (tmp_path / 'annotations').mkdir()
+    file = tmp_path / 'annotations/face_landmarks_wflw_test.json'
+    file.write_text(json.dumps(content))
+    poses.make_images(tmp_path / 'images')
+    source = people.open_people('wflw', None, str(tmp_path))
+    assert source.num_classes == 98
+    np.testing.assert_allclose(source.read.boxes[0], [15, 5, 50, 50, 1])
+    first = points[0][0]
+    np.testing.assert_allclose(
+        source.truth.sizes[0], np.hypot(*(first[60, :2] - first[72, :2])), rtol=1e-6
+    )
+    examples, totals = by_distance(source.truth.keypoints, source.truth.sizes)
+    result = get_task('pose').metric(None, truth=source.truth).result(totals, examples)
+    assert result.metrics == {'nme': pytest.approx(30 + 100 / 98)}
+    model, variables = poses.network(num_keypoints=98, head='joined')
+    protocol = TopDown.of('wflw', input_size=(64, 64), flip=False)
+    poses.save(tmp_path / 'tiny', model, variables, protocol)
+    result, out = evaluated(
+        command, tmp_path / 'tiny', tmp_path, '--dataset', 'wflw', '--data-dir', tmp_path,
+        '--batch-size', 4,
+    )  # fmt: skip
+    assert list(result['metrics']) == ['nme']
+    assert 'NME' in out
+    assert 'AP' not in out
+    images = [np.asarray(source.read.image(i)) for i in (0, 3, 4)]
+    boxes = [source.read.boxes[:3, :4], source.read.boxes[3:4, :4], source.read.boxes[4:, :4]]
+    found = hrnet_jax.predict(
+        model, variables, images, boxes=[x.tolist() for x in boxes], transform=protocol
+    )
+    ours = np.stack([person.keypoints for one in found for person in one])
+    errors = np.linalg.norm(ours - source.truth.keypoints[..., :2], axis=-1)
+    expected = 100 * (errors / source.truth.sizes[:, None]).mean()
+    assert result['metrics']['nme'] == pytest.approx(expected, rel=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -13,7 +14,9 @@ from PIL import Image
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
+from hrnet_jax.commands import export as export_command
 from hrnet_jax.data.views import Views
+from hrnet_jax.nnx import from_linen
 from hrnet_jax.tasks.overlay import blended, colours
 from hrnet_jax.tasks.segmentation import Confusion, label_files
 
@@ -157,6 +160,24 @@ def test_unreadable_images(command, refused, ckpt, tmp_path):
     assert (result['num_examples'], result['unreadable'], result['partial']) == (1, 2, True)
 
 
+def test_exported_folded_and_as_nnx(command, ckpt, tmp_path):
+    """All give the logits of the module."""
+    model, variables = hrnet_jax.load(ckpt)
+    x = np.random.default_rng(0).standard_normal((2, 64, 96, 3), np.float32)
+    expected = np.asarray(jax.jit(model.apply)(variables, x))
+    fast = hrnet_jax.fold(model, variables)
+    file = tmp_path / 'program'
+    code, out, err = command(
+        export_command.main, '--ckpt', ckpt, '--image-size', 64, 96, '--out', file
+    )
+    assert code == 0, err
+    assert 'float32[batch,64,96,3] -> float32[batch,16,24,5]' in out
+    module = from_linen(model, variables)
+    found = (fast(x), jax.export.deserialize(bytearray(file.read_bytes())).call(x), module(x))
+    for logits in found:
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_counts_are_whole_numbers():
     """Of more pixels than 32 bits can count; a class that does not occur is left out."""
     metric = Confusion(('a', 'b', 'c'))
@@ -173,6 +194,17 @@ def test_counts_are_whole_numbers():
 def test_names_of_label_files():
     assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
     assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
+    assert label_files(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+
+
+def test_label_maps_of_others_are_kept(refused, ckpt, tmp_path):
+    segments.make_folder(tmp_path)
+    data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
+    line = refused(eval_command.main, '--ckpt', ckpt, *data, '--labels', tmp_path / 'labels/val')
+    assert 'labels/val holds 3 PNG files; name a new folder' in line
+    photo = tmp_path / 'images/val/p0.png'
+    line = refused(predict_command.main, photo, '--ckpt', ckpt, '--labels', photo)
+    assert f'--labels {photo}: File exists' in line
 
 
 def test_colours():

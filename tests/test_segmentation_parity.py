@@ -16,8 +16,11 @@ import pytest
 from rules import close, image, weight
 from segmenters import names
 
+import hrnet_jax
 from convert.conversion import convert
+from hrnet_jax.data.views import Views
 from hrnet_jax.heads.segmentation import SegmentationHead
+from hrnet_jax.inference.forward import Forward
 
 ORACLE = Path(__file__).parent / 'data' / 'oracle' / 'segmentation'
 X = image(7, 1, 128, 192)
@@ -72,6 +75,31 @@ def test_numbers_of_mmsegmentation(kind):
     maps = jax.jit(functools.partial(model.apply, method='features'))(variables, IMAGES[kind])
     for own, tree in ((model, variables), (other, theirs)):
         check(f'mmseg-{own.head}-w18', kind, jax.jit(functools.partial(head, own))(tree, maps))
+
+
+VIEWS = {
+    'slide': Views(mode='slide', window=(128, 160), stride=(85, 107)),
+    'whole': Views(),
+}
+
+
+@pytest.mark.parametrize('mode', VIEWS)
+def test_from_pixels_to_labels(mode):
+    """Every pixel has mmsegmentation's label, but for ties; of the logits every 32nd row and
+    column."""
+    model, variables = converted('mmseg', 'fcn', 'w18')
+    fast = hrnet_jax.fold(model, variables)
+    picture = np.clip(128 + 45 * image(41, 1, 256, 320), 0, 255).astype(np.uint8)
+    batch = {'image': picture, 'label': np.zeros((1, 256, 320), np.uint8)}
+
+    @jax.jit
+    def outputs(variables, batch):
+        return VIEWS[mode].outputs(Forward(fast.model, variables, VIEWS[mode]), batch)
+
+    [logits] = np.asarray(outputs(fast.variables, batch))
+    with np.load(ORACLE / 'mmseg-chain-fcn-w18.npz') as oracle:
+        assert close(logits[::32, ::32], oracle[f'{mode}.logits']) < 1e-5
+        assert (logits.argmax(-1) != oracle[f'{mode}.labels']).mean() <= 1e-4
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,38 +43,38 @@ def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Buc
         sizes: height and width of each image.
     """
     limit = min(limit, 1 + len(sizes) // _IMAGES)
-    edges = [(int(height), int(width)) for height, width in sizes]
-    same: dict[Size, list[int]] = collections.defaultdict(list)
-    for number, size in enumerate(edges):
-        same[size].append(number)
-    if len(same) <= limit:
-        found = [(tuple(views.sizes(size)), size, numbers) for size, numbers in same.items()]
-    else:
-        found = [
-            (shapes, _rounded([np.max([edges[i] for i in numbers], 0)], ROUND)[0], numbers)
-            for shapes, numbers in _merged([views.sizes(size) for size in edges], limit).items()
-        ]
+    kinds: dict[_Shapes, list[int]] = collections.defaultdict(list)
+    for number, (height, width) in enumerate(sizes):
+        kinds[*views.sizes((int(height), int(width))), (int(height), int(width))].append(number)
+    exact = len(kinds) <= limit
+    if not exact:
+        kinds = _merged(kinds, limit)
     return [
-        Bucket(shapes, image_hw, np.array(sorted(numbers)), len(same) <= limit)
-        for shapes, image_hw, numbers in sorted(found, key=lambda item: min(item[2]))
+        Bucket(shapes[:-1], shapes[-1], np.array(sorted(numbers)), exact)
+        for shapes, numbers in sorted(kinds.items(), key=lambda item: min(item[1]))
     ]
 
 
-_Shapes = tuple[Size, ...]
+_Shapes = tuple[Size, ...]  # of the views, and of the image
 
 
-def _rounded(shapes: Iterable[Any], unit: int) -> _Shapes:
-    return tuple((int(-(-h // unit) * unit), int(-(-w // unit) * unit)) for h, w in shapes)
+def _rounded(shapes: _Shapes, parts: int) -> _Shapes:
+    """Up to a multiple of 32, and to one of `parts` between two powers of 2."""
+
+    def up(edge: int) -> int:
+        unit = max(ROUND, 2 ** (edge.bit_length() - 1) // parts)
+        return -(-edge // unit) * unit
+
+    return tuple((up(height), up(width)) for height, width in shapes)
 
 
-def _merged(sizes: Sequence[Sequence[Size]], limit: int) -> dict[_Shapes, list[int]]:
-    """The numbers of the images by the shapes of their views."""
-    unit = ROUND
-    while len({_rounded(shapes, unit) for shapes in sizes}) > max(_KINDS, limit):
-        unit *= 2
+def _merged(kinds: dict[_Shapes, list[int]], limit: int) -> dict[_Shapes, list[int]]:
+    parts = 16
+    while len({_rounded(shapes, parts) for shapes in kinds}) > max(_KINDS, limit) and parts > 1:
+        parts //= 2
     held: dict[_Shapes, list[int]] = collections.defaultdict(list)
-    for number, shapes in enumerate(sizes):
-        held[_rounded(shapes, unit)].append(number)
+    for shapes, numbers in kinds.items():
+        held[_rounded(shapes, parts)] += numbers
 
     def union(a: _Shapes, b: _Shapes) -> _Shapes:
         return tuple((max(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))

@@ -14,10 +14,13 @@ import numpy as np
 from hrnet_jax.data.buckets import Bucket, buckets
 from hrnet_jax.data.evaluation import Batches, Share, too_many
 from hrnet_jax.data.indexed import Indexed
-from hrnet_jax.data.views import Views
+from hrnet_jax.data.opencv import WrongLabel
+from hrnet_jax.data.views import Size, Views
 from hrnet_jax.errors import UserError
 
-USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
+_CHANNELS = 32
+# Of an image for which the default batch sizes are meant: pixels, and channels at full size.
+_USUAL = 224 * 224 * _CHANNELS
 
 
 def batches(source: Indexed, views: Views, share: Share) -> Batches:
@@ -42,7 +45,11 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
     steps: list[tuple[Bucket, np.ndarray]] = []
     found = buckets(sizes.tolist(), views)
     for bucket in found:
-        size = _batch_size(share, bucket, views)
+        size = min(share.batch_size, len(bucket.numbers))
+        if not share.given:
+            arrays = (*bucket.views, bucket.image_hw)
+            size = at_once(size, arrays, views, source.num_classes or 1)
+        size = share.local(size)
         for start in range(0, len(bucket.numbers), size * share.process_count):
             numbers = np.full(size * share.process_count, -1)
             taken = bucket.numbers[start : start + len(numbers)]
@@ -54,13 +61,10 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
     return Batches(len(steps), _batches(source, views, share, steps, small), notes * (kinds > 1))
 
 
-def _batch_size(share: Share, bucket: Bucket, views: Views) -> int:
-    """Of one process: by default fewer of larger images."""
-    size = min(share.batch_size, len(bucket.numbers))
-    if not share.given:
-        height, width = views.window or bucket.views[0]
-        size = max(min(size, size * USUAL // (height * width)), 1)
-    return share.local(size)
+def at_once(batch_size: int, shapes: Sequence[Size], views: Views, classes: int) -> int:
+    """How many images of these arrays take the memory of a `batch_size` of small ones."""
+    area = max(height * width for height, width in shapes) * (1 + views.flip)
+    return max(min(batch_size, batch_size * _USUAL // (area * max(classes, _CHANNELS))), 1)
 
 
 def _batches(
@@ -75,6 +79,8 @@ def _batches(
             return None
         try:
             example = source.read(number)
+        except WrongLabel:
+            raise
         except UserError as error:  # is counted, and raised where it may be
             return error
         return [*views.views(example['image'])], example['label']

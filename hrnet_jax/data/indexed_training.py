@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.opencv import WrongLabel
 from hrnet_jax.data.shares import NAMED, Plan, Shares
 from hrnet_jax.data.sources import Field
 from hrnet_jax.errors import UserError
@@ -79,6 +80,8 @@ class IndexedData(Shares):
         epoch, number = self.number(place)
         try:
             example = self.source.read(number)
+        except WrongLabel:
+            raise
         except UserError as error:
             return {_FAILED: str(error)}
         random = np.random.default_rng((self.recipe.seed, epoch, number))
@@ -93,9 +96,11 @@ class IndexedData(Shares):
         return epoch, int(_order(r.seed, epoch, self.source.num_examples)[at])
 
     def _joined(self, examples: list[Example]) -> dict[str, np.ndarray]:
-        """The batch; in the place of what cannot be read is another example, of weight 0."""
+        """The batch; in the place of what cannot be read is another image, of weight 0."""
         good = [one for one in examples if _FAILED not in one] or [self._nothing]
-        filled = [good[0] if _FAILED in one else one for one in examples]
+        # Its image is one that BatchNorm may see; its labels count nowhere.
+        instead = {**self._nothing, 'image': good[0]['image']}
+        filled = [instead if _FAILED in one else one for one in examples]
         names = ('image', *(field.name for field in self.fields))
         weight = np.array([_FAILED not in one for one in examples], np.float32)
         batch = {name: np.stack([one[name] for one in filled]) for name in names}

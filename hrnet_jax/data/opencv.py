@@ -14,7 +14,12 @@ from hrnet_jax.data.records import Part
 from hrnet_jax.errors import UserError
 
 Place = str | Part  # of an image: its path, or where it lies in another file
+_LOSSY = ('JPEG', 'MPO', 'WEBP')
 _ORIENTATION, _TURNED = 274, range(5, 9)  # EXIF: the tag, and its values for a quarter turn
+
+
+class WrongLabel(UserError):
+    """A label map is no such; no damage, and not to be left out."""
 
 
 def read_rgb(place: Place) -> np.ndarray:
@@ -44,19 +49,21 @@ def read_ids(place: Place, red: bool = False) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(_bytes(place))) as image:
-            mode, ids = image.mode, np.asarray(image)
+            mode, ids, lossy = image.mode, np.asarray(image), image.format in _LOSSY
     except UserError:
         raise
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file
         raise UserError(f'cannot read {place} as a label map: {error}') from error
+    if lossy:
+        raise WrongLabel(f'{place} is a JPEG file, which changes values; label maps are PNG files')
     if red:
         if mode != 'RGB':
-            raise UserError(f'{place} holds no colours ({mode}); its red values are the class ids')
+            raise WrongLabel(f'{place} holds no colours ({mode}); its red values are the class ids')
         return ids[..., 0]
     if mode not in ('1', 'L', 'P', 'I', 'I;16', 'I;16B'):
-        raise UserError(f'{place} holds colours ({mode}); a label map holds a class id a pixel')
+        raise WrongLabel(f'{place} holds colours ({mode}); a label map holds a class id a pixel')
     if ids.size and ids.max() > 255:
-        raise UserError(f'{place} holds the value {ids.max()}; class ids are from 0 to 255')
+        raise WrongLabel(f'{place} holds the value {ids.max()}; class ids are from 0 to 255')
     return ids.astype(np.uint8)
 
 
@@ -71,9 +78,22 @@ def image_hw(place: Place, turn: bool = True) -> tuple[int, int]:
     with _header(place) as image:
         width, height = image.size
         if turn and image.format == 'PNG':  # whose tags PIL looks for behind the pixels, decoded
-            turn = b'eXIf' in _bytes(place)
+            turn = _has_chunk(place, b'eXIf')
         turned = turn and image.getexif().get(_ORIENTATION) in _TURNED
     return (width, height) if turned else (height, width)
+
+
+def _has_chunk(place: Place, name: bytes) -> bool:
+    """Whether a PNG file has such a chunk: length, name and a checksum around each are skipped."""
+    with _opened(place) as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != name:
+            file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
+        return head[4:] == name
+
+
+def _opened(place: Place) -> Any:
+    return io.BytesIO(_bytes(place)) if isinstance(place, Part) else open(place, 'rb')
 
 
 @contextlib.contextmanager
@@ -82,8 +102,7 @@ def _header(place: Place) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        file: Any = io.BytesIO(_bytes(place)) if isinstance(place, Part) else place
-        with Image.open(file) as image:
+        with _opened(place) as file, Image.open(file) as image:
             yield image
     except UserError:
         raise

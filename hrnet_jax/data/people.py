@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data import boxes as box_files
-from hrnet_jax.data import keypoint_sets, opencv
+from hrnet_jax.data import coco_form, opencv
 from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.measured import FACES, Measured, face_sizes, read_mpii
 from hrnet_jax.data.sources import Dataset
 from hrnet_jax.errors import UserError, listed
-
-MORE = ('foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')  # of COCO-WholeBody
-_AREA = 0.53  # of a person, in parts of its box, where the set measures none
-_SIGMA = 0.05  # of a keypoint of which nobody has measured it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +33,10 @@ class Layout:
     images: str
     splits: Mapping[str, str]
     areas: bool = True
+
+
+def _faces(file: str, **splits: str) -> Layout:
+    return Layout((file,), 'images', {**(splits or {'test': 'test'}), 'train': 'train'})
 
 
 _COCO = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
@@ -57,6 +58,11 @@ LAYOUTS: dict[str, Layout] = {
         {'val': 'validation', 'validation': 'validation', 'train': 'train'},
         areas=False,
     ),
+    'wflw': _faces('annotations/face_landmarks_wflw_{split}.json'),
+    'cofw': _faces('annotations/cofw_{split}.json'),
+    '300w': _faces('annotations/face_landmarks_300w_{split}.json', valid='valid', test='test'),
+    'aflw': _faces('annotations/face_landmarks_aflw_{split}.json'),
+    'mpii': Layout(('annotations/mpii_{split}.json',), 'images', {'val': 'val'}),
 }
 
 
@@ -114,7 +120,7 @@ class Truth:
 class OpenedPeople(Indexed):
     """`truth`: for the metric, which is on the host of process 0."""
 
-    truth: Truth = dataclasses.field(repr=False, kw_only=True)
+    truth: Truth | Measured = dataclasses.field(repr=False, kw_only=True)
 
 
 def open_people(
@@ -132,52 +138,73 @@ def open_people(
         UserError: if files are missing or are not of this form.
     """
     title, split, path, folders, areas = _located(name, split, data_dir)
+    if boxes and (title in FACES or title == 'mpii'):
+        raise UserError(f'{title} is evaluated in the boxes of its annotations, without --boxes')
+    if title == 'mpii':
+        files, regions, measured = read_mpii(os.path.dirname(folders[0]), split)
+        order = {name: i for i, name in enumerate(dict.fromkeys(files))}
+        places = np.array([order[name] for name in files], np.int32)
+        reader = People(_paths(path, folders, list(order)), places, regions, measured.keypoints)
+        return _opened(title, split, reader, measured, len(measured.keypoints[0]))
     content = box_files.read_json(path)
-    images, people, category = _parsed(content, path)
+    images, people, category = coco_form.parsed(content, path, title)
     keypoint_names = tuple(category['keypoints'])
     parts: dict[str, tuple[int, int]] = {}
-    if people and all(more in people[0] for more in MORE):
-        people, keypoint_names, parts = _whole_bodies(people)
-    marked = [_marked(person, len(keypoint_names), path) for person in people]
+    if people and all(more in people[0] for more in coco_form.MORE):
+        people, keypoint_names, parts = coco_form.whole_bodies(people)
+    marked = [coco_form.marked(person, len(keypoint_names), path) for person in people]
     ids = list(images)
-    found = _detected(boxes, images) if boxes else _annotated(people, marked, images, path)
-    rows, keypoints, notes = found
+    if boxes:
+        rows, keypoints, notes = coco_form.detected(boxes, images)
+    else:
+        rows, keypoints, notes = coco_form.annotated(people, marked, images, path, title in FACES)
     rows.sort(key=lambda row: row[0])  # stable: one image after another
-    sigmas, remark = _sigmas(title, keypoint_names, category)
     places = np.array([row[0] for row in rows], np.int32)
-    paths = _paths(path, folders, [str(images[i]['file_name']) for i in ids])
+    regions = np.array([row[1] for row in rows]).reshape(-1, 5)
+    chosen = [row[2] for row in rows]
+    truth: Truth | Measured
+    if title in FACES:
+        points = np.array([marked[i] for i in chosen])
+        sizes = face_sizes(title, [people[i] for i in chosen], points, path)
+        truth = Measured(points, sizes, tuple(range(len(keypoint_names))))
+    else:
+        sigmas, remark = coco_form.sigmas(title, keypoint_names, category)
+        notes = (*notes, *remark)
+        held = coco_form.content(ids, people, marked, category, areas)
+        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts)
     reader = People(
-        paths,
+        _paths(path, folders, [str(images[i]['file_name']) for i in ids]),
         places,
-        np.array([row[1] for row in rows]).reshape(-1, 5),
-        np.array([keypoints[row[2]] for row in rows], np.float32) if keypoints else None,
+        regions,
+        np.array([keypoints[i] for i in chosen], np.float32) if keypoints else None,
     )
-    truth = Truth(
-        _content(ids, people, marked, category, areas),
-        tuple(ids[i] for i in places),
-        reader.boxes,
-        sigmas,
-        parts,
-    )
+    return _opened(title, split, reader, truth, len(keypoint_names), notes)
+
+
+def _opened(
+    title: str,
+    split: str,
+    reader: People,
+    truth: Truth | Measured,
+    keypoints: int,
+    notes: tuple[str, ...] = (),
+) -> OpenedPeople:
+    count = len(reader.places)
     return OpenedPeople(
-        Dataset(title, split, len(rows)),
+        Dataset(title, split, count),
         split,
-        len(rows),
-        len(keypoint_names),
+        count,
+        keypoints,
         None,
         False,
-        (*notes, *remark),
+        notes,
         {},
         (),
         read=reader,
-        names=[os.path.basename(paths[i]) for i in places],
+        names=[os.path.basename(reader.images[i]) for i in reader.places],
         image_hw=reader.image_hw,
         truth=truth,
     )
-
-
-_Row = tuple[int, np.ndarray, int]  # place of the image, row of `Boxes`, number of the person
-_Found = tuple[list[_Row], list[np.ndarray], tuple[str, ...]]
 
 
 def _located(
@@ -232,131 +259,3 @@ def _paths(annotations: str, folders: Sequence[str], names: Sequence[str]) -> tu
     if folder is None:
         raise UserError(f'{annotations}: its first image {names[0]} is not in {folders[0]}')
     return tuple(os.path.join(folder, name) for name in names)
-
-
-def _parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[str, Any]]:
-    """id -> image; people with keypoints; their category."""
-    try:
-        category = next(x for x in content['categories'] if x.get('keypoints'))
-        images = {image['id']: image for image in content['images']}
-        people = [x for x in content['annotations'] if x['category_id'] == category['id']]
-        strangers = {x['image_id'] for x in people} - images.keys()
-        named = all('file_name' in image for image in images.values())
-    except (KeyError, TypeError, AttributeError, StopIteration):
-        raise UserError(
-            f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
-        ) from None
-    if strangers:
-        ids = listed(sorted(map(str, strangers)))
-        raise UserError(f'{path}: people are in images {ids}, which it does not list')
-    if not images or not named:
-        raise UserError(f'{path} lists no images with a file_name')
-    return images, people, category
-
-
-def _whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:
-    """People of COCO-WholeBody with all their keypoints, the names of these, and the parts."""
-    joined = [{**x, 'keypoints': sum((x[m] for m in MORE), x['keypoints'])} for x in people]
-    ends = np.cumsum([0, *(len(people[0][name]) // 3 for name in ('keypoints', *MORE))]).tolist()
-    names = ('body', 'foot', 'face', 'lefthand', 'righthand')
-    parts = {name: (ends[i], ends[i + 1]) for i, name in enumerate(names)}
-    return joined, keypoint_sets.sets()['coco_wholebody'].names, parts
-
-
-def _marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
-    """float64 (K, 3)."""
-    try:
-        found = np.array(person.get('keypoints') or [0] * 3 * count, np.float64)
-    except (TypeError, ValueError):
-        found = np.zeros(0)
-    if found.shape != (3 * count,):
-        raise UserError(
-            f'{path}: the keypoints of annotation {person.get("id")} are not {count} times x, y '
-            'and visibility'
-        )
-    return found.reshape(count, 3)
-
-
-def _annotated(
-    people: Sequence[Any], marked: list[np.ndarray], images: Mapping[Any, Any], path: str
-) -> _Found:
-    """The people that are evaluated: no crowds, with a keypoint, and with a box in the image."""
-    place = {identity: i for i, identity in enumerate(images)}
-    rows, left_out = [], 0
-    for number, (person, points) in enumerate(zip(people, marked, strict=True)):
-        image, box = images[person['image_id']], person.get('bbox')
-        if box is None or person.get('iscrowd') or not points[:, 2].any():
-            left_out += 1
-            continue
-        corners = np.array(box, np.float64).reshape(2, 2)
-        corners[1] += corners[0]
-        if 'width' in image and 'height' in image:
-            corners = np.clip(corners, 0, np.array([image['width'], image['height']]) - 1)
-        size = corners[1] - corners[0]
-        if size.min() <= 0:
-            left_out += 1
-            continue
-        row = np.concatenate([corners[0], size, [1.0]])
-        rows.append((place[person['image_id']], row, number))
-    if not rows:
-        raise UserError(f'{path} has no person with a box and a keypoint')
-    note = f'{left_out} people without a keypoint or a box in their image, or crowds: not evaluated'
-    return rows, marked, (note,) * (left_out > 0)
-
-
-def _detected(boxes: str, images: Mapping[Any, Any]) -> _Found:
-    """The people of a detector, in the images that there are."""
-    place = {identity: i for i, identity in enumerate(images)}
-    found = box_files.detections(boxes)
-    rows = [(place[image], row, 0) for image, row in found if image in place and min(row[2:4]) > 0]
-    if not rows:
-        raise UserError(
-            f'{boxes} has no box of a person in these images; it has {len(found)} boxes of people'
-        )
-    left_out = len(found) - len(rows)
-    note = f'{left_out} boxes of {boxes} are empty or of images that are not in the set: left out'
-    return rows, [], (note,) * (left_out > 0)
-
-
-def _sigmas(
-    title: str, names: tuple[str, ...], category: Mapping[str, Any]
-) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """And a remark where nobody has said them."""
-    sets = keypoint_sets.sets()
-    known = title if title in sets else keypoint_sets.known(names)
-    for sigmas in (category.get('sigmas'), sets[known].sigmas if known else None):
-        if sigmas and len(sigmas) == len(names):
-            return tuple(map(float, sigmas)), ()
-    note = f'OKS with sigma {_SIGMA} for each keypoint; "sigmas" of the category says others'
-    return (_SIGMA,) * len(names), (note,)
-
-
-def _content(
-    ids: Sequence[Any],
-    people: Sequence[Any],
-    marked: Sequence[np.ndarray],
-    category: Mapping[str, Any],
-    areas: bool,
-) -> dict[str, Any]:
-    """What pycocotools needs."""
-
-    def box(person: Any) -> list[float]:
-        return list(map(float, person.get('bbox') or (0, 0, 0, 0)))
-
-    annotations = [
-        {
-            'id': number,
-            'image_id': person['image_id'],
-            'category_id': category['id'],
-            'iscrowd': int(person.get('iscrowd') or 0),
-            'bbox': box(person),
-            'area': person['area']
-            if areas and 'area' in person
-            else box(person)[2] * box(person)[3] * _AREA,
-            'keypoints': points.ravel().tolist(),
-            'num_keypoints': int((points[:, 2] > 0).sum()),
-        }
-        for number, (person, points) in enumerate(zip(people, marked, strict=True), 1)
-    ]
-    images = [{'id': identity} for identity in ids]
-    return {'images': images, 'annotations': annotations, 'categories': [dict(category)]}

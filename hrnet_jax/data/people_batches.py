@@ -11,9 +11,11 @@ import numpy as np
 
 from hrnet_jax.data.evaluation import Batches, Share, too_many
 from hrnet_jax.data.indexed import Indexed
-from hrnet_jax.data.indexed_batches import USUAL, ahead
+from hrnet_jax.data.indexed_batches import ahead
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
+
+_USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
 
 
 def batches(source: Indexed, protocol: TopDown, share: Share) -> Batches:
@@ -31,7 +33,7 @@ def batches(source: Indexed, protocol: TopDown, share: Share) -> Batches:
     total = min(share.limit or source.num_examples, source.num_examples)
     size = min(share.batch_size, total)
     if not share.given:
-        size = max(min(size, size * USUAL // math.prod(protocol.input_size)), 1)
+        size = max(min(size, size * _USUAL // math.prod(protocol.input_size)), 1)
     size = share.local(size)
     bounds = [total * (share.process_index + i) // share.process_count for i in (0, 1)]
     steps = math.ceil(math.ceil(total / share.process_count) / size)

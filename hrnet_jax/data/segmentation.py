@@ -12,7 +12,7 @@ import numpy as np
 
 from hrnet_jax.data import segmentation_sets
 from hrnet_jax.data.indexed import Example, Indexed
-from hrnet_jax.data.opencv import Place, image_hw, read_ids, read_rgb
+from hrnet_jax.data.opencv import Place, WrongLabel, image_hw, read_ids, read_rgb
 from hrnet_jax.data.segmentation_folders import (
     LAYOUTS,
     NOTHING,
@@ -55,7 +55,7 @@ class Files:
             raise _misfit(path, ids.shape, image.shape)
         label = self.classes[ids]
         if label.min(initial=0) < 0:
-            raise UserError(
+            raise WrongLabel(
                 f'{path} holds the value {ids[label < 0].min()}; its values are {self.allowed}'
             )
         return {'image': image, 'label': label.astype(np.uint8)}
@@ -97,7 +97,7 @@ def _size(path: Place, turn: bool = True) -> tuple[int, int] | None:
 
 
 def _misfit(path: Place, size: Sequence[int], wanted: Sequence[int]) -> UserError:
-    return UserError(
+    return WrongLabel(
         f'{path} has {size[0]} x {size[1]} pixels (height x width), its image '
         f'{wanted[0]} x {wanted[1]}'
     )
@@ -133,16 +133,16 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
     files.check()
     split, whole = found.whole or (found.split, len(stems))
     return Indexed(
-        Dataset(found.title, split, whole),
-        found.split,
-        len(stems),
-        count,
-        names,
-        len(stems) != whole,
-        found.notes,
-        {},
-        (LABEL,),
-        found.version,
+        dataset=Dataset(found.title, split, whole),
+        split=found.split,
+        num_examples=len(stems),
+        num_classes=count,
+        class_names=names,
+        is_partial=len(stems) != whole,
+        notes=found.notes,
+        official={},
+        fields=(LABEL,),
+        version=found.version,
         read=files,
         names=stems,
         image_hw=files.image_hw,

@@ -69,7 +69,7 @@ class Views(Protocol):
             raise UserError(f'window must be at least {SMALLEST} x {SMALLEST}, not {self.window}')
         if self.window and self.stride and max(map(int.__sub__, self.stride, self.window)) > 0:
             raise UserError(f'stride {self.stride} is larger than the window {self.window}')
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < np.inf for scale in self.scales):
             raise UserError(f'scales must be numbers above 0, not {self.scales}')
         object.__setattr__(self, 'scales', tuple(map(float, self.scales)))
         for name in ('mean', 'std'):

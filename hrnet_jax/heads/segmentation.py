@@ -39,20 +39,17 @@ def classified(x: Array, num_classes: int, name: str, opts: Options) -> Array:
     return conv(x, num_classes, 1, name, opts, last=True)
 
 
-def object_regions(x: Array, rough: Array) -> Array:
-    """The mean of the pixels of each class, weighted by the softmax over the pixels of the class's
-    logits (equation 7).
+def object_regions(x: Array, weights: Array) -> Array:
+    """The mean of the pixels, as each class weighs them (equation 7).
 
     Args:
-        x: (N, H, W, C); rough: (N, H, W, K) logits.
+        x: (N, H, W, C).
+        weights: (N, H, W, K), the softmax over the pixels of each class's logits.
 
     Returns:
         (N, K, 1, C).
     """
-    n, height, width, classes = rough.shape
-    weights = jax.nn.softmax(rough.reshape((n, height * width, classes)), 1)
-    pixels = x.reshape((n, height * width, -1))
-    return jnp.einsum('npk,npc->nkc', weights.astype(x.dtype), pixels)[:, :, None]
+    return jnp.einsum('nhwk,nhwc->nkc', weights.astype(x.dtype), x)[:, :, None]
 
 
 class ObjectAttention(nn.Module):
@@ -122,7 +119,7 @@ class SegmentationHead(nn.Module):
         x = opts.blocks.joined(maps, align)
         names = ('conv3x3_ocr_0', 'conv3x3_ocr_1')
         x = nn.relu(conv_norm(x, self.channels, 3, names, opts, train))
-        regions = object_regions(x, rough)
+        regions = object_regions(x, opts.blocks.softmax_of_pixels(rough))
         context = ObjectContext(self.key_channels, self.dropout, opts, name='ocr_distri_head')
         return rough, classified(context(x, regions, train), classes, 'cls_head', opts)
 

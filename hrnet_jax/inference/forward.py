@@ -14,6 +14,7 @@ from hrnet_jax.archs import STRIDE
 from hrnet_jax.data.answers import filled
 from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.data.protocol import Protocol
+from hrnet_jax.errors import UserError
 from hrnet_jax.inference import winograd
 from hrnet_jax.inference.folding import apply
 from hrnet_jax.layers import Array, Blocks
@@ -42,6 +43,11 @@ class Forward:
                 corner; the outputs there are those of the image alone.
         """
         images = normalize(pixels, self.transform, self.model.dtype)
+        if sizes is not None and getattr(self.model, 'upsample', '') == 'nearest':
+            raise UserError(
+                'images of several sizes need a network with a bilinear fusion; this one has '
+                'nearest: give images of one size, a multiple of 32'
+            )
         if sizes is None:
             return apply(self.model, self.variables, images, method, self.in_pieces)
         edges = images.shape[1:3]
@@ -82,6 +88,10 @@ class Bounded(Blocks):
     def valid(self, x: Array) -> Array:
         return jnp.where(filled(self._sizes(x.shape[1:3]), x.shape[1:3]), x, jnp.zeros_like(x))
 
+    def softmax_of_pixels(self, x: Array) -> Array:
+        inside = filled(self._sizes(x.shape[1:3]), x.shape[1:3])
+        return super().softmax_of_pixels(jnp.where(inside, x, jnp.full_like(x, -jnp.inf)))
+
     def valid_tiles(self, tiles: Array, size: tuple[int, int]) -> Array:
         inside = winograd.split(filled(self._sizes(size), size))
         inside = jnp.repeat(inside, tiles.shape[-1] // inside.shape[-1], -1)
@@ -96,8 +106,6 @@ class Bounded(Blocks):
         if way == 'bilinear':
             return self.resize(x, size, align_corners)
         before, after = self._sizes(x.shape[1:3]), self._sizes(size)
-        if way == 'nearest':
-            return super().upsample(x, factor, size, way, align_corners)
         x = resize_each(x, size, before, before * factor, align_corners)
         return resize_each(x, size, before * factor, after, align_corners)
 

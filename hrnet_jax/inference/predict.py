@@ -40,7 +40,9 @@ def predict(
             sizes; a uint8 array (N, H, W, 3) will do. Not normalised: `transform` does that.
         task: what the model is for; None: what it says. The result of 'classification' is a list
             of the `topk` (default: 5) most probable classes as `Prediction`s, most probable first;
-            of 'multilabel' one of all labels with at least the probability `threshold` (0.5).
+            of 'multilabel' one of all labels with at least the probability `threshold` (0.5); of
+            'pose' one of the people in `boxes`, a list for each image of [x, y, width, height], as
+            `Person`s in this order (without `boxes` the whole image is one person).
         transform: by default that of the checkpoint, where the model is of `hrnet_jax.load`; else
             the task's: 256, 224, bilinear.
         class_names: by default likewise; else ImageNet's for 1000 classes, numbers for others.
@@ -70,9 +72,13 @@ def predict(
     facts: list[list[Any]] = []
     waiting: dict[Any, list[tuple[tuple[int, int], dict[str, np.ndarray]]]] = {}  # by shapes
 
+    def most(arrays: dict[str, np.ndarray]) -> int:
+        return kind.at_once(min(batch_size, len(images)), arrays, chosen)
+
     def compute(shapes: Any) -> None:
         places, parts = zip(*waiting.pop(shapes), strict=True)
-        first, missing = parts[0], min(batch_size, len(images)) - len(parts)
+        first = parts[0]
+        missing = most(first) - len(parts)
         batch = {k: np.stack([*(p[k] for p in parts), *[first[k]] * missing]) for k in first}
         arrays = jax.device_get(step(variables, batch))
         for i, place in enumerate(places):
@@ -84,7 +90,7 @@ def predict(
             shapes = tuple((name, array.shape) for name, array in arrays.items())
             same = waiting.setdefault(shapes, [])
             same.append(((number, part), arrays))
-            if len(same) == min(batch_size, len(images)):
+            if len(same) == most(arrays):
                 compute(shapes)
     for shapes in list(waiting):
         compute(shapes)

@@ -226,6 +226,10 @@ class Task:
             'in_channels': model.in_channels,
         }
 
+    def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
+        """The names of the network's outputs in a checkpoint's JSON, if it has some."""
+        return meta.get('class_names')
+
     def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
         """The model that `describe` has described.
 
@@ -376,6 +380,13 @@ class Task:
         """`parts` of one image after another."""
         for index, image in enumerate(images):
             yield self.parts(transform, image, index, options)
+
+    def at_once(
+        self, batch_size: int, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> int:
+        """How many examples of arrays of these shapes go through the network together; at most
+        `batch_size`."""
+        return batch_size
 
     def parts(
         self, transform: Any, image: Any, index: int, options: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Average precision of people: rescoring, suppression, and COCO's own counting."""
+"""Average precision of people: rescoring, suppression, and COCO's own counting; distances."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data.crops import placed
+from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.people import Truth
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import Array, Batch, Metric, Result, Totals
 from hrnet_jax.tasks.similarity import person_score, suppressed
 
 NAMES = ('ap', 'ap50', 'ap75', 'apm', 'apl', 'ar', 'ar50', 'ar75', 'arm', 'arl')  # COCO's order
+PCKH = {'pckh': 0.5, 'pckh10': 0.1}  # parts of the head within which a keypoint is near
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +156,33 @@ def _lines(parts: Mapping[str, Mapping[str, float]]) -> list[str]:
         return []
     rows = [f'{name:14}{found["ap"]:>12.3f}{found["ar"]:>12.3f}' for name, found in parts.items()]
     return ['', f'{"":14}{"AP":>12}{"AR":>12}', *rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances(Metric):
+    """Of keypoints from where they are marked, in parts of the size of a head or of a face.
+
+    Attributes:
+        truth: of the set.
+    """
+
+    truth: Measured
+
+    def update(self, outputs: Any, batch: Batch) -> Totals:
+        return {'examples': kept(outputs, batch)}
+
+    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
+        """PCKh at 0.5 and 0.1, from 0 to 1; or the mean of the distances, in percent."""
+        found, truth = in_images(examples), self.truth
+        marked, sizes = truth.keypoints[: len(found)], truth.sizes[: len(found)]
+        counts = (marked[..., 2] > 0) & examples['mask'][:, None]
+        parts = np.linalg.norm(found - marked[..., :2], axis=-1) / sizes[:, None]
+        parts = parts[:, truth.counted][counts[:, truth.counted]]
+        if not len(parts):
+            raise UserError('no keypoint of the images that were read is marked')
+        metrics = {'nme': 100 * float(parts.mean())}
+        if truth.heads:
+            metrics = {name: float((parts <= at).mean()) for name, at in PCKH.items()}
+        return Result(
+            int(totals['num_examples']), int(totals['seen']), int(totals['not_finite']), metrics
+        )

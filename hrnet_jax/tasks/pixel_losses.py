@@ -38,7 +38,8 @@ def hard_pixels(losses: Array, label: Array, threshold: float, kept: int) -> Arr
     """
     counted = label != NOTHING
     hardest = -jnp.sort(jnp.where(counted, -losses, jnp.inf).ravel())
-    place = jnp.minimum(kept * len(label), jnp.sum(counted, dtype=jnp.int32) - 1)
+    most = min(kept * len(label), label.size)
+    place = jnp.minimum(most, jnp.sum(counted, dtype=jnp.int32) - 1)
     limit = jnp.minimum(hardest[jnp.maximum(place, 0)], -math.log(threshold))
     return counted & (losses > limit)
 

@@ -13,11 +13,12 @@ import numpy as np
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import opencv, people, people_batches, topdown
 from hrnet_jax.data.evaluation import Batches, Share
+from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import Figure, Metric, Task, arch_of, options_of
-from hrnet_jax.tasks.keypoint_metrics import Precision
+from hrnet_jax.tasks.keypoint_metrics import Distances, Precision
 from hrnet_jax.tasks.similarity import person_score
 
 _FIELDS = ('in_channels', 'head', 'upsample', 'align_corners')  # of `PoseNet`, in checkpoint.json
@@ -63,6 +64,9 @@ class Pose(Task):
         Figure('apm', 'AP, medium', unit=''),
         Figure('apl', 'AP, large', unit=''),
         Figure('ar', 'AR', unit=''),
+        Figure('pckh', 'PCKh at 0.5', unit=''),
+        Figure('pckh10', 'PCKh at 0.1', unit=''),
+        Figure('nme', 'NME', higher_is_better=False),
     )
     protocol = TopDown
     outputs = 'keypoints'
@@ -117,7 +121,14 @@ class Pose(Task):
     def metric(self, model: Any, **context: Any) -> Metric:
         if file := context.get('predictions'):
             box_files.check_writable(file)
+        if isinstance(context.get('truth'), Measured):
+            if file:
+                raise UserError('--predictions is for sets that are evaluated by AP')
+            return Distances(**context)
         return Precision(**context)
+
+    def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
+        return (meta.get('transform') or {}).get('keypoints')
 
     def add_evaluation_flags(self, group: Any) -> None:
         group.add_argument(

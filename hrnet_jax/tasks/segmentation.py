@@ -13,7 +13,7 @@ import numpy as np
 from hrnet_jax.data import classes, evaluation, opencv, segmentation, segmentation_sets
 from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed import Indexed
-from hrnet_jax.data.indexed_batches import batches, example_arrays
+from hrnet_jax.data.indexed_batches import at_once, batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
@@ -135,10 +135,27 @@ def write_ids(path: str, ids: np.ndarray) -> None:
 
 
 def label_files(images: Sequence[str]) -> tuple[str, ...]:
-    """A name for the labels of each image: its stem, or its path where stems are not unique."""
+    """A name for the labels of each image: its stem; where stems are not unique, its path in the
+    folder that holds all."""
     paths = [os.path.splitext(image)[0] for image in images]
     stems = [os.path.basename(path) for path in paths]
-    return tuple(stems if len(set(stems)) == len(stems) else paths)
+    if len(set(stems)) == len(stems):
+        return tuple(stems)
+    whole = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in whole])
+    return tuple(os.path.relpath(path, common) for path in whole)
+
+
+def check_labels_folder(folder: str) -> None:
+    """Raises UserError for a folder that cannot be written, or that holds PNG files: they might be
+    somebody's own label maps."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        held = [name for _, _, names in os.walk(folder) for name in names if name.endswith('.png')]
+    except OSError as error:
+        raise UserError(f'--labels {folder}: {error.strerror}') from None
+    if held:
+        raise UserError(f'--labels {folder} holds {len(held)} PNG files; name a new folder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +236,8 @@ class Segmentation(Task):
     # Evaluation
 
     def metric(self, model: Any, **context: Any) -> Metric:
+        if context.get('labels'):
+            check_labels_folder(context['labels'])
         names = context.pop('class_names', None) or tuple(map(str, range(model.num_classes)))
         return Confusion(tuple(names), **context)
 
@@ -280,6 +299,8 @@ class Segmentation(Task):
         if len(names) != model.num_classes:
             raise UserError(f'{len(names)} class names for {model.num_classes} classes')
         names = tuple(map(str, names))
+        if labels:
+            check_labels_folder(labels)
         return {'names': names, 'labels': labels, 'probabilities': probabilities}
 
     def open_image(self, path: str) -> np.ndarray:
@@ -293,6 +314,13 @@ class Segmentation(Task):
         place = {i: bucket for bucket in buckets(sizes, transform) for i in bucket.numbers}
         for i, image in enumerate(arrays):
             yield [(example_arrays(image, place[i], transform), image.shape[:2])]
+
+    def at_once(
+        self, batch_size: int, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> int:
+        shapes = [x.shape[:2] for name, x in arrays.items() if name.startswith(('image', 'label'))]
+        shapes = [(shape[0], shape[1]) for shape in shapes if len(shape) == 2]
+        return at_once(batch_size, shapes, options['transform'], len(options['names']))
 
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         return Decoded(options['transform'], options['probabilities'])
@@ -317,7 +345,7 @@ class Segmentation(Task):
     def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
         if options['labels']:
             for name, labels in zip(label_files(paths), found, strict=True):
-                write_ids(os.path.join(options['labels'], os.path.basename(name) + '.png'), labels)
+                write_ids(os.path.join(options['labels'], name + '.png'), labels)
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,

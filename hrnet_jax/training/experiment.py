@@ -304,6 +304,10 @@ class Experiment:
         part = 'head' if head else 'last layer'
         self.say(f'init    {folder}{f", {part} new for {self.num_classes} classes" * new}')
         self.say(str(report))
+        now = self.task.describe(self.model)
+        for name in sorted(before.keys() & now.keys() - {'arch', 'num_classes'}):
+            if before[name] != now[name]:
+                self.say(f'note: {folder} has {name} {before[name]}, this run {now[name]}')
         return variables
 
     def _describe(self) -> dict[str, Any]:

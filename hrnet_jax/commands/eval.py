@@ -39,7 +39,8 @@ def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
     p.add_argument(
         '--dataset',
         help=f'{", ".join(sources.DATASETS)}, another tfds data set, or folder:PATH of class '
-        "folders; default: a training folder's own, or imagenet2012",
+        'folders; ade20k, coco and others for checkpoints of such tasks; default: a training '
+        "folder's own, or imagenet2012",
     )
     p.add_argument('--split', help='tfds split, such as validation[:10%%]; default: the usual one')
     p.add_argument(

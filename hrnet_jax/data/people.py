@@ -156,6 +156,7 @@ def open_people(
     ids = list(images)
     if boxes:
         rows, keypoints, notes = coco_form.detected(boxes, images)
+        split = f'{split} with {os.path.basename(boxes)}'  # the name of published figures
     else:
         rows, keypoints, notes = coco_form.annotated(people, marked, images, path, title in FACES)
     rows.sort(key=lambda row: row[0])  # stable: one image after another
@@ -225,6 +226,7 @@ def _located(
     if split not in layout.splits:
         raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
     root, own = os.path.normpath(os.path.expanduser(data_dir)), layout.splits[split]
+    split = next(name for name, files in layout.splits.items() if files == own)
     files = [os.path.join(root, file.format(split=own)) for file in layout.annotations]
     path = next(filter(os.path.isfile, files), files[0])
     return name, split, path, [os.path.join(root, layout.images.format(split=own))], layout.areas

@@ -15,6 +15,8 @@ from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import at_once, batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
+from hrnet_jax.data.segmentation_folders import LAYOUTS
+from hrnet_jax.data.segmentation_tfds import PREPARED
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
@@ -188,6 +190,7 @@ class Segmentation(Task):
     heads = ('fcn', 'ocr')
     training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
+    datasets = (*LAYOUTS, *PREPARED)
 
     # The model
 
@@ -303,7 +306,7 @@ class Segmentation(Task):
             check_labels_folder(labels)
         return {'names': names, 'labels': labels, 'probabilities': probabilities}
 
-    def open_image(self, path: str) -> np.ndarray:
+    def open_image(self, path: str, **flags: Any) -> np.ndarray:
         return opencv.read_rgb(path)
 
     def every_part(

@@ -26,9 +26,9 @@ from hrnet_jax.weights.transfer import matching
 
 Array = jax.Array
 Batch = dict[str, Any]
+_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 # Each process sends these four facts with each batch: it was asked to stop; it has failed; it had
 # no data for this step; how many images it skipped.
-_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
 
 

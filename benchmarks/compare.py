@@ -120,8 +120,9 @@ def versions() -> dict[str, str]:
 
 def pixels(text: str) -> tuple[int, int]:
     """'224' or '512x1024' -> (height, width)."""
-    height, _, width = text.partition('x')
-    return int(height), int(width or height)
+    height, *rest = map(int, text.split('x'))
+    (width,) = rest or (height,)
+    return height, width
 
 
 def take_defaults(p: cli.Parser, args: Any) -> None:

@@ -3,6 +3,7 @@ from hrnet_jax.archs import Arch as Arch
 from hrnet_jax.archs import list_models as list_models
 from hrnet_jax.backbone import FeatureInfo as FeatureInfo
 from hrnet_jax.backbone import HRNet as HRNet
+from hrnet_jax.data.heatmaps import decode_heatmaps as decode_heatmaps
 from hrnet_jax.data.preprocess import Transform as Transform
 from hrnet_jax.errors import UserError as UserError
 from hrnet_jax.heads.classification import Classifier as Classifier
@@ -14,6 +15,7 @@ from hrnet_jax.inference.predict import Prediction as Prediction
 from hrnet_jax.inference.predict import predict as predict
 from hrnet_jax.initialisation import init as init
 from hrnet_jax.tasks import create_model as create_model
+from hrnet_jax.tasks.pose import Person as Person
 from hrnet_jax.version import __version__ as __version__
 from hrnet_jax.weights.hub import push_to_hub as push_to_hub
 from hrnet_jax.weights.loading import load as load

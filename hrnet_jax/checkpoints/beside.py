@@ -15,6 +15,7 @@ from typing import Any
 from hrnet_jax.checkpoints.format import of_the_model
 from hrnet_jax.errors import listed
 from hrnet_jax.runtime.files import replacing
+from hrnet_jax.tasks import task_of
 
 
 def place(file: Path) -> Path:
@@ -78,7 +79,8 @@ def lines(meta: dict[str, Any], weights: str | None) -> list[str]:
         averaged = bool(meta.get('ema')) and weights != 'raw'
         said.append(f'step {step["step"]} of the run{", averaged weights" * averaged}')
     if count := meta.get('num_classes'):
-        names = meta.get('class_names')
+        task = task_of(meta)
+        names = task.output_names(meta)
         order = f'in this order: {listed(names)}' if names else 'without names'
-        said.append(f'{count} classes, {order}')
+        said.append(f'{count} {task.outputs}, {order}')
     return said

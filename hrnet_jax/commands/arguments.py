@@ -74,6 +74,24 @@ def add_evaluations(parser: Parser, tasks: Iterable[Task]) -> list[str]:
     return [name for task in tasks for name in _add(parser, task.name, task.add_evaluation_flags)]
 
 
+def add_data(parser: Parser, tasks: Iterable[Task]) -> list[str]:
+    """The flags of what is read; returns the names of their values."""
+    return [name for task in tasks for name in _add(parser, task.name, task.add_data_flags)]
+
+
+def given_to(
+    args: argparse.Namespace, flags: Iterable[str], task: Task, add: Callable[[Any], None]
+) -> dict[str, Any]:
+    """The values of those flags that are on the command line; raises UserError for one that the
+    task's `add` does not add."""
+    own = argparse.ArgumentParser(add_help=False)
+    add(own)
+    values = given(args, flags)
+    for name in values.keys() - {action.dest for action in own._actions}:
+        raise UserError(f'--{name.replace("_", "-")} is not for {task.name}')
+    return values
+
+
 def refuse_others(parser: Parser, own: Task) -> None:
     """Where a flag is given that another task alone has, one line names that task."""
     for task in every_task():

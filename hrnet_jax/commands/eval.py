@@ -11,10 +11,12 @@ from hrnet_jax.archs import STRIDE
 from hrnet_jax.checkpoints.published import expected
 from hrnet_jax.commands.arguments import (
     add_checkpoint,
+    add_data,
     add_evaluations,
     add_protocols,
     every_task,
     given,
+    given_to,
 )
 from hrnet_jax.data import sources
 from hrnet_jax.data.classes import read_names
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from hrnet_jax.tasks.base import Result, Task
 
 
-def parser() -> tuple[cli.Parser, list[str], list[str]]:
-    """And which of its flags change the checkpoint's protocol; which are of a task's metric."""
+def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
+    """And which of its flags change the checkpoint's protocol; which are of a task's data; of its
+    metric."""
     p = cli.Parser(description=__doc__)
     add_checkpoint(p)
     p.add_argument(
@@ -75,13 +78,13 @@ def parser() -> tuple[cli.Parser, list[str], list[str]]:
     )
     p.add_argument('--json', metavar='FILE', help='write the result there')
     protocol = add_protocols(p, every_task())
-    own = add_evaluations(p, every_task())
+    data, own = add_data(p, every_task()), add_evaluations(p, every_task())
     p.add_hosts()
-    return p, protocol, own
+    return p, protocol, data, own
 
 
 def main() -> None:
-    flags, of_protocol, of_metric = parser()
+    flags, of_protocol, of_data, of_metric = parser()
     args = flags.parse_args()
     for name in ('batch_size', 'limit'):
         value = getattr(args, name)
@@ -118,7 +121,7 @@ def main() -> None:
             if args.dataset is None:
                 raise UserError(f'--dataset is needed: {folder} is for {task.name}')
             args.split = args.split or recipe.get('eval_split')
-        own = given(args, of_metric)
+        own = given_to(args, of_metric, task, task.add_evaluation_flags)
         if args.restrict and not task.one_class:
             raise UserError(f'--restrict is for one class an image, not for {task.name}')
         share = Share(
@@ -141,6 +144,7 @@ def main() -> None:
             order=order,
             restrict=args.restrict,
             opener=task,
+            options=given_to(args, of_data, task, task.add_data_flags),
         )
         reader.read(request)  # while the model is loaded
         fast = fold(
@@ -212,7 +216,7 @@ def report(
     rows = [['', 'measured', 'correct', 'published', 'difference']]
     shown = task.figures_of(model)
     for figure in task.figures:
-        if figure not in shown:
+        if figure not in shown or figure.name not in result.metrics:
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(figure.count or '')

@@ -50,10 +50,11 @@ def main() -> None:
     task = task_of_checkpoint(args.task, meta)
     transform = task.protocol.from_json(meta['transform'])
     transform = transform.override(STRIDE, **given(args, of_protocol))
-    options = given(args, of_prediction)
+    options = task.file_options(args.images, given(args, of_prediction))
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
         chosen = task.prediction_options(described, meta.get('class_names'), **options)
+        chosen = {**chosen, 'transform': transform}
     except UserError as error:
         raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
@@ -72,10 +73,7 @@ def main() -> None:
         print(path, *task.lines(one, chosen), sep='\n')
     task.write(args.images, found, chosen)
     if args.json:
-        rows = [
-            {'image': path, 'predictions': task.to_json(one, chosen)}
-            for path, one in zip(args.images, found, strict=True)
-        ]
+        rows = task.json_rows(args.images, found, chosen)
         files.write(args.json, json.dumps(rows, indent=1) + '\n')
     if args.out:
         with files.replacing(Path(args.out), force=True) as temporary:

@@ -87,7 +87,7 @@ def _batches(
         return [*views.views(example['image'])], example['label']
 
     numbers = np.concatenate([numbers for _, numbers in steps])
-    examples = _ahead(read, [int(number) for number in numbers])
+    examples = ahead(read, [int(number) for number in numbers])
     broken: list[str] = []
     allowed = math.floor(share.max_corrupt * (numbers >= 0).sum())
     for bucket, own in steps:
@@ -128,7 +128,7 @@ def example_arrays(image: np.ndarray, bucket: Bucket, views: Views) -> dict[str,
     return {name: array[0] for name, array in batch.items() if name not in beside}
 
 
-def _ahead(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+def ahead(function: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
     """`map` in threads, some calls ahead. OpenCV works beside Python, so that threads will do; they
     start at once, where Grain takes seconds to import."""
     threads = os.cpu_count() or 1

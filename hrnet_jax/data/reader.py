@@ -15,7 +15,7 @@ import subprocess
 import sys
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -28,9 +28,10 @@ from hrnet_jax.runtime import cli
 class Opener(Protocol):
     """What a task knows of data sets."""
 
-    def open_dataset(
-        self, name: str, split: str | None, data_dir: str | None
-    ) -> sources.Source: ...
+    @property
+    def outputs(self) -> str: ...
+    @property
+    def open_dataset(self) -> Callable[..., sources.Source]: ...
     def context(self, source: sources.Source, data_dir: str | None) -> dict[str, Any]: ...
     def num_outputs(self, source: sources.Facts) -> int | None: ...
     def renumbered(self, source: sources.Source, names: Sequence[str]) -> sources.Source: ...
@@ -42,6 +43,7 @@ class Opener(Protocol):
 class Default:
     """Images with a class, and nothing beside."""
 
+    outputs = 'classes'
     open_dataset = staticmethod(evaluation.open_dataset)
     renumbered = staticmethod(classes.renumbered)
     batches = staticmethod(evaluation.shared)
@@ -66,6 +68,7 @@ class Request:
         transform: of the checkpoint, with the user's changes.
         share: what this process reads.
         opener: what opens the set; a task (`tasks.base.Task`), which is found there by its module.
+        options: what it takes beside, such as the file of a detector's boxes.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Request:
     order: Sequence[str] | None = None
     restrict: bool = False
     opener: Opener = Default()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +205,8 @@ def parts(request: Request) -> Iterator[Any]:
     """An `Opened`, the batches, None."""
     opener = request.opener
     with sources.readable(request.name):
-        source = opener.open_dataset(request.name, request.split, request.data_dir)
+        place = (request.name, request.split, request.data_dir)
+        source = opener.open_dataset(*place, **request.options)
     if request.order is not None:
         source = opener.renumbered(source, request.order)
     source = classes.of_checkpoint(
@@ -212,8 +217,8 @@ def parts(request: Request) -> Iterator[Any]:
     )
     count = None if source.num_classes is None else opener.num_outputs(source)
     if None not in (count, request.num_classes) and count != request.num_classes:
-        line = f'{request.name} has {count} classes, the checkpoint {request.num_classes}'
-        raise UserError('; '.join((line, *source.notes)))
+        numbers = f'{count} {opener.outputs}, the checkpoint {request.num_classes}'
+        raise UserError('; '.join((f'{request.name} has {numbers}', *source.notes)))
     source = evaluation.competing(source, request.restrict)
     total = min(request.share.limit or source.num_examples, source.num_examples)
     context = opener.context(source, request.data_dir)

@@ -23,6 +23,7 @@ T = TypeVar('T')
 # Module -> what to install for it.
 PACKAGES = {
     'PIL': 'pillow',
+    'pycocotools': 'pycocotools',
     'matplotlib': 'matplotlib',
     'safetensors': 'safetensors',
     'torch': 'torch',

@@ -24,6 +24,7 @@ _PLACES = {
     'multilabel': 'hrnet_jax.tasks.multilabel:TASK',
     'backbone': 'hrnet_jax.tasks.backbone:TASK',
     'segmentation': 'hrnet_jax.tasks.segmentation:TASK',
+    'pose': 'hrnet_jax.tasks.pose:TASK',
 }
 _REGISTERED: dict[str, Task] = {}
 
@@ -85,22 +86,24 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def create_model(
-    arch: str | Arch, num_classes: int = 1000, *, task: str = DEFAULT, **options: Any
+    arch: str | Arch, num_classes: int | None = None, *, task: str = DEFAULT, **options: Any
 ) -> Classifier:
     """A model; variables come from `init` or `load`.
 
     Args:
         arch: a name of `list_models()` or an `Arch`.
-        num_classes: length of the logits.
-        task: what it is for: 'classification', 'multilabel', or one of your own; 'backbone': an
-            `HRNet`, without a use for `num_classes`.
+        num_classes: length of the outputs; by default that of the task: 1000 classes, 19 of
+            'segmentation', 17 keypoints of 'pose', which also takes `num_keypoints`.
+        task: what it is for: 'classification', 'multilabel', 'segmentation', 'pose', or one of your
+            own; 'backbone': an `HRNet`, without a use for `num_classes`.
         **options: in_channels, channels, head, features; dtype, param_dtype, remat,
             bn_group_size, ...: see `hrnet_jax.models.create_model` and `hrnet_jax.HRNet`.
 
     Raises:
         UserError: for an unknown task or architecture, or sizes that make no network.
     """
-    return get_task(task).create_model(arch, num_classes, **options)
+    given = () if num_classes is None else (num_classes,)
+    return get_task(task).create_model(arch, *given, **options)
 
 
 def _imported(place: str) -> Task:

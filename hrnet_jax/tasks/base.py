@@ -178,6 +178,7 @@ class Task:
     heads: of the PyTorch files that its checkpoints are made from and written to; names of the
         converter, such as 'classifier'.
     protocol: the class of what a checkpoint's `transform` holds.
+    outputs: what a number of the network's outputs is called, for messages.
     """
 
     name: ClassVar[str]
@@ -189,6 +190,7 @@ class Task:
     one_class: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
+    outputs: ClassVar[str] = 'classes'
 
     def refuse(self, what: str) -> NoReturn:
         """Raises UserError: the task has no `what`, such as evaluation."""
@@ -196,7 +198,7 @@ class Task:
 
     # The model
 
-    def create_model(self, arch: Any, num_classes: int, **options: Any) -> Any:
+    def create_model(self, arch: Any, num_classes: int = 1000, **options: Any) -> Any:
         """A Flax module; outputs of one number a class unless overridden."""
         from hrnet_jax.models import create_model
 
@@ -226,6 +228,10 @@ class Task:
             'in_channels': model.in_channels,
         }
 
+    def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
+        """The names of the network's outputs in a checkpoint's JSON, if it has some."""
+        return meta.get('class_names')
+
     def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
         """The model that `describe` has described.
 
@@ -249,7 +255,8 @@ class Task:
     # Data: called in a process without JAX
 
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Opened:
-        """A data set for training or evaluation; raises UserError."""
+        """A data set for training or evaluation, and by keyword what `add_data_flags` adds; raises
+        UserError."""
         return evaluation.open_dataset(name, split, data_dir)
 
     def check_files(self, source: Opened, transform: Any, max_corrupt: float) -> None:
@@ -351,6 +358,10 @@ class Task:
             raise UserError(f'{self.name} has no option {", ".join(options)} to predict with')
         return {}
 
+    def file_options(self, paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        """What `predict` takes, of the task's flags of predict.py and the images' files."""
+        return options
+
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         """A hashable function, traced: outputs -> arrays (N, ...).
 
@@ -408,6 +419,15 @@ class Task:
         """What predict.py --json has of an image."""
         return found
 
+    def json_rows(
+        self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]
+    ) -> list[Any]:
+        """What predict.py --json writes of all images: by default a row each, with `to_json`."""
+        return [
+            {'image': path, 'predictions': self.to_json(one, options)}
+            for path, one in zip(paths, found, strict=True)
+        ]
+
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
         form: str, options: Mapping[str, Any],
@@ -417,6 +437,9 @@ class Task:
 
     def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Writes what the task's own flags of predict.py ask for."""
+
+    def add_data_flags(self, group: argparse._ArgumentGroup) -> None:
+        """Flags of eval.py, with None as default; their names are arguments of `open_dataset`."""
 
     def add_evaluation_flags(self, group: argparse._ArgumentGroup) -> None:
         """Flags of eval.py, with None as default; their names are arguments of `metric`."""

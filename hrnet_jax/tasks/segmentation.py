@@ -194,7 +194,7 @@ class Segmentation(Task):
 
     # The model
 
-    def create_model(self, arch: Any, num_classes: int, **options: Any) -> Any:
+    def create_model(self, arch: Any, num_classes: int = 19, **options: Any) -> Any:
         """A `Segmenter`."""
         from hrnet_jax.heads.segmentation import Segmenter
 

@@ -1,0 +1,159 @@
+"""Annotations of people in the form of COCO: what is read of them, and who is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data import keypoint_sets
+from hrnet_jax.data.measured import scaled_box
+from hrnet_jax.errors import UserError, listed
+
+MORE = ('foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')  # of COCO-WholeBody
+_AREA = 0.53  # of a person, in parts of its box, where the set measures none
+_SIGMA = 0.05  # of a keypoint of which nobody has measured it
+Row = tuple[int, np.ndarray, int]  # place of the image, row of `Boxes`, number of the person
+Found = tuple[list[Row], list[np.ndarray], tuple[str, ...]]
+
+
+def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[Any], dict[str, Any]]:
+    """id -> image; people with keypoints; their category, whose keypoints a published set need not
+    name."""
+    known = keypoint_sets.sets().get(title)
+    try:
+        categories = content['categories']
+        if known and not any(x.get('keypoints') for x in categories):
+            categories = [{**x, 'keypoints': list(known.names)} for x in categories]
+        category = next(x for x in categories if x.get('keypoints'))
+        images = {image['id']: image for image in content['images']}
+        people = [x for x in content['annotations'] if x['category_id'] == category['id']]
+        strangers = {x['image_id'] for x in people} - images.keys()
+        named = all('file_name' in image for image in images.values())
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        raise UserError(
+            f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
+        ) from None
+    if strangers:
+        ids = listed(sorted(map(str, strangers)))
+        raise UserError(f'{path}: people are in images {ids}, which it does not list')
+    if not images or not named:
+        raise UserError(f'{path} lists no images with a file_name')
+    return images, people, category
+
+
+def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:
+    """People of COCO-WholeBody with all their keypoints, the names of these, and the parts."""
+    joined = [{**x, 'keypoints': sum((x[m] for m in MORE), x['keypoints'])} for x in people]
+    ends = np.cumsum([0, *(len(people[0][name]) // 3 for name in ('keypoints', *MORE))]).tolist()
+    names = ('body', 'foot', 'face', 'lefthand', 'righthand')
+    parts = {name: (ends[i], ends[i + 1]) for i, name in enumerate(names)}
+    return joined, keypoint_sets.sets()['coco_wholebody'].names, parts
+
+
+def marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
+    """float64 (K, 3)."""
+    try:
+        found = np.array(person.get('keypoints') or [0] * 3 * count, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (3 * count,):
+        raise UserError(
+            f'{path}: the keypoints of annotation {person.get("id")} are not {count} times x, y '
+            'and visibility'
+        )
+    return found.reshape(count, 3)
+
+
+def annotated(
+    people: Sequence[Any],
+    marked: list[np.ndarray],
+    images: Mapping[Any, Any],
+    path: str,
+    scaled: bool,
+) -> Found:
+    """The people that are evaluated: no crowds, with a keypoint, and with a box in the image."""
+    place = {identity: i for i, identity in enumerate(images)}
+    rows, left_out = [], 0
+    for number, (person, points) in enumerate(zip(people, marked, strict=True)):
+        image, box = images[person['image_id']], person.get('bbox')
+        if scaled and (whole := scaled_box(person)):
+            rows.append((place[person['image_id']], np.array([*whole, 1.0]), number))
+            continue
+        if box is None or person.get('iscrowd') or not points[:, 2].any():
+            left_out += 1
+            continue
+        corners = np.array(box, np.float64).reshape(2, 2)
+        corners[1] += corners[0]
+        if 'width' in image and 'height' in image:
+            corners = np.clip(corners, 0, np.array([image['width'], image['height']]) - 1)
+        size = corners[1] - corners[0]
+        if size.min() <= 0:
+            left_out += 1
+            continue
+        row = np.concatenate([corners[0], size, [1.0]])
+        rows.append((place[person['image_id']], row, number))
+    if not rows:
+        raise UserError(f'{path} has no person with a box and a keypoint')
+    note = f'{left_out} people without a keypoint or a box in their image, or crowds: not evaluated'
+    return rows, marked, (note,) * (left_out > 0)
+
+
+def detected(boxes: str, images: Mapping[Any, Any]) -> Found:
+    """The people of a detector, in the images that there are."""
+    place = {identity: i for i, identity in enumerate(images)}
+    found = box_files.detections(boxes)
+    rows = [(place[image], row, 0) for image, row in found if image in place and min(row[2:4]) > 0]
+    if not rows:
+        raise UserError(
+            f'{boxes} has no box of a person in these images; it has {len(found)} boxes of people'
+        )
+    left_out = len(found) - len(rows)
+    note = f'{left_out} boxes of {boxes} are empty or of images that are not in the set: left out'
+    return rows, [], (note,) * (left_out > 0)
+
+
+def sigmas(
+    title: str, names: tuple[str, ...], category: Mapping[str, Any]
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """And a remark where nobody has said them."""
+    sets = keypoint_sets.sets()
+    known = title if title in sets else keypoint_sets.known(names)
+    for sigmas in (category.get('sigmas'), sets[known].sigmas if known else None):
+        if sigmas and len(sigmas) == len(names):
+            return tuple(map(float, sigmas)), ()
+    note = f'OKS with sigma {_SIGMA} for each keypoint; "sigmas" of the category says others'
+    return (_SIGMA,) * len(names), (note,)
+
+
+def content(
+    ids: Sequence[Any],
+    people: Sequence[Any],
+    marked: Sequence[np.ndarray],
+    category: Mapping[str, Any],
+    areas: bool,
+) -> dict[str, Any]:
+    """What pycocotools needs."""
+
+    def box(person: Any) -> list[float]:
+        return list(map(float, person.get('bbox') or (0, 0, 0, 0)))
+
+    annotations = [
+        {
+            'id': number,
+            'image_id': person['image_id'],
+            'category_id': category['id'],
+            'iscrowd': int(person.get('iscrowd') or 0),
+            'bbox': box(person),
+            'area': person['area']
+            if areas and 'area' in person
+            else box(person)[2] * box(person)[3] * _AREA,
+            'keypoints': points.ravel().tolist(),
+            'num_keypoints': int((points[:, 2] > 0).sum()),
+        }
+        for number, (person, points) in enumerate(zip(people, marked, strict=True), 1)
+    ]
+    images = [{'id': identity} for identity in ids]
+    return {'images': images, 'annotations': annotations, 'categories': [dict(category)]}

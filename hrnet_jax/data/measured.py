@@ -1,0 +1,111 @@
+"""Sets that are evaluated by distances: faces in COCO's form, and MPII."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data import keypoint_sets
+from hrnet_jax.errors import UserError
+
+PIXELS = 200  # of a scale of 1 in such annotations
+# Set -> the two keypoints whose distance is the size of a face, or the annotation that is it.
+FACES: dict[str, tuple[int, int] | str] = {
+    'wflw': (60, 72),
+    '300w': (36, 45),
+    'cofw': (8, 9),
+    'aflw': 'box_size',
+}
+_MPII_HEAD = 0.6  # of the diagonal of the head's box
+_MPII_LEFT_OUT = (6, 7)  # pelvis and thorax
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluation must know of the set.
+
+    Attributes:
+        keypoints: (N, K, 3): x, y, and 0 where it is not marked.
+        sizes: (N,), by which the distances are divided.
+        counted: the keypoints that count.
+        heads: 'pckh', the part of the keypoints that are near; else 'nme', the mean distance.
+    """
+
+    keypoints: np.ndarray
+    sizes: np.ndarray
+    counted: tuple[int, ...]
+    heads: bool = False
+
+
+def face_sizes(
+    title: str, people: Sequence[Mapping[str, Any]], marked: np.ndarray, path: str
+) -> np.ndarray:
+    """Of each person; raises UserError where there is none."""
+    by = FACES[title]
+    if isinstance(by, str):
+        sizes = np.array([float(person.get(by) or 0) for person in people])
+    else:
+        sizes = np.linalg.norm(marked[:, by[0], :2] - marked[:, by[1], :2], axis=-1)
+    if not np.all(sizes > 0):
+        raise UserError(f'{path}: {np.sum(~(sizes > 0))} faces have no size to divide by')
+    return sizes
+
+
+def scaled_box(person: Mapping[str, Any]) -> list[float] | None:
+    """The box of an annotation that says a centre and a scale; None of another."""
+    if 'center' not in person or 'scale' not in person:
+        return None
+    x, y = map(float, person['center'])
+    side = float(np.max(person['scale'])) * PIXELS
+    return [x - side / 2, y - side / 2, side, side]
+
+
+def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
+    """Names of the images, boxes (N, 5) and truth of the official annotations of MPII.
+
+    Raises:
+        UserError: if files are missing or of another form.
+    """
+    path = os.path.join(root, 'annotations', f'mpii_{split}.json')
+    heads_path = os.path.join(root, 'annotations', f'mpii_gt_{split}.mat')
+    content = box_files.read_json(path)
+    count = len(keypoint_sets.sets()['mpii'].names)
+    try:
+        names = [person['image'] for person in content]
+        points = np.array([person['joints'] for person in content], np.float64)
+        seen = np.array([person['joints_vis'] for person in content], np.float64)
+        centres = np.array([person['center'] for person in content], np.float64)
+        scales = np.array([person['scale'] for person in content], np.float64)
+        good = points.shape == (len(names), count, 2) and len(names) > 0
+    except (KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise UserError(f'{path} is not a list of people with {count} joints, center and scale')
+    # Annotations count from 1; the box lies a little lower, so that no foot is cut off.
+    centres = centres + np.stack([0 * scales, 15 * scales], -1) - 1
+    sides = np.repeat(scales[:, None] * PIXELS, 2, 1)
+    boxes = np.concatenate([centres - sides / 2, sides, np.ones((len(names), 1))], -1)
+    heads = _heads(heads_path)
+    if heads.shape != (2, 2, len(names)):
+        raise UserError(f'{heads_path} has not the heads of the {len(names)} people of {path}')
+    sizes = _MPII_HEAD * np.linalg.norm(heads[1] - heads[0], axis=0)
+    counted = tuple(i for i in range(count) if i not in _MPII_LEFT_OUT)
+    keypoints = np.concatenate([points - 1, seen[..., None]], -1)
+    return names, boxes, Measured(keypoints, sizes, counted, heads=True)
+
+
+def _heads(path: str) -> np.ndarray:
+    """(2, 2, N): two corners, x and y, of the box of each head."""
+    from scipy.io import loadmat
+
+    try:
+        return np.asarray(loadmat(path)['headboxes_src'], np.float64)
+    except FileNotFoundError:
+        raise UserError(f'{path} is missing; it has the sizes of the heads') from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f'cannot read headboxes_src of {path}: {error}') from None

@@ -1,0 +1,227 @@
+"""Pose: the keypoints of each person, top-down, from the person's box."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data import opencv, people, people_batches, topdown
+from hrnet_jax.data.evaluation import Batches, Share
+from hrnet_jax.data.measured import Measured
+from hrnet_jax.data.preprocess import rgb_image
+from hrnet_jax.data.topdown import TopDown
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.base import Figure, Metric, Task, arch_of, options_of
+from hrnet_jax.tasks.keypoint_metrics import Distances, Precision
+from hrnet_jax.tasks.similarity import person_score
+
+_FIELDS = ('in_channels', 'head', 'upsample', 'align_corners')  # of `PoseNet`, in checkpoint.json
+THRESHOLD = 0.3  # score of a keypoint that is drawn
+_BOXES = (
+    "JSON of people's boxes: COCO detections; or, for predict.py, {file: [[x, y, w, h], ...]} by "
+    'the base name; default: those of the data set, or an image is one person'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """One person in an image.
+
+    Attributes:
+        keypoints: float64 (K, 2), x and y in pixels of the image.
+        scores: float32 (K,), of the keypoints.
+        score: of the person: the detector's times the mean of the keypoints' scores above 0.2.
+        box: (x, y, width, height) in which the person was looked for.
+    """
+
+    keypoints: np.ndarray
+    scores: np.ndarray
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """`TopDown.outputs` as they are: they are keypoints already."""
+
+    def __call__(self, outputs: Any) -> Any:
+        return outputs
+
+
+class Pose(Task):
+    name = 'pose'
+    figures = (
+        Figure('ap', 'AP', unit=''),
+        Figure('ap50', 'AP at 0.5', unit=''),
+        Figure('ap75', 'AP at 0.75', unit=''),
+        Figure('apm', 'AP, medium', unit=''),
+        Figure('apl', 'AP, large', unit=''),
+        Figure('ar', 'AR', unit=''),
+        Figure('pckh', 'PCKh at 0.5', unit=''),
+        Figure('pckh10', 'PCKh at 0.1', unit=''),
+        Figure('nme', 'NME', higher_is_better=False),
+    )
+    protocol = TopDown
+    outputs = 'keypoints'
+
+    # The model
+
+    def create_model(
+        self, arch: Any, num_classes: int = 17, *, num_keypoints: int | None = None, **options: Any
+    ) -> Any:
+        """A `PoseNet`; `num_classes` is the number of keypoints, too."""
+        from hrnet_jax.heads.pose import PoseNet
+
+        if options.get('head') == 'joined':
+            options = {'upsample': 'bilinear'} | options
+        number = num_classes if num_keypoints is None else num_keypoints
+        return PoseNet(arch, num_keypoints=number, **options)
+
+    def build(self, arch: Any, recipe: Any, source: Any) -> Any:
+        own = {'head': recipe.head, 'frozen_norm': recipe.frozen_norm}
+        return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
+
+    def describe(self, model: Any) -> dict[str, Any]:
+        fields = {name: getattr(model, name) for name in _FIELDS}
+        arch = dataclasses.asdict(model.arch)
+        return {'arch': arch, 'num_classes': model.num_keypoints, **fields}
+
+    def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
+        from hrnet_jax.archs import Arch, get_arch
+
+        arch = arch_of(meta, Arch, get_arch)
+        own = {name: meta[name] for name in _FIELDS}
+        return self.create_model(arch, meta['num_classes'], **own | options)
+
+    # Data
+
+    def open_dataset(
+        self, name: str, split: str | None, data_dir: str | None, boxes: str | None = None
+    ) -> Any:
+        return people.open_people(name, split, data_dir, boxes)
+
+    def batches(self, source: Any, transform: Any, share: Share) -> Batches:
+        return people_batches.batches(source, transform, share)
+
+    def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
+        return {'truth': source.truth}
+
+    def add_data_flags(self, group: Any) -> None:
+        group.add_argument('--boxes', metavar='FILE', help=_BOXES)
+
+    # Evaluation
+
+    def metric(self, model: Any, **context: Any) -> Metric:
+        if file := context.get('predictions'):
+            box_files.check_writable(file)
+        if isinstance(context.get('truth'), Measured):
+            if file:
+                raise UserError('--predictions is for sets that are evaluated by AP')
+            return Distances(**context)
+        return Precision(**context)
+
+    def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
+        return (meta.get('transform') or {}).get('keypoints')
+
+    def add_evaluation_flags(self, group: Any) -> None:
+        group.add_argument(
+            '--predictions', metavar='FILE', help="write the people there, as COCO's results (JSON)"
+        )
+
+    # Prediction
+
+    def prediction_options(
+        self, model: Any, class_names: Sequence[str] | None, *, boxes: Any = None,
+        threshold: float | None = None, **others: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        super().prediction_options(model, class_names, **others)
+        if class_names:
+            raise UserError('keypoints are named by the transform, not by class_names')
+        if boxes is not None:
+            boxes = [box_files.checked_boxes(rows) for rows in boxes]
+        return {'boxes': boxes, 'threshold': THRESHOLD if threshold is None else threshold}
+
+    def file_options(self, paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        if file := options.get('boxes'):
+            options = {**options, 'boxes': box_files.boxes_of_files(file, paths)}
+        return options
+
+    def open_image(self, path: str) -> np.ndarray:
+        return opencv.read_rgb(path)
+
+    def every_part(
+        self, transform: TopDown, images: Sequence[Any], options: Mapping[str, Any]
+    ) -> Iterator[list[tuple[dict[str, np.ndarray], Any]]]:
+        boxes = options['boxes']
+        if boxes is not None and len(boxes) != len(images):
+            raise UserError(f'boxes of {len(boxes)} images for {len(images)} images')
+        for i, image in enumerate(images):
+            array = np.asarray(rgb_image(image))
+            rows = (
+                [[*map(float, topdown.whole(array)), 1.0]] if boxes is None else boxes[i].tolist()
+            )
+            yield [({'image': transform.crop(array, row[:4])}, row) for row in rows]
+
+    def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+        return Decoded()
+
+    def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Person]:
+        return [
+            Person(
+                options['transform'].placed(decoded['keypoints'], row[:4]),
+                decoded['scores'],
+                float(person_score(row[4], decoded['scores'])),
+                (row[0], row[1], row[2], row[3]),
+            )
+            for decoded, row in parts
+        ]
+
+    def lines(self, found: Sequence[Person], options: Mapping[str, Any]) -> list[str]:
+        lines = []
+        for person in found:
+            box = ' '.join(f'{value:g}' for value in person.box)
+            seen = int(np.sum(person.scores >= options['threshold']))
+            lines.append(
+                f'  {person.score:.3f}  box {box}: {seen} of {len(person.scores)} keypoints'
+            )
+        return lines or ['  no person']
+
+    def json_rows(
+        self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]
+    ) -> list[Any]:
+        """As COCO's results: a list of people, in the order of the boxes."""
+        names = [os.path.basename(path) for path in paths]
+        names = names if len(set(names)) == len(names) else list(paths)
+        return [
+            {
+                'file': name,
+                'category_id': box_files.PERSON,
+                'keypoints': np.column_stack([person.keypoints, person.scores]).ravel().tolist(),
+                'score': person.score,
+                'bbox': list(person.box),
+            }
+            for name, held in zip(names, found, strict=True)
+            for person in held
+        ]
+
+    def draw(
+        self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
+        form: str, options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        from hrnet_jax.tasks.skeletons import draw
+
+        draw(images, titles, found, options['transform'], options['threshold'], path, form)
+
+    def add_prediction_flags(self, group: Any) -> None:
+        group.add_argument('--boxes', metavar='FILE', help=_BOXES)
+        text = f'smallest score of a keypoint that is drawn (default: {THRESHOLD})'
+        group.add_argument('--threshold', type=float, metavar='P', help=text)
+
+
+TASK = Pose()

@@ -44,6 +44,15 @@ def known(names: Sequence[str]) -> str | None:
     return next((title for title, held in sets().items() if held.names == tuple(names)), None)
 
 
+def usual(count: int) -> str | None:
+    """The set that so many keypoints are taken to be of: COCO, or the first, if those with so many
+    have the same partners and lines."""
+    fitting = {title: held for title, held in sets().items() if len(held.names) == count}
+    if 'coco' in fitting or len({(held.pairs, held.skeleton) for held in fitting.values()}) == 1:
+        return next(iter(fitting))
+    return None
+
+
 @functools.cache
 def sets() -> dict[str, KeypointSet]:
     """Those that there are, by name."""

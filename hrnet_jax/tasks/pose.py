@@ -56,6 +56,7 @@ class Decoded:
 
 class Pose(Task):
     name = 'pose'
+    heads = ('finest', 'joined')
     figures = (
         Figure('ap', 'AP', unit=''),
         Figure('ap50', 'AP at 0.5', unit=''),

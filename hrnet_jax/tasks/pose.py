@@ -153,7 +153,7 @@ class Pose(Task):
             options = {**options, 'boxes': box_files.boxes_of_files(file, paths)}
         return options
 
-    def open_image(self, path: str) -> np.ndarray:
+    def open_image(self, path: str, **flags: Any) -> np.ndarray:
         return opencv.read_rgb(path)
 
     def every_part(

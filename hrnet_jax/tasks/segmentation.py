@@ -86,13 +86,18 @@ class Confusion(Metric):
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = 100 * right / (labelled + predicted - right)
             accuracy = 100 * right / labelled
-        if not labelled.any():
-            raise UserError('no pixel of the data has a label: there is no mean IoU')
-        metrics = {
-            'miou': float(np.nanmean(iou)),
-            'mean_accuracy': float(np.nanmean(accuracy)),
-            'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
-        }
+        if not labelled.any() and not self.labels:
+            raise UserError(
+                'no pixel of the data has a label: there is no mean IoU; --labels DIR writes what '
+                'the network predicts'
+            )
+        metrics = {}
+        if labelled.any():
+            metrics = {
+                'miou': float(np.nanmean(iou)),
+                'mean_accuracy': float(np.nanmean(accuracy)),
+                'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
+            }
 
         def by_class(values: np.ndarray) -> dict[str, float | None]:
             each = zip(self.class_names, values, strict=True)

@@ -7,6 +7,7 @@ import json
 
 import jax
 import numpy as np
+import poses
 import pytest
 import torch
 from segmenters import made, names, save
@@ -21,7 +22,7 @@ from convert.formats import digest_of
 from convert.verification import verify
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints.published import PUBLISHED, expected, find_published
-from hrnet_jax.data import keypoint_sets
+from hrnet_jax.data import keypoint_sets, people
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.tasks import get_task
 
@@ -275,7 +276,7 @@ def test_published_files():
         ),
         (
             *('td-hm_hrnetv2-w18_dark-8xb64-60e_aflw-256x256', 'w18', 'joined'),
-            *('aflw dark 256 256 sigma 2 flip', 'aflw', 'full', {'nme': 1.34}),
+            *('aflw dark 256 256 sigma 2 flip', 'aflw', 'test', {'nme': 1.34}),
         ),
         (
             *('pose_hrnet_w48_384x288', 'w48', 'finest'),
@@ -293,6 +294,20 @@ def test_published_files():
         assert expected(meta, transform, dataset, 'val2017') == {}
         assert find_published(name, 'x.pth') is entry
         assert all(find_published(None, f'/a/{file}') is entry for file in entry.files)
+
+
+def test_boxes_of_a_detector_are_in_the_split(tmp_path):
+    """So that its figures are compared with those of the same boxes alone."""
+    keypoints = [[np.ones((17, 3))] * len(rows) for rows in poses.BOXES]
+    poses.write_coco(tmp_path, poses.annotations(keypoints))
+    poses.make_images(tmp_path / 'val2017')
+    boxes = tmp_path / DETECTOR.split()[-1]
+    row = {'image_id': 1, 'category_id': 1, 'bbox': [5, 5, 30, 60], 'score': 0.9}
+    boxes.write_text(json.dumps([row]))
+    assert people.open_people('coco', None, str(tmp_path)).split == 'val2017'
+    source = people.open_people('coco', None, str(tmp_path), str(boxes))
+    assert source.split == source.dataset.split == DETECTOR
+    assert source.num_examples == 1
 
 
 def test_a_hash_before_a_date(tmp_path):

@@ -132,7 +132,8 @@ def open_people(
     and their images, in it, in images/, SPLIT/ or images/SPLIT/.
 
     Args:
-        boxes: file of a detector whose boxes are taken instead of those of the annotations.
+        boxes: file of a detector whose boxes are taken instead of those of the annotations; its
+            name is in the split's, as in the published table.
 
     Raises:
         UserError: if files are missing or are not of this form.
@@ -156,6 +157,7 @@ def open_people(
     ids = list(images)
     if boxes:
         rows, keypoints, notes = coco_form.detected(boxes, images)
+        split = f'{split} with {os.path.basename(boxes)}'
     else:
         rows, keypoints, notes = coco_form.annotated(people, marked, images, path, title in FACES)
     rows.sort(key=lambda row: row[0])  # stable: one image after another

@@ -288,6 +288,11 @@ class Task:
 
         return TrainData(source, recipe, *share)
 
+    def transform(self, recipe: Any, source: Opened) -> Protocol:
+        """What the evaluations of a run on this training set do with an image; training normalises
+        as it does."""
+        return recipe.transform
+
     def num_outputs(self, source: Facts) -> int:
         """The length of the network's output for this data; raises UserError."""
         if source.num_classes is None:

@@ -9,19 +9,18 @@ Installed, the command is hrnet-convert.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
 from convert import files, folders
 from convert.conversion import Converted, official
-from convert.heads import BACKBONE, KINDS
+from convert.heads import KINDS
 from hrnet_jax.archs import ARCHS, STRIDE
 from hrnet_jax.checkpoints import beside, workdir
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.published import PUBLISHED
-from hrnet_jax.commands.arguments import add_arch
-from hrnet_jax.data.preprocess import SUPPORT, Transform
-from hrnet_jax.data.protocol import Protocol
+from hrnet_jax.commands.arguments import add_arch, add_protocols, every_task, given
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.files import refuse_existing
@@ -30,18 +29,18 @@ from hrnet_jax.tasks.flag import add_task, task_of_checkpoint
 from hrnet_jax.upsampling import Upsample
 from hrnet_jax.weights import loading
 
-_TRANSFORM = ('resize', 'crop', 'interpolation', 'mean', 'std')
 _FUSION = ('upsample', 'align_corners')
 _LAYOUTS = {layout.name: None for kind in KINDS for layout in kind.layouts}
 _TO_FLAX = (
     *('name', 'prefix', 'backbone', 'ignore_digest', 'inplace_abn', 'verify', 'class_names'),
-    *_TRANSFORM,
     *_FUSION,
 )
+_SHOWN = 6  # names in a note
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
 
 
-def parser() -> cli.Parser:
+def parser() -> tuple[cli.Parser, list[str]]:
+    """And which of its flags say how images are prepared."""
     # What argparse makes of `python -m convert` before Python 3.14 is no command.
     p = cli.Parser(description=__doc__)
     p.prog = 'python -m convert' if p.prog == '__main__.py' else p.prog
@@ -119,56 +118,39 @@ def parser() -> cli.Parser:
     add_task(
         g,
         'what the network is for: another task of hrnet_jax, such as multilabel, or one of your '
-        'own (default: as in the JSON beside SRC; else classification)',
-    )
-    g.add_argument(
-        '--resize',
-        type=int,
-        metavar='N',
-        help='the network expects images whose shorter edge was resized to N pixels (default: as '
-        'of the published checkpoint, or as in the JSON beside SRC; else 256)',
-    )
-    g.add_argument(
-        '--crop',
-        type=int,
-        metavar='N',
-        help='and of which the central N x N pixels were taken; a multiple of 32 (default: '
-        'likewise; else 224)',
-    )
-    g.add_argument(
-        '--interpolation',
-        choices=list(SUPPORT),
-        help='the filter of that resizing (default: likewise; else bilinear)',
+        'own (default: as in the JSON beside SRC; else what its layers are for)',
     )
     numbers: dict[str, Any] = {'type': float, 'nargs': 3, 'metavar': ('R', 'G', 'B')}
     g.add_argument(
         '--mean',
         **numbers,
-        help='what was subtracted from the pixels, from 0 to 1 (default: likewise; else that of '
-        'ImageNet)',
+        help='what was subtracted from the pixels, from 0 to 1 (default: as of the published '
+        'checkpoint, or as in the JSON beside SRC; else that of ImageNet)',
     )
     g.add_argument('--std', **numbers, help='what they were then divided by (default: likewise)')
     g.add_argument(
         '--class-names',
         metavar='FILE',
         help='text file: the name of class 0 in the first line, of class 1 in the second, ... '
-        '(default: those of the JSON beside SRC, if there is one)',
+        '(default: those of the JSON beside SRC, if there is one; else those in SRC)',
     )
+    images = ['mean', 'std', *add_protocols(p, every_task(), 'add_file_flags')]
     g = p.add_argument_group('back to PyTorch')
     g.add_argument(
         '--to',
         choices=list(_LAYOUTS),
         help='write a PyTorch file whose tensors have the names of this implementation',
     )
-    return p
+    return p, images
 
 
 def main() -> None:
-    args = parser().parse_args()
+    flags, images = parser()
+    args = flags.parse_args()
     if not args.to:
-        from_file(args)
+        from_file(args, given(args, images))
         return
-    _apart(args, '--to', *_TO_FLAX)
+    _apart(args, '--to', *_TO_FLAX, *images)
     to_file(args)
 
 
@@ -178,8 +160,8 @@ def _apart(args: Any, flag: str, *others: str) -> None:
         raise UserError(f'{", ".join(other)} cannot be combined with {flag}')
 
 
-def from_file(args: Any) -> None:
-    """SRC -> OUT/NAME/."""
+def from_file(args: Any, own: dict[str, Any]) -> None:
+    """SRC -> OUT/NAME/; `own`: fields of the protocol."""
     source = Path(args.source)
     ours = any((source / name).is_file() for name in (checkpoint.JSON, workdir.META))
     if ours or workdir.is_run(source):
@@ -187,12 +169,10 @@ def from_file(args: Any) -> None:
             f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
         )
     names = _class_names(args.class_names)
-    own = {name: getattr(args, name) for name in _TRANSFORM}
-    fusion = {name: getattr(args, name) for name in _FUSION}
-    fusion = {name: value for name, value in fusion.items() if value is not None}
+    fusion = given(args, _FUSION)
     if args.backbone:
         _apart(args, '--backbone', 'task', 'class_names')
-    Transform().override(STRIDE, **own)  # mistakes show before the work
+    check_images(own)
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
@@ -211,6 +191,8 @@ def from_file(args: Any) -> None:
     if other := fusion.keys() - done.fields.keys():
         flag = min(other).replace('_', '-')
         raise UserError(f'--{flag} is not for a {done.kind.title}, which upsamples by nearest')
+    if names is not None and task.outputs != 'classes':
+        raise UserError(f'--class-names is not for {task.name}, which has {task.outputs}')
     if names is not None and len(names) != done.num_classes:
         raise UserError(
             f'--class-names has {len(names)} names; the file has {done.num_classes} classes'
@@ -221,13 +203,13 @@ def from_file(args: Any) -> None:
     out = Path(args.out) / folder
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform = (file.transform or task.protocol()).override(STRIDE, **own)
+    transform, taken = file.protocol(task, STRIDE, **own)
     meta = folders.describe(file, transform, names, args.task, **fusion)
     if args.verify:
         verify(checkpoint.model_of(meta), done, file.source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
-    given = {name for name, value in (own | fusion).items() if value is not None}
-    for note in (*file.notes, *_guessed(file, transform, given)):
+    guesses = *file.doubts(fusion), *_published(file, own | fusion), *taken
+    for note in (*file.notes, *guesses):
         print(f'note: {note}')
     for line in beside.lines(meta, None) if meta['class_names'] else ():
         print(line)
@@ -241,38 +223,28 @@ def from_file(args: Any) -> None:
         dataset, splits = next(iter(known.results[known.transform].items()))
         values = next(iter(splits.values()))
         said = [figure for figure in get_task(known.task).figures if figure.name in values]
-        reached = ' and '.join(f'{values[one.name]} {one.unit} {one.label}' for one in said)
-        figures = f', published as {reached} on {dataset}'
+        reached = [f'{values[x.name]} {x.unit} {x.label}'.replace('  ', ' ') for x in said]
+        figures = f', published as {" and ".join(reached)} on {dataset}' * bool(reached)
     label = f'{done.kind.label}, ' * bool(done.kind.label)
-    print(f'{out}: {done.arch.name}, {label}{done.num_classes} classes, {layout} layout{figures}')
+    count = f'{done.num_classes} {task.outputs}'
+    print(f'{out}: {done.arch.name}, {label}{count}, {layout} layout{figures}')
 
 
-def _guessed(file: folders.File, transform: Protocol, given: set[str]) -> list[str]:
-    """What was taken for granted, because neither flags nor the file say it."""
-    done, notes = file.done, file.doubts(given)
-    if file.transform:
-        return notes
-    content = done.arch.name, done.num_classes, done.kind.name
+def check_images(own: dict[str, Any]) -> None:
+    """Raises UserError for mistakes that show before the file is read."""
+    for protocol in dict.fromkeys(task.protocol for task in every_task()):
+        if own.keys() <= {field.name for field in dataclasses.fields(protocol)}:  # type: ignore[arg-type]
+            protocol().override(STRIDE, **own)
+
+
+def _published(file: folders.File, given: dict[str, Any]) -> list[str]:
+    """The remark that it may be a published file."""
+    content = file.done.arch.name, file.done.num_classes, file.done.kind.name
     fit = [p.name for p in PUBLISHED.values() if p.fits(*content)]
-    if fit and not given:
-        return [
-            *notes,
-            f'not a published file by its name; if it is one, say --name {"|".join(fit)}',
-        ]
-    taken, flags = [], []
-    sized = done.kind is not BACKBONE and not given & {'resize', 'crop', 'interpolation'}
-    if sized and isinstance(transform, Transform):
-        taken.append(f'resized to {transform.resize} and cropped to {transform.crop} pixels')
-        flags += ['--resize', '--crop']
-    if not given & {'mean', 'std'}:
-        taken.append('normalised')
-        flags += ['--mean', '--std']
-    if taken:
-        notes.append(
-            f'images are taken to be {" and ".join(taken)} as for ImageNet; else say '
-            f'{" ".join(flags)}'
-        )
-    return notes
+    if file.transform or given or not fit:
+        return []
+    names = '|'.join(fit[:_SHOWN]) + '|...' * (len(fit) > _SHOWN)
+    return [f'not a published file by its name; if it is one, say --name {names}']
 
 
 def verify(model: Any, done: Converted, tensors: Any) -> None:

@@ -105,10 +105,10 @@ def from_torch(
 
     Returns:
         The architecture's name (an `Arch` if its widths are not in the table), and
-        {'params': ..., 'batch_stats': ...} of float32 NumPy arrays: of a `Classifier`, or of a
-        `Segmenter`, whose head they show and whose upsampling they do not (`python -m convert`
-        says what it takes); with `backbone` of an `HRNet`, which has outputs=1 where the file is
-        one of pose. `writing.model_of` makes the module.
+        {'params': ..., 'batch_stats': ...} of float32 NumPy arrays: of a `Classifier`; of a
+        `Segmenter` or a `PoseNet`, whose head they show and whose upsampling they do not
+        (`python -m convert` says what it takes); with `backbone` of an `HRNet`, which has outputs=1
+        where the file is one of pose. `writing.model_of` makes the module.
 
     Raises:
         UserError: naming everything that is missing, unexpected, misshapen or not finite.

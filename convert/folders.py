@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,6 +59,14 @@ class File:
         if self.known and not (said and 'sha256' in self.told):
             return self.known.transform
         return self.task().protocol.from_json(said) if said else None
+
+    def protocol(self, task: Task, multiple: int = 1, **flags: Any) -> tuple[Protocol, list[str]]:
+        """Its `transform` with these flags, or else a guess; and what is taken for granted."""
+        if self.transform:
+            return self.transform.override(multiple, **flags), []
+        said = self.source.meta.get('dataset_meta')
+        meta = said if isinstance(said, Mapping) else {}
+        return task.protocol.of_file(self.done.num_classes, meta, multiple, **flags)
 
     def task(self, asked: str | None = None) -> Task:
         """What it is for: as `asked`, or as what lies beside the file says, or as is usual."""
@@ -125,10 +133,26 @@ def read(
         if find_published(name, ''):
             raise UserError(
                 f'--name {name} is a published {known.head} {known.arch} with {known.num_classes} '
-                f'classes; the file holds {done.kind.name} {done.arch.name} with {done.num_classes}'
+                f'{get_task(known.task).outputs}; the file holds {done.kind.name} '
+                f'{done.arch.name} with {done.num_classes}'
             )
         known = None  # a file of another content under a published name
+    if not known and done.num_classes and 'class_names' not in told:
+        told, notes = _named(source.meta, done, told, notes)
     return File(source, done, known, told, (*source.notes, *done.notes, *notes))
+
+
+def _named(
+    meta: Mapping[str, Any], done: Converted, told: dict[str, Any], notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """With the class names that OpenMMLab writes into a file; and a remark."""
+    inner = meta.get('dataset_meta')
+    names = inner.get('classes') if isinstance(inner, Mapping) else meta.get('CLASSES')
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return told, notes
+    if len(names) != done.num_classes:
+        return told, [*notes, f'the file has {len(names)} class names, which are not taken']
+    return told | {'class_names': list(names)}, [*notes, 'class names: taken from the file']
 
 
 def describe(
@@ -151,13 +175,16 @@ def describe(
     found = file.task(task)
     if done.kind.name not in found.heads:
         raise UserError(f'{found.name} is not converted from files of a {done.kind.title}')
+    if transform is None:
+        transform = file.protocol(found)[0]
+    transform.check_outputs(done.num_classes)
     names = file.told.get('class_names') if class_names is None else list(class_names)
     if names is None and file.known:
         names = file.known.class_names
     return {
         **checkpoint.describe(done.model.clone(**file.fields | options), found),
         'hrnet_jax': __version__,
-        'transform': (transform or file.transform or found.protocol()).to_json(),
+        'transform': transform.to_json(),
         'published': file.known.to_json() if file.known else None,
         'class_names': names,
         'source': {
@@ -248,7 +275,7 @@ def _misfit(content: dict[str, Any], done: Converted) -> str | None:
         return f'it has {len(names)} class names, the file has {done.num_classes} classes'
     try:
         if transform:
-            get_task(task).protocol.from_json(transform)
+            get_task(task).protocol.from_json(transform).check_outputs(done.num_classes)
     except (UserError, TypeError) as error:
         return str(error)
     return None

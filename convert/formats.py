@@ -57,12 +57,13 @@ def digest_of(path: Path) -> tuple[str, str | None]:
     """The sha256 of a file; where its name promises another, a remark.
 
     Publishers put the beginning of the hash into the name: a `-` and 8 to 64 hexadecimal digits
-    before the extensions. Of decimal digits alone only 8 count, and not if they start with 00 (as
-    steps do) or make a date from 1990 to 2099: 20220120 is none, 19126642 is a hash.
+    before the extensions, or before a `_` and a date. Of decimal digits alone only 8 count, and not
+    if they start with 00 (as steps do) or make a date from 1990 to 2099: 20220120 is none, 19126642
+    is a hash.
     """
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    match = re.fullmatch(r'.*-([0-9a-f]{8,64})(\.\w+)*', path.name)
+    match = re.fullmatch(r'.*-([0-9a-f]{8,64})(_\d{8})?(\.\w+)*', path.name)
     promised = match[1] if match else ''
     if digest.startswith(promised) or re.fullmatch(_NO_HASH, promised):
         return digest, None

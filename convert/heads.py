@@ -10,6 +10,7 @@ from typing import Any
 
 from convert.kinds import Kind, Shapes, length, under_head
 from convert.layouts import Layout
+from convert.pose import FINEST, JOINED
 from convert.segmentation import FCN, OCR
 from hrnet_jax.backbone import HRNet, Network
 from hrnet_jax.heads.classification import classifier_arch
@@ -63,7 +64,7 @@ CLASSIFIER = Kind(
     arch=classifier_arch,
     sizes=_widths,
 )
-KINDS = (CLASSIFIER, FCN, OCR)
+KINDS = (CLASSIFIER, FCN, OCR, FINEST, JOINED)
 # Of any network: the names of the trunk are the official ones behind a prefix.
 BACKBONE = Kind(
     'backbone',
@@ -87,5 +88,6 @@ BACKBONE = Kind(
 def kind_of(keys: Iterable[str]) -> Kind | None:
     """The kind of network that has these canonical keys, whole."""
     head = [key for key in keys if not key.startswith('backbone.')]
-    whole = (kind for kind in KINDS if {kind.part(key) for key in head} >= kind.parts.keys())
-    return next(whole, None if head else BACKBONE)
+    whole = [kind for kind in KINDS if {kind.part(key) for key in head} >= kind.parts.keys()]
+    most = max(whole, key=lambda kind: len(kind.parts), default=None)
+    return most if head else BACKBONE

@@ -47,6 +47,7 @@ class Source:
         container: keys that lead to them, such as 'state_dict'; '' where they lie at the top.
         notes: one-line remarks for the user.
         weights: 'ema' or 'raw' where the file has both, or averaged ones alone.
+        meta: what the file says beside them, as OpenMMLab writes it.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Source:
     container: str
     notes: tuple[str, ...]
     weights: str | None = None
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(
@@ -113,7 +115,9 @@ def read(
         *found.notes,
         *[f'perhaps another file than its name says: {promised}'] * bool(promised),
     )
-    return Source(path, origin, sha256, tensors, found.container, notes, found.weights)
+    meta = tree.get('meta') if isinstance(tree, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    return Source(path, origin, sha256, tensors, found.container, notes, found.weights, meta)
 
 
 def is_inplace_abn(source: Source, name: str | None = None) -> bool:

@@ -109,6 +109,7 @@ class Trunk(nn.Module):
     """The backbone. `stages` returns every map on the way, by the name of its stage."""
 
     stage2: Any  # made by add_module, which a type checker does not follow
+    stage4: Any
 
     def __init__(
         self,

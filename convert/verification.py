@@ -13,6 +13,7 @@ from convert.heads import BACKBONE
 from convert.kinds import Kind
 from convert.recognise import Model, kind_of_model
 from convert.reference import HRNet, Trunk
+from convert.reference_pose import Finest, Joined
 from convert.reference_segmentation import FCN, OCR
 from hrnet_jax.archs import get_arch
 from hrnet_jax.models import Variables
@@ -23,6 +24,8 @@ _REFERENCES: dict[str, Callable[[Any], torch.nn.Module]] = {
     'classifier': lambda m: HRNet(m.arch, m.num_classes, m.in_channels),
     'fcn': lambda m: FCN(m.arch, m.num_classes, **_trunk(m)),
     'ocr': lambda m: OCR(m.arch, m.num_classes, m.ocr_channels, m.key_channels, **_trunk(m)),
+    'finest': lambda m: Finest(m.arch, m.num_keypoints, **_trunk(m)),
+    'joined': lambda m: Joined(m.arch, m.num_keypoints, **_trunk(m)),
 }
 
 

@@ -23,11 +23,11 @@ def to_torch(
     """The state dict of a network's variables: name -> float32 array (counters int64).
 
     Args:
-        variables: as `load`, `init` or `from_torch` return them, of a `Classifier`, a `Segmenter`
-            or an `HRNet` alone.
+        variables: as `load`, `init` or `from_torch` return them, of a `Classifier`, a `Segmenter`,
+            a `PoseNet` or an `HRNet` alone.
         arch: what the variables are of; checked.
         layout: 'official', 'timm' or 'mmpretrain'; of a `Segmenter` 'official' or 'mmseg';
-            of an `HRNet` 'official'.
+            of a `PoseNet` 'official', 'mmpose' or 'mmpose0' (0.x); of an `HRNet` 'official'.
         head_bias: whether to write the (zero) biases before BatchNorm in the head. None: as the
             layout has them. timm's and the official `ssld` models have none.
     """

@@ -1,4 +1,4 @@
-"""Rule-made state dicts of networks for segmentation."""
+"""Rule-made state dicts of networks for segmentation, and for pose."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hrnet_jax.tasks import create_model
 OCR = {'ocr_channels': 12, 'key_channels': 8}
 
 
-def names(layout, head, arch='tiny', classes=5, **options):
+def names(layout, head, arch='tiny', classes=5, task='segmentation', **options):
     """Entries of a state dict -> their shapes."""
-    model = create_model(arch, classes, task='segmentation', head=head, **options)
+    model = create_model(arch, classes, task=task, head=head, **options)
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), variable_shapes(model))
     return {k: v.shape for k, v in to_torch(zeros, arch, layout).items()}
 

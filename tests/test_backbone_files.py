@@ -74,14 +74,14 @@ FILES = {
     ),
     'pose of mmpose': (
         under('backbone.', one_output(trunk(STATE)))
-        | decoder('keypoint_head.final_layer.weight', 'keypoint_head.final_layer.bias'),
+        | decoder('keypoint_head.deconv_layers.0.weight', 'keypoint_head.deconv_layers.1.bias'),
         f'trunk ({T1}), keypoint_head.* (2), and no widening layers',
         'keypoint_head.* (2)',
     ),
     'pose, official': (
-        one_output(trunk(STATE)) | {'final_layer.weight': np.ones((17, 6, 1, 1), np.float32)},
-        f'trunk ({T1}), final_layer.* (1), and no widening layers, {REST}, no classifier',
-        'final_layer.* (1)',
+        one_output(trunk(STATE)) | {'final_layers.0.weight': np.ones((17, 6, 1, 1), np.float32)},
+        f'trunk ({T1}), final_layers.* (1), and no widening layers, {REST}, no classifier',
+        'final_layers.* (1)',
     ),
     'segmentation': (
         under('backbone.', trunk(STATE)) | decoder('decode_head.conv_seg.weight', 'aux.0.weight'),

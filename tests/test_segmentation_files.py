@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from segmenters import OCR, made, names, save
+from segmenters import OCR, made, save
 from test_conversion import made as made_classifier
 from test_networks import same, under
 
@@ -371,12 +371,3 @@ def test_averaged_and_wrapped(layout):
     with pytest.raises(hrnet_jax.UserError, match=r'student. \(tiny, 5 classes\) and teacher.'):
         convert(pair)
     assert same(convert(pair, prefix='teacher').variables, from_torch(two)[1])
-
-
-def test_names_of_a_network_of_pose():
-    """`final_layer.weight` is no classifier's, whose layers are `final_layer.0` and `.1`."""
-    trunk = {k: v for k, v in made('official', 'fcn').items() if not k.startswith('last_layer')}
-    pose = trunk | {'final_layer.weight': np.ones((17, 6, 1, 1), np.float32)}
-    with pytest.raises(hrnet_jax.UserError, match=r'final_layer\.\* \(1\), and no widening'):
-        convert(pose)
-    assert names('official', 'fcn').keys() > trunk.keys()

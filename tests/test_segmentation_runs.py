@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import sys
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 import runs
 
+import hrnet_jax
 import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.models import variable_shapes
+from hrnet_jax.tasks import recipes
+from hrnet_jax.training.experiment import Experiment, Options
 
 sys.path.append(str(runs.ROOT / 'examples'))
 import scenes  # noqa: E402
@@ -94,6 +99,31 @@ def test_from_a_classifier(tiny, folder, command, tmp_path):
     assert re.search(r'initialised +7 +head', out)
     _, trained = checkpoint.load(tmp_path / 'run')
     assert _apart(trained['params']['backbone'], variables['params']['backbone']) == 0
+
+
+def test_from_a_segmenter_of_other_classes(folder, tmp_path):
+    """Both of its last layers are new; the rest of the head is taken."""
+    recipe = recipes()['segment']()
+    model = hrnet_jax.create_model('tiny', 5, task='segmentation', head='ocr')
+    variables = jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), variable_shapes(model))
+    transform = recipe.transform.to_json()
+    checkpoint.save(
+        tmp_path / 'five', variables, checkpoint.describe(model) | {'transform': transform}
+    )
+    recipe = dataclasses.replace(
+        recipe, init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
+        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4,
+    )  # fmt: skip
+    said = []
+    options = Options(tmp_path / 'run', None, tensorboard=False)
+    params = Experiment('tiny', recipe, options, said.append).start().params
+    assert any('five, last layer new for 3 classes' in line for line in said)
+    [report] = [line for line in said if line.startswith('loaded')]
+    last = 'head/aux_head_3/bias, head/aux_head_3/kernel, head/cls_head/bias, head/cls_head/kernel'
+    assert re.search(rf'initialised +4 +{last}\n', report)
+    for layer in ('aux_head_0', 'conv3x3_ocr_0'):
+        pair = (tree['head'][layer]['kernel'] for tree in (params, variables['params']))
+        np.testing.assert_array_equal(*pair)
 
 
 @pytest.mark.long

@@ -51,15 +51,16 @@ def every_task() -> list[Task]:
     return [task for task in map(get_task, names()) if task.figures]
 
 
-def add_protocols(parser: Parser, tasks: Iterable[Task]) -> list[str]:
-    """The flags of how images are prepared; returns the names of their values."""
+def add_protocols(parser: Parser, tasks: Iterable[Task], method: str = 'add_flags') -> list[str]:
+    """The flags of how images are prepared, which this method of a protocol adds; returns the names
+    of their values."""
     users: dict[Any, list[str]] = {}
     for task in tasks:
         users.setdefault(task.protocol, []).append(task.name)
     return [
         name
         for protocol, titles in users.items()
-        for name in _add(parser, f'images: {", ".join(titles)}', protocol.add_flags)
+        for name in _add(parser, f'images: {", ".join(titles)}', getattr(protocol, method))
     ]
 
 

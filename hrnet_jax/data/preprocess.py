@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hrnet_jax.data.protocol import Protocol
+from hrnet_jax.data.protocol import Protocol, images_taken
 from hrnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,6 +130,38 @@ class Transform(Protocol):
             help='turn photographs as their EXIF tag says (default: predict.py does, eval.py does '
             'not)',
         )
+
+    @classmethod
+    def add_file_flags(cls, group: argparse._ArgumentGroup) -> None:
+        group.add_argument(
+            '--resize',
+            type=int,
+            metavar='N',
+            help='the network expects images whose shorter edge was resized to N pixels (default: '
+            'as of the published checkpoint, or as in the JSON beside SRC; else 256)',
+        )
+        group.add_argument(
+            '--crop',
+            type=int,
+            metavar='N',
+            help='and of which the central N x N pixels were taken; a multiple of 32 (default: '
+            'likewise; else 224)',
+        )
+        group.add_argument(
+            '--interpolation',
+            choices=list(SUPPORT),
+            help='the filter of that resizing (default: likewise; else bilinear)',
+        )
+
+    @classmethod
+    def of_file(
+        cls, outputs: int | None, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Self, list[str]]:
+        found = cls().override(multiple, **flags)
+        if outputs is None or any(map(flags.get, ('resize', 'crop', 'interpolation'))):
+            return found, images_taken([], [], flags)
+        sizes = f'resized to {found.resize} and cropped to {found.crop} pixels'
+        return found, images_taken([sizes], ['--resize', '--crop'], flags)
 
     def override(self, multiple: int = 1, **flags: Any) -> Self:
         """See `Protocol.override`; a crop above the resize raises it in proportion.

@@ -71,6 +71,26 @@ class Protocol(abc.ABC):
     def add_flags(cls, group: argparse._ArgumentGroup) -> None:
         """Flags of eval.py and predict.py, None by default; their names are fields."""
 
+    @classmethod  # noqa: B027
+    def add_file_flags(cls, group: argparse._ArgumentGroup) -> None:
+        """Flags of the converter for what no file shows, None by default; `override` takes them."""
+
+    @classmethod
+    def of_file(
+        cls, outputs: int | None, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Self, list[str]]:
+        """For a network of a file which does not say it; and what is taken for granted.
+
+        Args:
+            outputs: how many the network has.
+            meta: what the file says of its data set, as OpenMMLab writes it.
+            multiple, **flags: see `override`.
+        """
+        return cls().override(multiple, **flags), images_taken([], [], flags)
+
+    def check_outputs(self, count: int | None) -> None:  # noqa: B027
+        """Raises UserError if it cannot be of a network with so many outputs."""
+
     def override(self, multiple: int = 1, **flags: Any) -> Self:
         """This protocol with what is not None instead of its own.
 
@@ -101,6 +121,14 @@ class Protocol(abc.ABC):
         if unknown := set(fields) - known:
             raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
         return cls(**{name: _hashable(value) for name, value in fields.items()})
+
+
+def images_taken(taken: list[str], say: list[str], flags: Mapping[str, Any]) -> list[str]:
+    """The remark on what is taken for granted of images."""
+    if not any(flags.get(name) for name in ('mean', 'std')):
+        taken, say = [*taken, 'normalised'], [*say, '--mean', '--std']
+    text = f'images are taken to be {" and ".join(taken)} as for ImageNet; else say {" ".join(say)}'
+    return [text] if taken else []
 
 
 def _listed(value: Any) -> Any:

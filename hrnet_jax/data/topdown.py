@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
 from hrnet_jax.data import crops, keypoint_sets
 from hrnet_jax.data.preprocess import rgb_image
-from hrnet_jax.data.protocol import Protocol
+from hrnet_jax.data.protocol import Protocol, images_taken
 from hrnet_jax.errors import UserError
 
 Codec = Literal['quarter', 'official', 'dark', 'udp']
@@ -78,8 +78,7 @@ class TopDown(Protocol):
         known = keypoint_sets.sets()
         if dataset not in known:
             raise UserError(f'unknown keypoints {dataset!r}; known: {", ".join(known)}')
-        held = known[dataset]
-        return cls(keypoints=held.names, pairs=held.pairs, skeleton=held.skeleton, **fields)
+        return cls(**_fields(known[dataset]), **fields)
 
     @property
     def text(self) -> str:
@@ -118,6 +117,71 @@ class TopDown(Protocol):
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
         )
+
+    @classmethod
+    def add_file_flags(cls, group: argparse._ArgumentGroup) -> None:
+        group.add_argument(
+            '--codec',
+            choices=get_args(Codec),
+            help='how heatmaps become keypoints (default: as of the published checkpoint, or as in '
+            'the JSON beside SRC; else quarter)',
+        )
+        group.add_argument(
+            '--input-size',
+            type=int,
+            nargs=2,
+            metavar=('H', 'W'),
+            help='of the crops of people, multiples of 32 (default: likewise; else 256 192)',
+        )
+        group.add_argument(
+            '--sigma',
+            type=float,
+            metavar='S',
+            help='of the peaks that the network was trained with, in pixels of the heatmap '
+            '(default: likewise; else 3 for crops of 384 pixels and more, 2 for smaller ones)',
+        )
+        group.add_argument(
+            '--keypoints',
+            choices=list(keypoint_sets.sets()),
+            help='the data set whose keypoints these are, which gives their names and partners '
+            '(default: likewise; else by their number, if it tells)',
+        )
+
+    @classmethod
+    def of_file(
+        cls, outputs: int | None, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Self, list[str]]:
+        """Keypoints without partners are not asked for in a mirror."""
+        named = bool(flags.get('keypoints'))
+        fields, note = ({}, '') if named else _keypoints(outputs, meta)
+        found, notes = cls(**fields).override(multiple, **flags), [note] * (not named)
+        if not flags.get('codec'):
+            others = '|'.join(get_args(Codec)[1:])
+            notes.append(
+                f'the codec is not in the file, and taken as {found.codec}; else say --codec '
+                f'{others}'
+            )
+        if not flags.get('input_size'):
+            height, width = found.input_size
+            notes.append(
+                f'the size of the crops is not in the file, and taken as {height} x {width}; else '
+                'say --input-size H W'
+            )
+        return found, [*notes, *images_taken([], [], flags)]
+
+    def check_outputs(self, count: int | None) -> None:
+        if count not in (None, len(self.keypoints)):
+            raise UserError(f'the protocol has {len(self.keypoints)} keypoints, the file {count}')
+
+    def override(self, multiple: int = 1, **flags: Any) -> Self:
+        """See `Protocol.override`; `keypoints` may be the name of a published set, and another
+        input size brings its usual sigma."""
+        if isinstance(dataset := flags.get('keypoints'), str):
+            flags |= _fields(keypoint_sets.sets()[dataset])
+        if size := flags.get('input_size'):
+            flags['input_size'] = tuple(size)
+            flags['sigma'] = flags.get('sigma') or (3.0 if size[0] >= 384 else 2.0)
+        return super().override(multiple, **flags)
 
     @property
     def image_size(self) -> crops.Size:
@@ -175,3 +239,39 @@ class TopDown(Protocol):
 def whole(image: np.ndarray) -> tuple[int, int, int, int]:
     """The box of the whole image."""
     return 0, 0, image.shape[1], image.shape[0]
+
+
+def _fields(held: keypoint_sets.KeypointSet) -> dict[str, Any]:
+    """Those of a protocol for the keypoints of a set."""
+    return {'keypoints': held.names, 'pairs': held.pairs, 'skeleton': held.skeleton}
+
+
+def _keypoints(count: int | None, meta: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The fields for so many keypoints, as a file says or as is usual; and a remark."""
+    if (said := _said(meta)) and len(said['keypoints']) == count:
+        return said, 'keypoints: names, partners and skeleton taken from the file'
+    count = len(_COCO.names) if count is None else count
+    if dataset := keypoint_sets.usual(count):
+        text = f'the {count} keypoints are taken to be those of {dataset}; else say --keypoints'
+        return _fields(keypoint_sets.sets()[dataset]), text
+    names = tuple(f'keypoint_{i}' for i in range(count))
+    return {'keypoints': names, 'pairs': (), 'skeleton': (), 'flip': False}, (
+        f'it is not known which {count} keypoints these are, so the network is not asked for the '
+        'mirror image, too; if their set is published, say --keypoints'
+    )
+
+
+def _said(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields that mmpose 1.x writes; None where they are not there, or are not as it does."""
+    try:
+        names = meta['keypoint_id2name']
+        names = tuple(names[i] for i in range(len(names)))
+        if not all(isinstance(name, str) for name in names):
+            return None
+        swap = [int(i) for i in meta['flip_indices']]
+        pairs = tuple((i, j) for i, j in enumerate(swap) if i < j)
+        skeleton = tuple((int(i), int(j)) for i, j in meta['skeleton_links'])
+        TopDown(keypoints=names, pairs=pairs, skeleton=skeleton)
+    except (LookupError, TypeError, ValueError, UserError):
+        return None
+    return {'keypoints': names, 'pairs': pairs, 'skeleton': skeleton}

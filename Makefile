@@ -5,13 +5,17 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-segmentation test tests test-all clean
+.PHONY: demo demo-pose demo-segmentation test tests test-all clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
 # Trains on label maps from nothing, and converts to mmsegmentation's layout and back.
 demo-segmentation: $(VENV)/.ready
 	$(BIN)/python examples/demo_segmentation.py --out demo_segmentation
+
+# Trains on keypoints of figures from nothing, and converts to mmpose's layout and back.
+demo-pose: $(VENV)/.ready
+	$(BIN)/python examples/demo_pose.py --out demo_pose
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -31,4 +35,4 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo demo_segmentation build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo_pose demo_segmentation build *.egg-info .pytest_cache .mypy_cache .ruff_cache

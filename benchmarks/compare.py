@@ -1,24 +1,26 @@
-r"""hrnet_jax beside timm and mmpretrain: one command, one run, alternating, on the same machine.
+r"""hrnet_jax beside timm, mmpretrain and mmsegmentation: one command, one run, one machine.
 
     pip install -e . matplotlib optax tqdm torch torchvision timm
-    pip install --no-deps mmpretrain==1.2.0 mmcv-lite mmengine
-    pip install addict einops importlib_metadata mat4py modelindex opencv-python-headless pyyaml \
-        rich termcolor yapf
+    pip install --no-deps mmpretrain==1.2.0 mmsegmentation==1.2.2 mmcv-lite==2.1.0 mmengine
+    pip install addict einops ftfy importlib_metadata mat4py modelindex opencv-python-headless \
+        prettytable pyyaml regex rich scipy termcolor yapf
 
     python benchmarks/compare.py --arch w18 w48 --batch 32 --dtype float32 bfloat16 --json run.json
     taskset -c 0 python benchmarks/compare.py --arch w18_small_v1 --mode latency --against timm
     python benchmarks/compare.py --batch 128 --dtype bfloat16 --mode train --out run.png
+    python benchmarks/compare.py --task segmentation --head fcn ocr --image-size 512x1024 --batch 1
 
 It runs on a CPU or on an NVIDIA GPU (jax[cuda12] and PyTorch with CUDA); TensorFlow is not needed.
 
 Every contender is a process of its own, on the same cores, with the same weights (ours, random,
 converted) and the same random images, which lie on the device. Before anything is timed, results
 are compared with ours: the logits, or for a training step its loss and the change of the last bias.
-Then they take turns, one at a time, while the others sleep.
+In segmentation these are logits at stride 4, and what is timed. Then contenders take turns, one at
+a time, while the others sleep.
 
 - Ours: without training, BatchNorm folded and jax.jit; for training, `make_train_step` with the
   Official recipe, statistics over the whole batch, from uint8 images.
-- timm, mmpretrain: channels_last; bfloat16 is autocast. Training is forward, cross-entropy,
+- The others: channels_last; bfloat16 is autocast. Training is forward, cross-entropy,
   backward and SGD with the same constants, from normalised images. timm-compile is torch.compile,
   with mode='reduce-overhead' for latency. float32 means no TF32 on either side.
 - Latency is at batch 1 and waits for every result; the other modes keep a GPU's queue full.
@@ -37,7 +39,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -47,8 +48,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from compare_measure import LIMITS, NAMES, OURS, floor, measure
+from compare_measure import LIMITS, OURS, floor, measure
 from compare_report import COLUMNS, cells_of, draw, row
+from compare_tasks import MODES, RIVALS, TASKS, network
 from compare_worker import Failed, Worker
 
 import hrnet_jax
@@ -56,14 +58,10 @@ from hrnet_jax.backbone import STRIDE
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
 
-NEEDS = {
-    'timm': ('torch', 'torchvision', 'timm'),
-    'timm-compile': ('torch', 'torchvision', 'timm'),
-    'mmpretrain': ('torch', 'torchvision', 'mmcv', 'mmengine', 'mmpretrain'),
-}
-INSTALL = 'pip install torch torchvision timm'
 FILE = Path(__file__).name
-PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'timm', 'mmpretrain', 'mmcv-lite', 'mmcv')
+PACKAGES = (
+    'jax', 'jaxlib', 'flax', 'torch', 'timm', 'mmpretrain', 'mmsegmentation', 'mmcv-lite', 'mmcv',
+)  # fmt: skip
 
 
 def note(text: str) -> None:
@@ -74,10 +72,8 @@ def installed(contenders: list[str]) -> list[str]:
     """Those that can be imported; of the others one line each."""
     found = []
     for name in contenders:
-        missing = [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]
-        if missing:
-            how = INSTALL if name != 'mmpretrain' else f'{INSTALL}, then as {FILE} begins'
-            note(f'{name} is left out ({", ".join(missing)} missing): {how}')
+        if missing := RIVALS[name].missing():
+            note(f'{name} is left out ({", ".join(missing)} missing): install as {FILE} begins')
         else:
             found.append(name)
     return found
@@ -122,20 +118,47 @@ def versions() -> dict[str, str]:
     return found
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """'224' or '512x1024' -> (height, width)."""
+    height, *rest = map(int, text.split('x'))
+    (width,) = rest or (height,)
+    return height, width
+
+
+def take_defaults(p: cli.Parser, args: Any) -> None:
+    """The task's, in the place of None; what the task does not have is refused."""
+    task = TASKS[args.task]
+    heads = list(task.heads)
+    rivals = [name for name, rival in RIVALS.items() if rival.task == args.task]
+    defaults = {'head': heads[:1], 'against': rivals, 'image_size': [task.image_size]}
+    for flag, values in defaults.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, values)
+    for flag, values in {'head': heads, 'mode': task.modes, 'against': rivals}.items():
+        if wrong := sorted(set(getattr(args, flag)) - set(values)):
+            have = ', '.join(filter(None, values)) or 'none'
+            p.error(f'--{flag} {wrong[0]} is not for {args.task}, which has: {have}')
+
+
 def main() -> None:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     count = len(cores) or os.cpu_count() or 1
     p = cli.Parser(description=__doc__.splitlines()[0])
     several: dict[str, Any] = {'nargs': '+'}
+    p.add_argument('--task', choices=list(TASKS), default='classification')
     p.add_argument('--arch', choices=hrnet_jax.list_models(), default=['w18'], **several)
+    heads = sorted(filter(None, {head for task in TASKS.values() for head in task.heads}))
+    p.add_argument('--head', choices=heads, help='of the task', **several)
     p.add_argument('--batch', type=int, default=[32], help='images; latency has 1', **several)
-    modes = ['inference', 'train', 'latency']
-    p.add_argument('--mode', choices=modes, default=['inference', 'latency'], **several)
+    p.add_argument('--mode', choices=MODES, default=['inference', 'latency'], **several)
     p.add_argument('--dtype', choices=list(LIMITS), default=['float32'], **several)
     p.add_argument(
-        '--against', choices=list(NAMES), default=list(NAMES), nargs='*', help='none: ours alone'
+        '--against', choices=list(RIVALS), nargs='*', help="all of the task's; none: ours alone"
     )
-    p.add_argument('--image-size', type=int, default=224, help='pixels')
+    p.add_argument(
+        '--image-size', type=pixels, metavar='SIZE', help='an edge, or 512x1024: height x width',
+        **several,
+    )  # fmt: skip
     p.add_argument('--rounds', type=int, default=7, help='turns of each contender')
     p.add_argument('--seconds', type=float, default=2.0, help='of a turn')
     p.add_argument('--threads', type=int, default=count, help='cores for each contender')
@@ -145,8 +168,9 @@ def main() -> None:
     wrong = not 0 < args.seconds < 3600 or args.threads > count
     if wrong or min(args.rounds, args.threads, *args.batch) <= 0:
         p.error(f'numbers must be positive, and --threads at most {count}')
-    if args.image_size < STRIDE or args.image_size % STRIDE:
-        p.error(f'--image-size must be a multiple of {STRIDE}')
+    take_defaults(p, args)
+    if any(edge < STRIDE or edge % STRIDE for edge in sum(args.image_size, ())):
+        p.error(f'--image-size must be multiples of {STRIDE}')
     if args.out:
         import matplotlib  # noqa: F401  # missed now rather than at the end
 
@@ -168,9 +192,9 @@ def main() -> None:
     }
     print('\n'.join(COLUMNS), flush=True)
     for cell in cells_of(args):
-        unknown = [name for name in against if cell['arch'] not in NAMES[name]]
+        unknown = [name for name in against if network(cell) not in RIVALS[name].names]
         for name in unknown:
-            note(f'{name} has no {cell["arch"]}')
+            note(f'{name} has no {network(cell)}')
         rivals = [name for name in against if name not in unknown]
         # Next to what they are compared with: other programs slow a machine at times.
         chip, cell['rates'] = machine_rates(common, cell['dtype'], bool(rivals))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from compare_profile import Kernel, of_jax
+from compare_tasks import create_model
 from compare_worker import best_rate
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -56,10 +57,7 @@ class Training:
     """The step of `make_train_step` with the Official recipe, on a batch that stays the same."""
 
     def __init__(self, spec: dict[str, Any], model: Any, variables: Any, file: Any):
-        recipe = Official(
-            batch_size=spec['batch'], dtype=spec['dtype'], image_size=spec['image_size'],
-            bn_group_size=None,
-        )  # fmt: skip
+        recipe = Official(batch_size=spec['batch'], dtype=spec['dtype'], bn_group_size=None)
         schedule = make_schedule(recipe, 1000)
         tx = make_optimizer(recipe, schedule)
         mesh = Mesh(np.array(jax.devices()[:1]), ('data',), axis_types=(AxisType.Auto,))
@@ -102,9 +100,8 @@ class Side:
         if 'experiment' in spec:
             EXPERIMENTS[spec['experiment']]()
         dtype = jnp.dtype(spec['dtype'])
-        self.model = hrnet_jax.create_model(
-            spec['arch'], dtype=dtype, bn_group_size=None, **spec.get('options', {})
-        )
+        options = {'dtype': dtype, 'bn_group_size': None} | spec.get('options', {})
+        self.model = create_model(spec, **options)
         self.variables: dict[str, Any] = {}
         with np.load(f'{spec["folder"]}/variables.npz') as file:
             for name in file.files:
@@ -127,7 +124,7 @@ class Side:
             self.step = self.training.step
             return self.training.first()
         self.step = inference(self.spec, self.model, self.variables, self.images)
-        return {'logits': np.asarray(self.step())}
+        return {self.spec['result']: np.asarray(self.step())}
 
     def wait(self, result: Any) -> None:
         jax.block_until_ready(result)

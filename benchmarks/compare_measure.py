@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from compare_tasks import RIVALS, TASKS, Cell, create_model, network, size
 from compare_worker import Failed, Worker
 
 import hrnet_jax
@@ -24,22 +25,8 @@ from hrnet_jax.runtime import cli
 from hrnet_jax.tasks.classification_recipes import Official
 
 OURS = 'hrnet_jax'
+CELL = ('task', 'arch', 'head', 'mode', 'dtype', 'batch', 'image_size')  # what a contender is told
 LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value
-PUBLISHED = ('w18', 'w30', 'w32', 'w40', 'w44', 'w48', 'w64')
-TIMM = {name: f'hrnet_{name}' for name in PUBLISHED} | {
-    'w18_small_v1': 'hrnet_w18_small',
-    'w18_small_v2': 'hrnet_w18_small_v2',
-}
-NAMES = {
-    'timm': TIMM,
-    'timm-compile': TIMM,
-    'mmpretrain': {name: f'hrnet-{name}_3rdparty_8xb32_in1k' for name in PUBLISHED},
-}
-
-
-def layout(rival: str) -> str:
-    """Of the state dict that it loads."""
-    return rival.removesuffix('-compile')
 
 
 def variables_of(model: Any, seed: int = 0) -> dict[str, Any]:
@@ -57,19 +44,19 @@ def variables_of(model: Any, seed: int = 0) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(value, hrnet_jax.init(model, jax.random.key(seed)))
 
 
-def write_inputs(folder: Path, cell: dict[str, Any], rivals: Sequence[str]) -> None:
+def write_inputs(folder: Path, cell: Cell, rivals: Sequence[str]) -> None:
     """What all contenders read: variables, state dicts, images, labels."""
-    size, batch = cell['image_size'], cell['batch']
-    variables = variables_of(hrnet_jax.create_model(cell['arch']))
+    batch = cell['batch']
+    variables = variables_of(create_model(cell))
     flat = {
         '/'.join(k.key for k in path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
     }
     np.savez(folder / 'variables.npz', **flat)
-    for name in set(map(layout, rivals)):
+    for name in {RIVALS[rival].package for rival in rivals}:
         np.savez(folder / f'{name}.npz', **to_torch(variables, cell['arch'], name))
     random, transform = np.random.default_rng(1), Transform()
-    pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
+    pixels = random.integers(0, 256, (batch, *cell['image_size'], 3), np.uint8)
     mean, std = np.float32(transform.mean), np.float32(transform.std)
     images = ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
     labels = random.integers(0, 1000, batch).astype(np.int32)
@@ -77,7 +64,7 @@ def write_inputs(folder: Path, cell: dict[str, Any], rivals: Sequence[str]) -> N
 
 
 @functools.cache
-def costs(arch: str, image_size: int) -> tuple[int, int, int]:
+def costs(model: Any, image_size: tuple[int, int]) -> tuple[int, int, int]:
     """Multiply-adds, parameters, elements that convolutions read and write; of one image."""
 
     def count(jaxpr: Any) -> int:
@@ -90,15 +77,14 @@ def costs(arch: str, image_size: int) -> tuple[int, int, int]:
                 total += count(inner.jaxpr) if hasattr(inner, 'jaxpr') else 0
         return total
 
-    model = hrnet_jax.create_model(arch)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), np.float32)
     jaxpr = jax.make_jaxpr(model.apply)(variable_shapes(model), images).jaxpr
     return summary.multiply_adds(model, image_size), summary.parameters(model), count(jaxpr)
 
 
-def floor(cell: dict[str, Any], rates: dict[str, dict[str, float]]) -> dict[str, float]:
+def floor(cell: Cell, rates: dict[str, dict[str, float]]) -> dict[str, float]:
     """FLOPs and bytes of a step, and the images/s at which either would be the limit."""
-    products, parameters, elements = costs(cell['arch'], cell['image_size'])
+    products, parameters, elements = costs(create_model(cell), tuple(cell['image_size']))
     times = 3 if cell['mode'] == 'train' else 1
     width = 2 if cell['dtype'] == 'bfloat16' else 4
     flops = times * 2 * products * cell['batch']
@@ -112,7 +98,7 @@ def floor(cell: dict[str, Any], rates: dict[str, dict[str, float]]) -> dict[str,
     }
 
 
-def floor_speed(cell: dict[str, Any]) -> float:
+def floor_speed(cell: Cell) -> float:
     """Images/s: the lower of the two."""
     return min(cell['floor'][f'images_per_second_by_{key}'] for key in ('flops', 'bytes'))
 
@@ -129,13 +115,13 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> d
     return found
 
 
-def refuse_different(cell: dict[str, Any], contender: str, found: dict[str, float]) -> None:
+def refuse_different(cell: Cell, contender: str, found: dict[str, float]) -> None:
     """Raises UserError where a result differs by more than rounding."""
     limit = LIMITS[cell['dtype']]
     for name, value in found.items():
         if not value < limit:
             raise UserError(
-                f'{cell["arch"]} {cell["mode"]} {cell["dtype"]}: {name} of {contender} differs '
+                f'{network(cell)} {cell["mode"]} {cell["dtype"]}: {name} of {contender} differs '
                 f'from ours by {value:.1e} of its largest value, more than {limit:.0e}; '
                 'nothing is timed'
             )
@@ -156,7 +142,7 @@ class Contest:
 
     def __init__(
         self,
-        cell: dict[str, Any],
+        cell: Cell,
         rivals: Sequence[str],
         common: dict[str, Any],
         variants: dict[str, dict[str, Any]] | None = None,
@@ -182,15 +168,16 @@ class Contest:
 
     def start(self, name: str, folder: str) -> None:
         cell = self.cell
-        spec = self.common | {k: cell[k] for k in ('arch', 'mode', 'dtype', 'batch', 'image_size')}
+        spec = self.common | {k: cell[k] for k in CELL}
         spec |= {'contender': name, 'folder': folder, 'side': 'compare_jax'}
-        spec |= self.variants.get(name, {})
-        if name in NAMES:
-            recipe = Official()
+        spec |= {'result': TASKS[cell['task']].result} | self.variants.get(name, {})
+        if name in RIVALS:
+            recipe, rival = Official(), RIVALS[name]
             spec |= {
                 'side': 'compare_torch',
-                'name': NAMES[name][cell['arch']],
-                'layout': layout(name),
+                'package': rival.package,
+                'name': rival.names[network(cell)],
+                'compiled': rival.compiled,
                 'sgd': {
                     'lr': recipe.learning_rate * cell['batch'] / recipe.base_batch,
                     'momentum': recipe.momentum,
@@ -235,7 +222,7 @@ class Contest:
                 iterations[name] = max(1, round(seconds * 2 / probe['seconds']))
                 entry['rounds'] = []
         names = list(iterations)
-        title = f'{cell["arch"]} {cell["mode"]} {cell["dtype"]} {cell["batch"]}'
+        title = f'{network(cell)} {size(cell)} {cell["mode"]} {cell["dtype"]} {cell["batch"]}'
         for i in cli.progress(range(rounds), desc=title):
             turn = i % max(len(names), 1)
             for name in names[turn:] + names[:turn]:
@@ -260,7 +247,7 @@ class Contest:
 
 
 def measure(
-    cell: dict[str, Any], rivals: Sequence[str], common: dict[str, Any], rounds: int, seconds: float
+    cell: Cell, rivals: Sequence[str], common: dict[str, Any], rounds: int, seconds: float
 ) -> None:
     """Adds 'contenders' to the cell."""
     contest = Contest(cell, rivals, common)

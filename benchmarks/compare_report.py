@@ -7,32 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compare_tasks import RIVALS, Cell, network, size
+
 from hrnet_jax.runtime import files
 
 COLUMNS = (
-    '| network | mode | precision | batch | contender | images/s | ms | ours / it (min to max) '
-    '| floor, images/s (FLOPs, bytes) | reached | peak memory | first result | difference |',
-    '|---|---|---|---|---|---|---|---|---|---|---|---|---|',
+    '| network | images | mode | precision | batch | contender | images/s | ms '
+    '| ours / it (min to max) | floor, images/s (FLOPs, bytes) | reached | peak memory '
+    '| first result | difference |',
+    '|---|---|---|---|---|---|---|---|---|---|---|---|---|---|',
 )
-COLOURS = {
-    'hrnet_jax': '#2f6db3',
-    'timm': '#d98032',
-    'timm-compile': '#e9b98c',
-    'mmpretrain': '#8a929b',
-}
+OURS = '#2f6db3'
 
 
-def cells_of(args: Any) -> Iterator[dict[str, Any]]:
+def cells_of(args: Any) -> Iterator[Cell]:
     """What is to be measured; latency is asked once, at batch 1."""
-    axes = (args.mode, args.arch, args.dtype, args.batch)
-    for mode, arch, dtype, batch in itertools.product(*map(dict.fromkeys, axes)):
+    axes = (args.mode, args.arch, args.head, args.image_size, args.dtype, args.batch)
+    for mode, arch, head, image_size, dtype, batch in itertools.product(*map(dict.fromkeys, axes)):
         if mode == 'latency':
             if batch != args.batch[0]:
                 continue
             batch = 1
         yield {
-            'arch': arch, 'mode': mode, 'dtype': dtype, 'batch': batch,
-            'image_size': args.image_size,
+            'task': args.task, 'arch': arch, 'head': head, 'image_size': image_size, 'mode': mode,
+            'dtype': dtype, 'batch': batch,
         }  # fmt: skip
 
 
@@ -41,10 +39,10 @@ def digits(value: float) -> str:
     return f'{value:.{max(0, 2 - len(str(int(value))) + 1)}f}'
 
 
-def row(cell: dict[str, Any], name: str) -> str:
+def row(cell: Cell, name: str) -> str:
     """A line of the table."""
     entry = cell['contenders'][name]
-    start = [cell['arch'], cell['mode'], cell['dtype'], str(cell['batch']), name]
+    start = [network(cell), size(cell), cell['mode'], cell['dtype'], str(cell['batch']), name]
     if entry['failed']:
         text = ' '.join(entry['failed'].replace('|', '/').split())
         return f'| {" | ".join(start)} | failed: {text} | | | | | | | |'
@@ -69,7 +67,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels: dict[str, list[dict[str, Any]]] = {}
+    panels: dict[str, list[Cell]] = {}
     for cell in document['cells']:
         panels.setdefault(cell['mode'], []).append(cell)
     heights = [sum(len(c['contenders']) + 1.6 for c in cells) for cells in panels.values()]
@@ -85,14 +83,14 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set_xlabel('images/s', fontsize=9)
     chip = document['processor'] if document['platform'] == 'cpu' else document['device']
     cores = f'{document["threads"]} core{"s" if document["threads"] > 1 else ""}'
-    names = ('jax', 'torch', 'timm', 'mmpretrain')
+    names = ('jax', 'torch', 'timm', 'mmpretrain', 'mmsegmentation')
     versions = [f'{n} {document["versions"][n]}' for n in names if n in document['versions']]
     figure.suptitle(f'{chip}, {cores}; {", ".join(versions)}', fontsize=9, x=0.01, ha='left')
     with files.replacing(path, force=True) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower())
 
 
-def _panel(axes: Any, cells: list[dict[str, Any]], height: float) -> None:
+def _panel(axes: Any, cells: list[Cell], height: float) -> None:
     speeds = [
         entry['images_per_second']
         for cell in cells
@@ -101,7 +99,7 @@ def _panel(axes: Any, cells: list[dict[str, Any]], height: float) -> None:
     ]
     longest, y, ticks = max(speeds, default=1.0), 0.0, []
     for cell in cells:
-        head = f'{cell["arch"]}, batch {cell["batch"]}, {cell["dtype"]}'
+        head = f'{network(cell)}, {size(cell)}, batch {cell["batch"]}, {cell["dtype"]}'
         axes.text(0, y + 0.1, head, fontsize=9, va='center', fontweight='bold', color='#333333')
         y += 1
         for name, entry in cell['contenders'].items():
@@ -113,7 +111,7 @@ def _panel(axes: Any, cells: list[dict[str, Any]], height: float) -> None:
                 speed = entry['images_per_second']
                 low, high = min(entry['rounds']), max(entry['rounds'])
                 axes.barh(
-                    y, speed, 0.82, color=COLOURS[name],
+                    y, speed, 0.82, color=RIVALS[name].colour if name in RIVALS else OURS,
                     xerr=[[speed - low], [high - speed]],
                     error_kw={'elinewidth': 1, 'capsize': 2, 'ecolor': '#333333'},
                 )  # fmt: skip

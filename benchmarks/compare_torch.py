@@ -1,4 +1,4 @@
-"""The side of timm and mmpretrain in compare.py; it imports nothing of hrnet_jax.
+"""The side of the other projects in compare.py; it imports nothing of hrnet_jax.
 
 Models are channels_last. bfloat16 is autocast, float32 is float32 on GPUs too: TF32 is turned off
 for convolutions, where PyTorch allows it by default. cuDNN chooses its algorithms by measuring.
@@ -7,8 +7,13 @@ for convolutions, where PyTorch allows it by default. cuDNN chooses its algorith
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
+import sys
+import types
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +32,7 @@ _kept = []  # PyTorch forgets the operators of a library that is gone
 def import_torchvision() -> None:
     """Declares torchvision's operators where its compiled part does not fit this PyTorch.
 
-    Both rivals import torchvision, and a classifier uses none of its operators.
+    All rivals import torchvision, and none of these networks uses its operators.
     """
     try:
         import torchvision  # noqa: F401
@@ -42,15 +47,51 @@ def import_torchvision() -> None:
         _kept.append(library)
 
 
-def make_model(contender: str, name: str) -> torch.nn.Module:
-    import_torchvision()
-    if contender != 'mmpretrain':
-        import timm
+class Absent(types.ModuleType):
+    """Stands for mmcv's compiled operators, which mmcv-lite has not: all names, and no function."""
 
-        return timm.create_model(name, pretrained=False)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def refuse(*_: Any, **__: Any) -> NoReturn:
+            raise NotImplementedError(f'{self.__name__}.{name} is not there')
+
+        return refuse
+
+
+def of_timm(name: str, package: str) -> torch.nn.Module:
+    import timm
+
+    return timm.create_model(name, pretrained=False)
+
+
+def of_mmpretrain(name: str, package: str) -> torch.nn.Module:
     import mmpretrain
 
     return mmpretrain.get_model(name, pretrained=False)
+
+
+def of_config(name: str, package: str) -> torch.nn.Module:
+    """What a config of the package describes; without its weights."""
+    if importlib.util.find_spec('mmcv._ext') is None:
+        absent = sys.modules['mmcv._ext'] = Absent('mmcv._ext')
+        absent.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None)
+    from mmengine.config import Config
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+
+    place = importlib.import_module(f'{package}.models').__path__[0]
+    config = Config.fromfile(Path(place).parent / '.mim' / 'configs' / name)
+    init_default_scope(package)
+    return revert_sync_batchnorm(MODELS.build(config.model))
+
+
+MAKERS = {
+    'timm': of_timm,
+    'mmpretrain': of_mmpretrain,
+    'mmseg': of_config,
+}
 
 
 class Side:
@@ -71,8 +112,9 @@ class Side:
         self.device = torch.cuda.get_device_name() if self.platform == 'gpu' else 'cpu'
         if spec['mode'] == 'rates':
             return
-        self.model = make_model(spec['contender'], spec['name'])
-        with np.load(f'{spec["folder"]}/{spec["layout"]}.npz') as file:
+        import_torchvision()
+        self.model = MAKERS[spec['package']](spec['name'], spec['package'])
+        with np.load(f'{spec["folder"]}/{spec["package"]}.npz') as file:
             state = {name: torch.from_numpy(file[name]) for name in file.files}
         self.model.load_state_dict(state, strict=True)
         self.model.to(self.where, memory_format=torch.channels_last).train(self.train)
@@ -100,12 +142,14 @@ class Side:
 
     def first(self) -> dict[str, np.ndarray]:
         """Compiles, and fetches the first result."""
-        if self.spec['contender'] == 'timm-compile':
+        if self.spec['compiled']:
             latency = self.spec['mode'] == 'latency'
             self.call = torch.compile(self.model, mode='reduce-overhead' if latency else None)
         if not self.train:
             with self.session():
-                return {'logits': self.step().float().cpu().numpy()}
+                # Channels last, as ours.
+                result = self.step().float().moveaxis(1, -1)
+            return {self.spec['result']: result.cpu().numpy()}
         # The last linear layer's, under every name that it has.
         bias = self.parameters[-1]
         before = bias.detach().cpu().numpy().copy()

@@ -101,7 +101,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def cell(arch: str, mode: str, dtype: str, batch: int, size: int = 224) -> dict[str, Any]:
-    return {'arch': arch, 'mode': mode, 'dtype': dtype, 'batch': batch, 'image_size': size}
+    return {
+        'task': 'classification', 'arch': arch, 'head': '', 'image_size': (size, size),
+        'mode': mode, 'dtype': dtype, 'batch': batch,
+    }  # fmt: skip
 
 
 class Run:

@@ -10,18 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'benchmarks'))
 
 import compare  # noqa: E402
+import compare_jax  # noqa: E402
 import compare_measure  # noqa: E402
 import compare_report  # noqa: E402
+import compare_tasks  # noqa: E402
+import compare_torch  # noqa: E402
 import compare_worker  # noqa: E402
 
+import hrnet_jax  # noqa: E402
 from hrnet_jax.errors import UserError  # noqa: E402
 
-CELL = {'arch': 'tiny', 'mode': 'inference', 'dtype': 'float32', 'batch': 2, 'image_size': 32}
+CELL = {
+    'task': 'classification', 'arch': 'tiny', 'head': '', 'image_size': (32, 32),
+    'mode': 'inference', 'dtype': 'float32', 'batch': 2,
+}  # fmt: skip
 FILE = ROOT / 'benchmarks' / 'compare.py'
 
 
@@ -66,11 +74,12 @@ def test_digits(value, text):
 class Fake:
     """A worker that computes nothing: its logits are of the contender, its speed is given."""
 
-    logits = {'hrnet_jax': 1.0, 'timm': 1.0, 'timm-compile': 1.0}
+    logits = {'hrnet_jax': 1.0, 'timm': 1.0, 'timm-compile': 1.0, 'mmseg': 1.0}
     seconds = {'hrnet_jax': 0.5, 'timm': 1.0}
-    started, ended = [], []
+    started, ended, specs = [], [], []
 
     def __init__(self, spec):
+        self.specs.append(spec)
         self.name = spec.get('contender', spec['side'])
         self.started.append(self.name)
 
@@ -100,6 +109,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(compare_measure, 'costs', lambda *arguments: (1, 1, 1))
     monkeypatch.setattr(Fake, 'started', [])
     monkeypatch.setattr(Fake, 'ended', [])
+    monkeypatch.setattr(Fake, 'specs', [])
     return ['--arch', 'w18_small_v1', '--mode', 'latency', '--rounds', '3', '--seconds', '1']
 
 
@@ -123,8 +133,76 @@ def test_different_results_are_refused(fake, refused, monkeypatch):
     assert sorted(Fake.started) == sorted(Fake.ended)
 
 
+def test_segmentation_beside_mmsegmentation(fake, command):
+    flags = '--task segmentation --arch w18 w64 --head fcn ocr --image-size 64 32x64'
+    code, out, err = command(compare.main, *fake, *flags.split())
+    assert code == 0, err
+    assert out.count('| mmseg | 1.00 |') == 4
+    assert '| w18 ocr | 32 x 64 | latency | float32 | 1 | mmseg |' in out
+    assert 'mmseg has no w64 fcn' in err
+    names = {
+        (spec['head'], spec['image_size'], spec['name'])
+        for spec in Fake.specs if spec.get('package') == 'mmseg'
+    }  # fmt: skip
+    tail = 'hr18_4xb2-40k_cityscapes-512x1024.py'
+    assert names == {
+        (head, size, f'{folder}_{tail}')
+        for head, folder in (('fcn', 'hrnet/fcn'), ('ocr', 'ocrnet/ocrnet'))
+        for size in ((64, 64), (32, 64))
+    }
+
+
+@pytest.mark.parametrize('name', compare_tasks.RIVALS)
+def test_inputs_of_every_rival(name, tmp_path):
+    """Each of its networks is one of ours, and our weights are written in its layout."""
+    rival = compare_tasks.RIVALS[name]
+    task = compare_tasks.TASKS[rival.task]
+    ours = {f'{arch} {head}'.strip() for arch in hrnet_jax.list_models() for head in task.heads}
+    assert rival.names.keys() <= ours
+    assert rival.package in compare_torch.MAKERS
+    for head in task.heads:
+        cell = CELL | {'task': rival.task, 'head': head, 'image_size': (32, 64)}
+        compare_measure.write_inputs(tmp_path, cell, [name])
+        with np.load(tmp_path / 'batch.npz') as file:
+            assert file['images'].shape == (2, 32, 64, 3)
+        with np.load(tmp_path / f'{rival.package}.npz') as file:
+            assert any(key.endswith('running_var') for key in file.files)
+
+
+def test_maps_have_channels_last(tmp_path, monkeypatch):
+    """Both sides give logits of segmentation as (N, H, W, classes)."""
+    cell = CELL | {'task': 'segmentation', 'head': 'fcn', 'image_size': (32, 64)}
+    compare_measure.write_inputs(tmp_path, cell, [])
+    spec = cell | {'folder': str(tmp_path), 'threads': 1, 'platform': 'cpu', 'result': 'logits'}
+    side = compare_jax.Side(spec)
+    assert side.first()['logits'].shape == (2, 8, 16, 19)
+
+    monkeypatch.setattr(compare_torch, 'import_torchvision', lambda: None)
+    monkeypatch.setitem(compare_torch.MAKERS, 'mmseg', lambda *_: torch.nn.Conv2d(3, 19, 1))
+    kernel = np.random.default_rng(0).standard_normal((19, 3, 1, 1)).astype(np.float32)
+    np.savez(tmp_path / 'mmseg.npz', weight=kernel, bias=np.zeros(19, np.float32))
+    threads = torch.get_num_threads()
+    rival = {'package': 'mmseg', 'name': '', 'compiled': False}
+    found = compare_torch.Side(spec | rival).first()['logits']
+    torch.set_num_threads(threads)
+    with np.load(tmp_path / 'batch.npz') as file:
+        expected = file['images'] @ kernel[:, :, 0, 0].T
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_absent_operators_are_refused_when_called():
+    operator = compare_torch.Absent('mmcv._ext').nms
+    with pytest.raises(NotImplementedError, match='mmcv._ext.nms'):
+        operator(1)
+
+
 def test_bad_flags(refused, tmp_path):
-    assert '--image-size' in refused(compare.main, '--image-size', 100)
+    for size in (100, '64x100', '64x', 'x64', '64x64x64'):
+        assert '--image-size' in refused(compare.main, '--image-size', size)
+    assert '--head ocr is not for classification' in refused(compare.main, '--head', 'ocr')
+    dense = ('--task', 'segmentation')
+    assert 'which has: inference, latency' in refused(compare.main, *dense, '--mode', 'train')
+    assert 'which has: mmseg' in refused(compare.main, *dense, '--against', 'timm')
     assert '--threads' in refused(compare.main, '--threads', 10**6)
     assert '--out' in refused(compare.main, '--out', tmp_path / 'x.txt')
 

@@ -317,6 +317,26 @@ def test_segmentation(flowers, here, standard_promotion):
     assert len(scope['both']) == 2
 
 
+def test_pose(flowers, here):
+    """The page's commands on smaller crops."""
+    figures = importlib.import_module('figures')
+    figures.make(flowers / 'cats', {'train': 4, 'val': 1})
+    shutil.copy('cats/images/val/000.png', 'photo.jpg')
+    box = json.loads(Path('cats/val.json').read_text())['annotations'][0]['bbox']
+    Path('boxes.json').write_text(json.dumps({'photo.jpg': [box]}))
+    train, evaluate, predict = commands('docs/pose.md')
+    quick = '--input-size 64 32 --batch-size 4 --bn-group-size 4 --epochs 1 --dtype float32'
+    said = python(f'{train} {quick}')
+    assert re.search(r'initialised +2 .*head', said)
+    assert re.search(r'left +\d+ ', said)
+    assert 'AP' in here(evaluate)
+    assert set(json.loads(Path('result.json').read_text())['metrics']) >= {'ap', 'ar'}
+    here(predict)
+    assert Image.open('picture.png').size > (100, 100)
+    [found] = json.loads(Path('found.json').read_text())
+    assert (found['bbox'], len(found['keypoints'])) == (box, 51)
+
+
 def test_picture(tmp_path, monkeypatch):
     """The program of README's picture, without its training."""
     monkeypatch.syspath_prepend(ROOT / 'examples')

@@ -68,7 +68,11 @@ def test_architectures_by_other_names(name, meant):
     [
         (train.main, ('--recipe', 'fintune'), "'fintune'; perhaps finetune; known: official, "),
         (train.main, ('--recipe', 'Official'), "'Official'; perhaps official; known: official, "),
-        (train.main, ('--optimizer', 'adam'), "'adam'; perhaps adamw; known: sgd, adamw"),
+        (
+            train.main,
+            ('--optimizer', 'adan'),
+            "'adan'; perhaps adam or adamw; known: sgd, adam, adamw",
+        ),
         (train.main, ('--recipe', 'xyz'), "invalid choice: 'xyz' (choose from "),
         (evaluate.main, ('--dtype', 'float'), "'float'; perhaps float32 or bfloat16; known: "),
     ],

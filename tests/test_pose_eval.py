@@ -147,7 +147,7 @@ def test_boxes_of_a_detector(command, ckpt, coco, tmp_path):
         '--boxes', tmp_path / 'b.json', '--predictions', tmp_path / 'p.json', '--codec', 'dark',
         '--no-flip', '--batch-size', 4,
     )  # fmt: skip
-    assert result['num_examples'] == 4
+    assert (result['num_examples'], result['split']) == (4, 'val2017 with b.json')
     assert result['protocol'] == 'coco dark 64 32 sigma 2'
     assert f'note: 2 boxes of {tmp_path}/b.json are empty or of images that are not' in out
     people = json.loads((tmp_path / 'p.json').read_text())
@@ -193,8 +193,8 @@ def test_who_is_evaluated(coco, tmp_path):
     people_[2]['bbox'] = [500, 500, 20, 20]
     poses.write_coco(tmp_path, content)
     poses.make_images(tmp_path / 'val2017')
-    source = people.open_people('coco', None, str(tmp_path))
-    assert source.num_examples == 3
+    source = people.open_people('coco', 'val', str(tmp_path))
+    assert (source.num_examples, source.split) == (3, 'val2017')
     assert source.notes == (
         '3 people without a keypoint or a box in their image, or crowds: not evaluated',
     )

@@ -156,7 +156,7 @@ def test_help_of_one_recipe_is_whole(command, name):
     assert ('PATH/SPLIT.csv' in text) == (name == 'multilabel')
     assert ('of class folders' in text) == (name in RECIPES)
     own = {'distill': '--teacher', 'finetune': '--init'}
-    needed = own.get(name, '--dataset' if name in ('multilabel', 'segment') else None)
+    needed = own.get(name, '--dataset' if name in ('multilabel', 'segment', 'pose') else None)
     assert text.count('(needed)') == (needed is not None)
     if needed:
         options = text.partition('what the result depends on')[2]

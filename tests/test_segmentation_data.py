@@ -232,3 +232,14 @@ def test_files_of_a_list_that_are_not_there(tmp_path):
         open_segmentation('voc2012', 'val', str(tmp_path))
     with pytest.raises(UserError, match='has no split test; it has val, train, trainval'):
         open_segmentation('voc2012', 'test', str(tmp_path))
+
+
+def test_a_split_without_labels(tmp_path):
+    for i in range(2):
+        path = tmp_path / f'leftImg8bit/test/bonn/bonn_{i}_leftImg8bit.png'
+        segments.write(path, IMAGES[i])
+    source = open_segmentation('cityscapes', 'test', str(tmp_path))
+    assert any('its split has no label maps; nothing is measured' in x for x in source.notes)
+    example = source.read(1)
+    np.testing.assert_array_equal(example['image'], IMAGES[1])
+    assert (example['label'] == 255).all()

@@ -64,7 +64,7 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
         '--json', tmp_path / 'r.json', '--labels', tmp_path / 'ids', '--batch-size', 3,
     )  # fmt: skip
     assert code == 0, err
-    assert 'note: images of 4 sizes in arrays of 1 shape: so many programs are compiled' in out
+    assert 'note: images of 4 sizes are padded to 1 shape: 1 program is compiled' in out
     result = json.loads((tmp_path / 'r.json').read_text())
     matrix = counted([label for _, label in made], found)
     assert result['confusion'] == matrix.tolist()

@@ -39,8 +39,9 @@ SHAPES = {
         Finetune(warmup_epochs=0),
         Recipe(optimizer='adamw', learning_rate=1e-3, weight_decay=0.05, decay_norms=False),
         Recipe(optimizer='adamw', learning_rate=1e-3, weight_decay=0.05, head_lr=3, clip_norm=1),
+        Recipe(optimizer='adam', learning_rate=1e-3, weight_decay=0.05, decay_norms=False),
     ],
-    ids=['official', 'mmpretrain', 'strong', 'finetune', 'adamw', 'adamw-head'],
+    ids=['official', 'mmpretrain', 'strong', 'finetune', 'adamw', 'adamw-head', 'adam'],
 )
 def test_optimiser_as_pytorchs(recipe):
     """In float64 over steps with small and large gradients."""
@@ -71,6 +72,8 @@ def test_optimiser_as_pytorchs(recipe):
             named.append(p)
         if recipe.optimizer == 'adamw':
             optimizer = torch.optim.AdamW(groups)
+        elif recipe.optimizer == 'adam':
+            optimizer = torch.optim.Adam(groups)
         else:
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=recipe.nesterov)
         for scale in (0.01, 100.0, 0.1, 1e4, 1.0):

@@ -38,13 +38,16 @@ def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
     add_checkpoint(p)
     p.add_argument(
         '--dataset',
-        help=f'{", ".join(sources.DATASETS)}, another tfds data set, or folder:PATH of class '
-        "folders; default: a training folder's own, or imagenet2012",
+        help=f'{", ".join(sources.DATASETS)}, another tfds data set, or folder:PATH'
+        + ''.join(
+            f'; of {task.name}: {", ".join(task.datasets)}, or folder:PATH'
+            for task in every_task()
+            if task.datasets
+        )
+        + "; default: a training folder's own, or imagenet2012",
     )
     p.add_argument('--split', help='tfds split, such as validation[:10%%]; default: the usual one')
-    p.add_argument(
-        '--data-dir', metavar='D', help='where tfds data sets lie; default: that of tfds'
-    )
+    p.add_argument('--data-dir', metavar='D', help='where the data set lies; default: that of tfds')
     p.add_argument(
         '--batch-size',
         type=int,

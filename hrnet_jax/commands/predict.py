@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from hrnet_jax.commands.arguments import (
     given,
     refuse_others,
 )
-from hrnet_jax.data.preprocess import open_image
 from hrnet_jax.errors import UserError
 from hrnet_jax.inference.predict import predict
 from hrnet_jax.runtime import cli, compilation, files
@@ -60,10 +58,7 @@ def main() -> None:
     except UserError as error:
         raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
-    read = task.open_image
-    if getattr(args, 'exif', None) is False:  # of a protocol whose images PIL reads
-        read = functools.partial(open_image, turned=False)
-    images = [read(path) for path in args.images]
+    images = [task.open_image(path, **given(args, of_protocol)) for path in args.images]
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,

@@ -128,6 +128,24 @@ def sigmas(
     return (_SIGMA,) * len(names), (note,)
 
 
+def keypoints(
+    title: str, names: tuple[str, ...], category: Mapping[str, Any], path: str
+) -> keypoint_sets.KeypointSet:
+    """Those of a published set, or those that the category describes."""
+    sets = keypoint_sets.sets()
+    known = keypoint_sets.known(names) or title
+    if known in sets and len(sets[known].names) == len(names):
+        return sets[known]
+    try:
+        lines = [(a - 1, b - 1) for a, b in category.get('skeleton') or ()]
+        wrong = not all(0 <= end < len(names) for line in lines for end in line)
+    except (TypeError, ValueError):
+        wrong = True
+    if wrong:
+        raise UserError(f'{path}: "skeleton" is not pairs of numbers from 1 to {len(names)}')
+    return keypoint_sets.described(names, lines)
+
+
 def content(
     ids: Sequence[Any],
     people: Sequence[Any],

@@ -31,13 +31,18 @@ def checked_box(box: Any) -> np.ndarray:
 def centre_and_scale(box: Any, size: Size, padding: float) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the box, and its (width, height), padded and made to the ratio of `size`."""
     box = np.asarray(box, np.float64)
-    width, height = box[2:] * padding
+    return box[:2] + box[2:] / 2, to_ratio(box[2:] * padding, size)
+
+
+def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:
+    """(width, height), of which one is enlarged to the ratio of `size`."""
+    width, height = scale
     ratio = size[1] / size[0]
     if width > height * ratio:
         height = width / ratio
     else:
         width = height * ratio
-    return box[:2] + box[2:] / 2, np.array([width, height])
+    return np.array([width, height])
 
 
 def affine(

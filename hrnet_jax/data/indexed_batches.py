@@ -56,8 +56,9 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
             numbers[: len(taken)] = taken
             steps.append((bucket, numbers.reshape(share.process_count, size)[share.process_index]))
     kinds = len(np.unique(sizes, axis=0))
+    programs = '1 program is' if len(found) == 1 else f'{len(found)} programs are'
     shapes = f'{len(found)} shape{"s" * (len(found) > 1)}'
-    notes = (f'images of {kinds} sizes in arrays of {shapes}: so many programs are compiled',)
+    notes = (f'images of {kinds} sizes are padded to {shapes}: {programs} compiled',)
     return Batches(len(steps), _batches(source, views, share, steps, small), notes * (kinds > 1))
 
 

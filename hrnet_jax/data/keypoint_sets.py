@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
@@ -77,6 +78,27 @@ def sets() -> dict[str, KeypointSet]:
             tuple(float(row['sigma']) for row in rows if row['sigma']),
         )
     return found
+
+
+def described(names: Sequence[str], skeleton: Sequence[Sequence[int]]) -> KeypointSet:
+    """A set of which only the names and the lines are known. In a mirror `left_eye` changes places
+    with `right_eye`, and `L_Eye` with `R_Eye`."""
+    lower = [name.lower() for name in names]
+    partners = [
+        (i, lower.index(other)) for i, x in enumerate(lower) if (other := _other(x)) in lower
+    ]
+    pairs = tuple((i, partner) for i, partner in partners if i < partner)
+    lines = tuple((int(a), int(b)) for a, b in skeleton)
+    return KeypointSet(tuple(names), pairs, lines, (), (), (), ())
+
+
+_SIDES = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}
+
+
+def _other(name: str) -> str:
+    """The name on the other side; words of one letter stand alone."""
+    sides = r'left|right|(?<![a-z])[lr](?![a-z])'
+    return re.sub(sides, lambda found: _SIDES[found[0]], name)
 
 
 def _colour(text: str) -> Colour:

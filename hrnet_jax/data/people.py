@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data import boxes as box_files
-from hrnet_jax.data import coco_form, opencv
+from hrnet_jax.data import coco_form, keypoint_sets, opencv
 from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.keypoint_sets import KeypointSet
 from hrnet_jax.data.measured import FACES, Measured, face_sizes, read_mpii
 from hrnet_jax.data.sources import Dataset
 from hrnet_jax.errors import UserError, listed
@@ -118,9 +119,14 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True)
 class OpenedPeople(Indexed):
-    """`truth`: for the metric, which is on the host of process 0."""
+    """Attributes beside those of `Indexed`:
+
+    truth: for the metric, which is on the host of process 0.
+    keypoints: what is known of them.
+    """
 
     truth: Truth | Measured = dataclasses.field(repr=False, kw_only=True)
+    keypoints: KeypointSet = dataclasses.field(repr=False, kw_only=True)
 
 
 def open_people(
@@ -146,7 +152,7 @@ def open_people(
         order = {name: i for i, name in enumerate(dict.fromkeys(files))}
         places = np.array([order[name] for name in files], np.int32)
         reader = People(_paths(path, folders, list(order)), places, regions, measured.keypoints)
-        return _opened(title, split, reader, measured, len(measured.keypoints[0]))
+        return _opened(title, split, reader, measured, keypoint_sets.sets()['mpii'])
     content = box_files.read_json(path)
     images, people, category = coco_form.parsed(content, path, title)
     keypoint_names = tuple(category['keypoints'])
@@ -180,7 +186,8 @@ def open_people(
         regions,
         np.array([keypoints[i] for i in chosen], np.float32) if keypoints else None,
     )
-    return _opened(title, split, reader, truth, len(keypoint_names), notes)
+    known = coco_form.keypoints(title, keypoint_names, category, path)
+    return _opened(title, split, reader, truth, known, notes)
 
 
 def _opened(
@@ -188,7 +195,7 @@ def _opened(
     split: str,
     reader: People,
     truth: Truth | Measured,
-    keypoints: int,
+    keypoints: KeypointSet,
     notes: tuple[str, ...] = (),
 ) -> OpenedPeople:
     count = len(reader.places)
@@ -196,7 +203,7 @@ def _opened(
         Dataset(title, split, count),
         split,
         count,
-        keypoints,
+        len(keypoints.names),
         None,
         False,
         notes,
@@ -206,6 +213,7 @@ def _opened(
         names=[os.path.basename(reader.images[i]) for i in reader.places],
         image_hw=reader.image_hw,
         truth=truth,
+        keypoints=keypoints,
     )
 
 
@@ -227,6 +235,7 @@ def _located(
     if split not in layout.splits:
         raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
     root, own = os.path.normpath(os.path.expanduser(data_dir)), layout.splits[split]
+    split = next(name for name, files in layout.splits.items() if files == own)
     files = [os.path.join(root, file.format(split=own)) for file in layout.annotations]
     path = next(filter(os.path.isfile, files), files[0])
     return name, split, path, [os.path.join(root, layout.images.format(split=own))], layout.areas

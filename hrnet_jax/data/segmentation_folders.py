@@ -70,6 +70,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         '_leftImg8bit.png',
         ('cityscapes',),
+        {'val': 'val', 'train': 'train', 'test': 'test'},
         prepared='cityscapes/semantic_segmentation',
     ),
     'ade20k': Layout(
@@ -78,7 +79,7 @@ LAYOUTS: dict[str, Layout] = {
         inside=('ADEChallengeData2016', 'ade/ADEChallengeData2016'),
         splits={
             'val': 'validation', 'validation': 'validation', 'train': 'training',
-            'training': 'training',
+            'training': 'training', 'test': 'testing',
         },
         from_one=True,
     ),
@@ -159,6 +160,10 @@ def published_pairs(
         (os.path.join(root, place.format(split=split)), suffix, mapping)
         for place, suffix, mapping in layout.labels
     ]
+    if not any(os.path.isdir(place) for place, _, _ in candidates):
+        note = f'{folder}: its split has no label maps; nothing is measured'
+        names = [stem + layout.suffix for stem in stems]
+        return [(x, os.path.join(folder, x), '') for x in names], {}, (*notes, note)
     used = next(
         (x for x in candidates if stems and os.path.isfile(_path(x, stems[0]))), candidates[0]
     )

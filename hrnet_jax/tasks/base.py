@@ -173,6 +173,7 @@ class Task:
     figures: of an evaluation; the first decides which checkpoint is best; none without one.
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
+    datasets: names that it takes beside those of tfds, for the help of eval.py.
     one_class: the outputs are logits of classes of which one is right.
     heads: of the PyTorch files that its checkpoints are made from and written to; names of the
         converter, such as 'classifier'.
@@ -185,6 +186,7 @@ class Task:
     figures: ClassVar[tuple[Figure, ...]] = ()
     training_figures: ClassVar[tuple[str, ...]] = ()
     default_dataset: ClassVar[str | None] = None
+    datasets: ClassVar[tuple[str, ...]] = ()
     one_class: ClassVar[bool] = False
     heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
@@ -286,6 +288,11 @@ class Task:
 
         return TrainData(source, recipe, *share)
 
+    def transform(self, recipe: Any, source: Opened) -> Protocol:
+        """What the evaluations of a run on this training set do with an image; training normalises
+        as it does."""
+        return recipe.transform
+
     def num_outputs(self, source: Facts) -> int:
         """The length of the network's output for this data; raises UserError."""
         if source.num_classes is None:
@@ -368,11 +375,15 @@ class Task:
         """
         self.refuse('prediction')
 
-    def open_image(self, path: str) -> Any:
-        """The picture in a file, for predict.py; raises UserError."""
+    def open_image(self, path: str, **flags: Any) -> Any:
+        """The picture in a file, for predict.py; `flags`: those of the protocol that are given.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
         from hrnet_jax.data.preprocess import open_image
 
-        return open_image(path)
+        return open_image(path, turned=flags.get('exif') is not False)
 
     def every_part(
         self, transform: Any, images: Sequence[Any], options: Mapping[str, Any]

@@ -14,14 +14,30 @@ from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import opencv, people, people_batches, topdown
 from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.measured import Measured
+from hrnet_jax.data.people import OpenedPeople
 from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks.base import Figure, Metric, Task, arch_of, options_of
+from hrnet_jax.tasks.base import (
+    Array,
+    Figure,
+    Metric,
+    Task,
+    TrainingData,
+    arch_of,
+    options_of,
+)
 from hrnet_jax.tasks.keypoint_metrics import Distances, Precision
+from hrnet_jax.tasks.pose_recipes import RECIPES, PoseRecipe
+from hrnet_jax.tasks.recipe import Group
 from hrnet_jax.tasks.similarity import person_score
 
 _FIELDS = ('in_channels', 'head', 'upsample', 'align_corners')  # of `PoseNet`, in checkpoint.json
+# Of recipes, as `Augmentation` has them.
+_AUGMENTATION = (
+    *('flip', 'shift', 'shift_share', 'scale', 'rotation', 'rotation_share', 'noise'),
+    *('half_body', 'half_body_least', 'half_body_upper'),
+)
 THRESHOLD = 0.3  # score of a keypoint that is drawn
 _BOXES = (
     "JSON of people's boxes: COCO detections; or, for predict.py, {file: [[x, y, w, h], ...]} by "
@@ -69,6 +85,7 @@ class Pose(Task):
         Figure('nme', 'NME', higher_is_better=False),
     )
     protocol = TopDown
+    recipes = RECIPES
     outputs = 'keypoints'
 
     # The model
@@ -135,6 +152,45 @@ class Pose(Task):
             '--predictions', metavar='FILE', help="write the people there, as COCO's results (JSON)"
         )
 
+    # Training
+
+    def parameter_groups(self, model: Any, recipe: Any) -> Sequence[Group]:
+        """`head_lr` is for the whole head."""
+        return recipe.parameter_groups([('head',)])
+
+    def transform(self, recipe: PoseRecipe, source: OpenedPeople) -> TopDown:
+        held = source.keypoints
+        return dataclasses.replace(
+            recipe.transform, keypoints=held.names, pairs=held.pairs, skeleton=held.skeleton
+        )
+
+    def check_training(self, source: Any) -> None:
+        if isinstance(source.truth, Measured):
+            raise UserError(
+                f'{source.dataset.name} is evaluated by distances, and a run by AP: train on '
+                'annotations in the form of COCO'
+            )
+
+    def training_data(self, source: OpenedPeople, recipe: PoseRecipe, *share: int) -> TrainingData:
+        from hrnet_jax.data.indexed_training import IndexedData
+        from hrnet_jax.data.pose_augment import Augmentation, fields
+
+        own = {name: getattr(recipe, name) for name in _AUGMENTATION}
+        augment = Augmentation(self.transform(recipe, source), source.keypoints.upper, **own)
+        size, count = recipe.input_size, self.num_outputs(source)
+        outputs = fields(size, count)
+        return IndexedData(source, recipe, *share, augment=augment, size=size, outputs=outputs)
+
+    def loss(
+        self, outputs: Array, batch: dict[str, Array], recipe: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        """The mean of squares over pixels and keypoints; 0 for a keypoint that is not marked."""
+        import jax.numpy as jnp
+
+        wanted = batch['rows'][:, :, None] * batch['columns'][:, None]
+        apart = jnp.square(outputs - wanted) * batch['seen'][:, None, None]
+        return recipe.loss_weight * jnp.mean(apart, (1, 2, 3)), {}
+
     # Prediction
 
     def prediction_options(
@@ -153,7 +209,7 @@ class Pose(Task):
             options = {**options, 'boxes': box_files.boxes_of_files(file, paths)}
         return options
 
-    def open_image(self, path: str) -> np.ndarray:
+    def open_image(self, path: str, **flags: Any) -> np.ndarray:
         return opencv.read_rgb(path)
 
     def every_part(

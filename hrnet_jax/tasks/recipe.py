@@ -17,7 +17,7 @@ from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
 
-Optimizer = Literal['sgd', 'adamw']
+Optimizer = Literal['sgd', 'adam', 'adamw']
 Schedule = Literal['step', 'cosine', 'poly']
 Similarity = Literal['js', 'kl']
 Pair = tuple[float, float]
@@ -74,12 +74,12 @@ class Recipe:
     )
     std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise')
 
-    optimizer: Optimizer = setting('sgd', 'sgd (with momentum) or adamw')
+    optimizer: Optimizer = setting('sgd', 'sgd (with momentum), adam or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
     base_batch: int = setting(128, 'images in a batch for which learning_rate is meant')
     momentum: float = setting(0.9, 'momentum of sgd')
     nesterov: bool = setting(True, 'momentum as Nesterov')
-    weight_decay: float = setting(1e-4, 'sgd: added to the gradient; adamw: decoupled')
+    weight_decay: float = setting(1e-4, 'sgd and adam: added to the gradient; adamw: decoupled')
     decay_norms: bool = setting(True, 'decay biases and BatchNorm too')
     clip_norm: float | None = setting(None, 'largest norm of the whole gradient', none='any')
     schedule: Schedule = setting('step', 'schedule of the learning rate: step, cosine or poly')
@@ -289,6 +289,17 @@ _RANGES: dict[str, tuple[float, float]] = {
     'ohem_kept': (1, 1e9),
     'class_weights': (0, _ANY),
     'aux_weight': (0, _ANY),
+    'input_size': (32, 1e5),
+    'padding': (0.1, 10),
+    'sigma': (0.1, 100),
+    'loss_weight': (0, _ANY),
+    'half_body': (0, 1),
+    'half_body_least': (1, 1e4),
+    'half_body_upper': (0, 1),
+    'shift': (0, 1),
+    'shift_share': (0, 1),
+    'rotation': (0, 180),
+    'rotation_share': (0, 1),
     'eval_resize': (1, 1e5),
     'eval_crop': (STRIDE, 1e5),
     'learning_rate': (0, _ANY),

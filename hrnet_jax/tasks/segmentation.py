@@ -15,6 +15,8 @@ from hrnet_jax.data.buckets import buckets
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import at_once, batches, example_arrays
 from hrnet_jax.data.preprocess import rgb_image
+from hrnet_jax.data.segmentation_folders import LAYOUTS
+from hrnet_jax.data.segmentation_tfds import PREPARED
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
@@ -84,13 +86,18 @@ class Confusion(Metric):
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = 100 * right / (labelled + predicted - right)
             accuracy = 100 * right / labelled
-        if not labelled.any():
-            raise UserError('no pixel of the data has a label: there is no mean IoU')
-        metrics = {
-            'miou': float(np.nanmean(iou)),
-            'mean_accuracy': float(np.nanmean(accuracy)),
-            'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
-        }
+        if not labelled.any() and not self.labels:
+            raise UserError(
+                'no pixel of the data has a label: there is no mean IoU; --labels DIR writes what '
+                'the network predicts'
+            )
+        metrics = {}
+        if labelled.any():
+            metrics = {
+                'miou': float(np.nanmean(iou)),
+                'mean_accuracy': float(np.nanmean(accuracy)),
+                'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
+            }
 
         def by_class(values: np.ndarray) -> dict[str, float | None]:
             each = zip(self.class_names, values, strict=True)
@@ -188,6 +195,7 @@ class Segmentation(Task):
     heads = ('fcn', 'ocr')
     training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
+    datasets = (*LAYOUTS, *PREPARED)
 
     # The model
 
@@ -303,7 +311,7 @@ class Segmentation(Task):
             check_labels_folder(labels)
         return {'names': names, 'labels': labels, 'probabilities': probabilities}
 
-    def open_image(self, path: str) -> np.ndarray:
+    def open_image(self, path: str, **flags: Any) -> np.ndarray:
         return opencv.read_rgb(path)
 
     def every_part(

@@ -103,12 +103,12 @@ class Experiment:
         self.peak = recipe.learning_rate * recipe.scaled
         self.tx = make_optimizer(recipe, schedule, self.task.parameter_groups(self.model, recipe))
         self.train_step = make_train_step(
-            self.model, recipe, recipe.transform, self.tx, schedule, self.mesh, self.teacher,
+            self.model, recipe, self.transform, self.tx, schedule, self.mesh, self.teacher,
             fields=[field.name for field in self.data.fields],
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
         self.figures = self.task.figures_of(self.model)
-        self.eval_step = make_eval_step(self.model, recipe.transform, self.mesh, self.metric)
+        self.eval_step = make_eval_step(self.model, self.transform, self.mesh, self.metric)
         self.store = saving.Store(
             options.workdir,
             self._describe(),
@@ -170,7 +170,7 @@ class Experiment:
     def introduce(self, start: int) -> None:
         """Says what was found."""
         r, devices, processes = self.recipe, jax.devices(), jax.process_count()
-        of = f' of {self.num_classes} classes' if self.source.num_classes else ''
+        of = f' of {self.num_classes} {self.task.outputs}' if self.source.num_classes else ''
         each, epoch = r.microbatch // self.mesh.size, self.data.steps_per_epoch
         height, width = r.size
         rows = {
@@ -186,7 +186,7 @@ class Experiment:
             + (f', teacher {self.taught_by}' if self.taught_by else ''),
             'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {height} x {width}; '
             f'evaluated on {self.held_out.num_examples:,} of {self.held_out.split}: '
-            f'{r.transform.text}',
+            f'{self.transform.text}',
             'steps': f'{self.total:,}, {epoch:,} an epoch for {self.total / epoch:.4g} epochs; '
             + (
                 'finished, nothing to do'
@@ -196,7 +196,7 @@ class Experiment:
                 else 'from the beginning'
             ),
             'pixels': ', '.join(
-                f'{name} {" ".join(format(x, "g") for x in getattr(r.transform, name))}'
+                f'{name} {" ".join(format(x, "g") for x in getattr(self.transform, name))}'
                 for name in ('mean', 'std')
             )
             + self.pixels_as,
@@ -221,6 +221,7 @@ class Experiment:
             given = f'--eval-split {r.eval_split}' if r.eval_split else '--eval-split is not given'
             raise type(error)(f'{given}: {error}') from error
         self.task.check_training(self.source)
+        self.transform = self.task.transform(r, self.source)
         self.num_classes = self.task.num_outputs(self.source)
         self.task.check_recipe(r, self.num_classes)
         names = [
@@ -230,11 +231,11 @@ class Experiment:
         if apart := sorted(names[0] ^ names[1]):
             raise UserError(
                 f'{r.dataset}: {self.source.split} and {self.held_out.split} must have the same '
-                f'classes; they differ in {listed(apart)}'
+                f'{self.task.outputs}; they differ in {listed(apart)}'
             )
         self.task.check_evaluation({'class_names': self.source.class_names}, self.held_out)
         if distributed.is_main():
-            self.task.check_files(self.held_out, r.transform, r.eval_max_corrupt)
+            self.task.check_files(self.held_out, self.transform, r.eval_max_corrupt)
         self.context = self.task.context(self.held_out, data_dir)
         places = jax.process_index(), jax.process_count()
         self.data = self.task.training_data(self.source, r, *places)
@@ -302,7 +303,8 @@ class Experiment:
         variables, report = transfer(fresh, loaded, fresh=last if new else ())
         head = not all(any(re.search(p, name) for p in last) for name in report.initialised)
         part = 'head' if head else 'last layer'
-        self.say(f'init    {folder}{f", {part} new for {self.num_classes} classes" * new}')
+        outputs = f'{self.num_classes} {self.task.outputs}'
+        self.say(f'init    {folder}{f", {part} new for {outputs}" * new}')
         self.say(str(report))
         now = self.task.describe(self.model)
         for name in sorted(before.keys() & now.keys() - {'arch', 'num_classes'}):
@@ -314,7 +316,7 @@ class Experiment:
         return {
             **checkpoint.describe(self.model, self.task),
             **self.task.facts(self.source),
-            'transform': self.recipe.transform.to_json(),
+            'transform': self.transform.to_json(),
             'published': None,
             'source': {'file': None, 'origin': 'train.py', 'sha256': None},
             'training': {

@@ -26,9 +26,9 @@ from hrnet_jax.weights.transfer import matching
 
 Array = jax.Array
 Batch = dict[str, Any]
+_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 # Each process sends these four facts with each batch: it was asked to stop; it has failed; it had
 # no data for this step; how many images it skipped.
-_FORWARD = 2**31 - 1  # folded into a step's key for what the network draws itself
 SIGNALS = ('stop', 'failed', 'no_batch', 'skipped')
 
 
@@ -124,7 +124,7 @@ SCHEDULES = {'step': _drops, 'cosine': _cosine, 'poly': _poly}
 def make_optimizer(
     recipe: Recipe, schedule: optax.Schedule, groups: Sequence[Group] | None = None
 ) -> optax.GradientTransformation:
-    """SGD as PyTorch's (decay joins the gradient, then momentum), or AdamW.
+    """SGD and Adam as PyTorch's (decay joins the gradient), or AdamW.
 
     Args:
         groups: of `Task.parameter_groups`; by default those of a classifier.
@@ -148,20 +148,26 @@ def make_optimizer(
         return whole.init(params)
 
     decay = optax.stateless(decayed)
-    if recipe.optimizer == 'sgd':
-        rule = optax.chain(decay, optax.trace(recipe.momentum, recipe.nesterov))
-    else:
-        rule = optax.chain(optax.scale_by_adam(), decay)
+    rules = {
+        'sgd': (decay, optax.trace(recipe.momentum, recipe.nesterov)),
+        'adam': (decay, optax.scale_by_adam()),
+        'adamw': (optax.scale_by_adam(), decay),
+    }
     # Always in these places, so that the names in a checkpoint do not depend on what is in use.
     whole = optax.chain(
         optax.identity()
         if recipe.clip_norm is None
         else optax.clip_by_global_norm(recipe.clip_norm),
-        rule,
+        optax.chain(*rules[recipe.optimizer]),
         optax.stateless(rated),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.GradientTransformation(init, whole.update)
+
+    def update(updates: Variables, state: Any, params: Variables) -> Any:
+        with jax.numpy_dtype_promotion('standard'):  # Optax raises floats to counters
+            return whole.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _factors(groups: Sequence[tuple[str, float]], params: Variables) -> Variables:

@@ -189,7 +189,7 @@ class Trainer:
 
         def batches() -> Iterator[Batch]:
             task = self.experiment.task
-            for batch in task.batches(source, self.recipe.transform, share):
+            for batch in task.batches(source, self.experiment.transform, share):
                 if self.interrupt:
                     raise distributed.Stopped
                 yield batch
@@ -198,7 +198,7 @@ class Trainer:
             self.experiment.model,
             state.variables(averaged=True),
             batches(),
-            self.recipe.transform,
+            self.experiment.transform,
             self.experiment.metric,
             mesh=self.experiment.mesh,
             step=self.experiment.eval_step,

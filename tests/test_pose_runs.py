@@ -1,0 +1,109 @@
+"""Whole runs of train.py on keypoints in the form of COCO: resumed, of any K, from a classifier."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+import train as train_command
+from hrnet_jax import checkpoint
+from hrnet_jax.checkpoints import workdir
+
+sys.path.append(str(runs.ROOT / 'examples'))
+import figures  # noqa: E402
+
+EPOCH = 3  # steps of 8 of the 24 figures
+SETTING = (
+    '--split train --eval-split val --input-size 64 32 --batch-size 8 --bn-group-size 4 '
+    '--dtype float32 --epochs 2 --checkpoint-steps 2 --eval-every 2 --keep 9'
+)
+
+
+@pytest.fixture(scope='module')
+def folder(once):
+    return once('figures', lambda path: figures.make(path, {'train': 12, 'val': 2}))
+
+
+def launch(run, folder, *flags, **where):
+    data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
+    return runs.launch(run, folder, *data, recipe='pose', quick=True, **where)
+
+
+@pytest.fixture(scope='module')
+def straight(once, folder):
+    """A run without interruption."""
+
+    def make(run):
+        [(code, out, err)] = runs.finish(launch(run, folder))
+        assert (code, err) == (0, '')
+        assert '24 images of 17 keypoints, 64 x 32; evaluated on 4 of val: coco quarter' in out
+        assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
+
+    return once('pose', make)
+
+
+def test_resumed_it_is_the_same_to_the_bit(straight, folder):
+    again = runs.lose_checkpoints(straight, after=4)
+    [(code, out, err)] = runs.finish(launch(again, folder))
+    assert (code, err) == (0, '')
+    assert 'going on after 4' in out
+    assert runs.digests(again) == runs.digests(straight)
+    ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
+    assert ours['ap'] == theirs['ap']
+
+
+def test_what_a_run_leaves_behind(straight):
+    assert {'ap', 'ap50', 'ar'} <= set(runs.rows(straight, 'eval')[-1])
+    step = straight / workdir.CHECKPOINTS / str(2 * EPOCH)
+    meta = checkpoint.read_json(step)
+    assert (meta['task'], meta['head'], meta['num_classes']) == ('pose', 'finest', 17)
+    assert meta['transform']['keypoints'] == list(figures.COCO.names)
+    assert meta['transform']['input_size'] == [64, 32]
+    model, _ = checkpoint.load(step)
+    assert model.transform.pairs == figures.COCO.pairs
+
+
+def test_own_keypoints_from_a_classifier(tiny, folder, command, tmp_path):
+    """Names, partners and lines are those of the file; the backbone is taken without what the
+    finest map does not need, and the head is new; all of it is told."""
+    for split in ('train', 'val'):
+        content = json.loads((folder / f'{split}.json').read_text())
+        for person in content['annotations']:
+            person['keypoints'] = person['keypoints'][3 * 5 : 3 * 9]
+        own = {'keypoints': ['l_arm', 'r_arm', 'L_elbow', 'R_elbow'], 'skeleton': [[1, 3], [2, 4]]}
+        content['categories'][0] |= own
+        (tmp_path / f'{split}.json').write_text(json.dumps(content))
+    (tmp_path / 'images').symlink_to(folder / 'images')
+    model, variables = tiny
+    meta = checkpoint.describe(model) | {
+        'transform': {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
+    }
+    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    code, out, err = command(
+        train_command.main, '--recipe', 'pose', '--dataset', f'folder:{tmp_path}',
+        *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard',
+        '--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0',
+    )  # fmt: skip
+    assert (code, err) == (0, '')
+    assert '24 images of 4 keypoints' in out
+    assert f'init    {tmp_path / "tiny"}, last layer new for 4 keypoints' in out
+    assert 'pixels  mean 0.4 0.4 0.4, std 0.3 0.3 0.3, as of' in out
+    assert re.search(r'loaded +\d+ +backbone', out)
+    assert re.search(r'initialised +2 +head/final_layer', out)
+    assert re.search(r'left +\d+ +backbone.*, head', out)
+    trained_model, trained = checkpoint.load(tmp_path / 'run')
+    transform = trained_model.transform
+    assert (transform.pairs, transform.skeleton) == (((0, 1), (2, 3)), ((0, 2), (1, 3)))
+    assert transform.keypoints[0] == 'l_arm'
+    before = variables['params']['backbone']
+    for path, x in jax.tree_util.tree_flatten_with_path(trained['params']['backbone'])[0]:
+        y = before
+        for key in path:
+            y = y[key.key]
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

@@ -67,7 +67,11 @@ def test_architectures_by_other_names(name, meant):
     ('main', 'given', 'said'),
     [
         (train.main, ('--recipe', 'fintune'), "'fintune'; perhaps finetune; known: official, "),
-        (train.main, ('--recipe', 'Official'), "'Official'; perhaps official; known: official, "),
+        (
+            train.main,
+            ('--recipe', 'Official'),
+            "'Official'; perhaps official or official_pose; known: official, ",
+        ),
         (
             train.main,
             ('--optimizer', 'adan'),

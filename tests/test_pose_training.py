@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -16,7 +17,9 @@ from torch import nn
 from convert.layouts import canonical_key
 from convert.reference import HRNet
 from hrnet_jax.archs import ARCHS
+from hrnet_jax.data.coco_form import keypoints
 from hrnet_jax.data.heatmap_targets import targets
+from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.sources import Dataset, Facts
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
@@ -157,3 +160,15 @@ def test_published_schedule():
 def test_mistakes_in_a_recipe(given, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(OwnPose(dataset='x'), **given)
+
+
+def test_a_set_that_is_evaluated_by_distances():
+    truth = Measured(np.zeros((1, 16, 3)), np.ones(1), (0,), heads=True)
+    with pytest.raises(UserError, match='mpii is evaluated by distances, and a run by AP'):
+        TASK.check_training(types.SimpleNamespace(truth=truth, dataset=Dataset('mpii')))
+
+
+@pytest.mark.parametrize('skeleton', [[[0, 1]], [[1, 3]], [[1]], [1, 2], ['ab']])
+def test_lines_that_join_nothing(skeleton):
+    with pytest.raises(UserError, match='a.json: "skeleton" is not pairs of numbers from 1 to 2'):
+        keypoints('own', ('a', 'b'), {'skeleton': skeleton}, 'a.json')

@@ -73,7 +73,8 @@ def _neighbours(n: int, out: int, align_corners: bool) -> tuple[np.ndarray, np.n
     else:
         at = np.maximum((i + 0.5) * (n / out) - 0.5, 0)
     low = np.minimum(at.astype(int), n - 1)
-    return low, np.minimum(low + 1, n - 1), at - low
+    # int32: of another type they would differ inside and outside of x64.
+    return low.astype(np.int32), np.minimum(low + 1, n - 1).astype(np.int32), at - low
 
 
 def resize_each(

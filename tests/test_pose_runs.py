@@ -45,7 +45,7 @@ def straight(once, folder):
         assert '24 images of 17 keypoints, 64 x 32; evaluated on 4 of val: coco quarter' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
-    return once('pose', make)
+    return once('pose_run', make)
 
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):

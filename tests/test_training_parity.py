@@ -20,7 +20,8 @@ import torch
 from rules import image, weight
 from steps import binary_batch, host, nchw, precision, prepared, tensor
 
-from convert.layouts import LAYOUTS, canonical_key
+from convert.heads import CLASSIFIER
+from convert.layouts import canonical_key
 from convert.reference import HRNet
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.models import create_model, variable_shapes
@@ -38,7 +39,8 @@ BIASED = ('downsamp_modules.0', 'downsamp_modules.1', 'downsamp_modules.2', 'fin
 
 def official(path, axes):
     key, order = canonical_key(tuple(k.key for k in path), axes)
-    return LAYOUTS['official'].from_canonical(key), order
+    official = next(layout for layout in CLASSIFIER.layouts if layout.name == 'official')
+    return official.from_canonical(key), order
 
 
 def named(tree):

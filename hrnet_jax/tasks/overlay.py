@@ -83,4 +83,5 @@ def draw(
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-    figure.savefig(path, dpi=130, format=form)
+    # 'tight' keeps the legends, which are outside of the axes.
+    figure.savefig(path, dpi=130, format=form, bbox_inches='tight')

@@ -23,6 +23,7 @@ from hrnet_jax.checkpoints.published import PUBLISHED
 from hrnet_jax.commands.arguments import add_arch, add_protocols, every_task, given
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
+from hrnet_jax.runtime.buckets import joined, output
 from hrnet_jax.runtime.files import refuse_existing
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.flag import add_task, task_of_checkpoint
@@ -176,7 +177,7 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
     if args.name:
         if Path(args.name).name != args.name or args.name.startswith('.'):
             raise UserError(f'--name {args.name} is not a plain name')
-        refuse_existing(Path(args.out) / args.name, args.force, checkpoint.JSON)
+        refuse_existing(joined(args.out, args.name), args.force, checkpoint.JSON)
     file = folders.read(
         args.source,
         args.arch,
@@ -200,7 +201,7 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
     folder = args.name or done.arch.name
     if folder in ARCHS and folder != done.arch.name:
         raise UserError(f'--name {folder} is an architecture; the file holds {done.arch.name}')
-    out = Path(args.out) / folder
+    out = joined(args.out, folder)
     refuse_existing(out, args.force, checkpoint.JSON)
 
     transform, taken = file.protocol(task, STRIDE, **own)
@@ -269,11 +270,12 @@ def to_file(args: Any) -> None:
     """A converted or training folder -> a .pth or .safetensors file, and JSON beside it."""
     folder, meta = loading.described(args.source, args.arch, args.weights)
     task_of_checkpoint(args.task, meta)
-    file = files.Written(Path(args.out), args.to, meta, args.force)
-    written = file.write(*loading.load(folder, args.arch, weights=args.weights))
+    with output(args.out, args.force) as out:
+        file = files.Written(out, args.to, meta, args.force)
+        written = file.write(*loading.load(folder, args.arch, weights=args.weights))
     for line in beside.lines(meta, args.weights):
         print(line)
-    print(written)
+    print(written.replace(str(out), args.out))
 
 
 def _class_names(file: str | None) -> list[str] | None:

@@ -20,6 +20,7 @@ from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.training import saving
+from hrnet_jax.training.home import Home
 from hrnet_jax.training.step import create_state, make_optimizer
 
 IDS = list(imagenet.classes())
@@ -40,7 +41,7 @@ def store(tmp_path):
     saving.prepare(tmp_path, {'recipe': RECIPE.to_json()}, force=False)
     warnings = []
     saving.write_config(tmp_path, {'recipe': RECIPE.to_json()})
-    store = saving.Store(tmp_path, describe, 2, warnings.append)
+    store = saving.Store(Home(tmp_path), describe, 2, warnings.append)
     store.warnings = warnings
     yield store
     store.close()

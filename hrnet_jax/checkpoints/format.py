@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, flat
-from hrnet_jax.runtime.files import replacing, uninterrupted
+from hrnet_jax.runtime.buckets import Bucket, is_url
+from hrnet_jax.runtime.files import refuse_existing, replacing, uninterrupted
 from hrnet_jax.tasks import get_task, task_of, task_of_model
 from hrnet_jax.tasks.base import Task, Unknown
 
@@ -43,7 +45,7 @@ def save(
     """Writes a checkpoint folder, whole or not at all.
 
     Args:
-        path: the folder to make.
+        path: the folder to make; may be in a bucket, such as gs://bucket/w18.
         variables: {'params': ..., 'batch_stats': ...}.
         meta: the JSON's content beside `version` and `arrays`; `describe` makes it.
         force: replace a checkpoint that exists; never a folder of another kind.
@@ -53,6 +55,12 @@ def save(
     """
     import orbax.checkpoint as ocp
 
+    if is_url(path):
+        refuse_existing(os.fspath(path), force, JSON)
+        with tempfile.TemporaryDirectory() as temporary:
+            save(Path(temporary) / 'checkpoint', variables, meta)
+            Bucket(os.fspath(path)).upload(Path(temporary) / 'checkpoint', '', JSON)
+        return
     path = Path(path).absolute()
     arrays = entries(variables)
     with replacing(path, force, JSON) as temporary:

@@ -12,7 +12,6 @@ import importlib.util
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints import workdir
@@ -23,6 +22,7 @@ from hrnet_jax.tasks import recipes
 from hrnet_jax.tasks.flag import add_task
 from hrnet_jax.tasks.recipe import Recipe
 from hrnet_jax.tasks.recipe_flags import add_arguments, describe, going_on
+from hrnet_jax.training.home import Home, open_home
 from hrnet_jax.weights import loading
 
 DEFAULT = 'official'
@@ -51,7 +51,7 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     p.add_argument(
         '--workdir',
         required=True,
-        help='training folder; the same for all hosts, on shared storage',
+        help='training folder; the same for all hosts: on shared storage, or gs:// or s3://',
     )
     p.add_argument(
         '--data-dir', metavar='D', help='where tfds data sets lie (default: where tfds has them)'
@@ -85,11 +85,15 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, not {value}')
-    if '://' in args.workdir:
-        raise UserError(
-            f'--workdir {args.workdir} is no folder; mount the bucket and give the folder it is at'
-        )
-    recipe, kept = going_on(cls, args, workdir.recipe(Path(args.workdir)))
+    with open_home(args.workdir) as home:
+        code = run(args, cls, home)
+    if code:
+        sys.exit(code)
+
+
+def run(args: argparse.Namespace, cls: type[Recipe], home: Home) -> int:
+    """Trains as the flags say; returns the exit code."""
+    recipe, kept = going_on(cls, args, workdir.recipe(home.path))
     if args.arch is None:
         if not recipe.init:
             raise UserError('--arch or --init is needed')
@@ -123,7 +127,7 @@ def main() -> None:
     fields = {field.name for field in dataclasses.fields(Options)}
     values = {name: value for name, value in vars(args).items() if name in fields}
     profile = tuple(args.profile) if args.profile else None
-    options = Options(**values | {'workdir': Path(args.workdir), 'profile': profile})
+    options = Options(**values | {'workdir': home.path, 'profile': profile, 'home': home})
     experiment = Experiment(args.arch, recipe, options, say)
     if kept:
         say(f'note: evaluated as before, {" ".join(kept)}; to change that, give these flags')
@@ -141,6 +145,7 @@ def main() -> None:
                 config=experiment.config,
                 figures=experiment.figures,
             )
+            home.start(lambda line: say(f'warning: {line}'))
             if 0 < step < experiment.total:
                 reporter.event(step, 'resumed', f'on {experiment.mesh.size} devices')
     try:
@@ -163,8 +168,7 @@ def main() -> None:
         figure = experiment.task.best
         value = figure.text(experiment.store.figure(best), 3)
         say(f'best    {value} {figure.label} at step {best:,}')
-    if code:
-        sys.exit(code)
+    return code
 
 
 def entry() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from hrnet_jax.data.sources import Field
 from hrnet_jax.errors import UserError
@@ -46,8 +46,6 @@ class Shares:
     process_index: int = 0
     process_count: int = 1
 
-    most_processes: ClassVar[float] = math.inf
-
     def __post_init__(self) -> None:
         name, batch = self.source.dataset.name, self.recipe.batch_size
         if not self.steps_per_epoch:
@@ -55,13 +53,10 @@ class Shares:
                 f'{name} has {self.source.num_examples} training images, less than a batch of '
                 f'{batch}; take a smaller --batch-size'
             )
-        if self.lanes % self.process_count:
-            most = f', at most {self.most_processes} processes'
+        if self.recipe.microbatch % self.process_count:
             raise UserError(
                 f'{self.recipe.microbatch} images (batch_size / accumulate) cannot be shared out '
                 f'among {self.process_count} processes; choose a multiple of {self.process_count}'
-                + most
-                * (self.process_count > self.most_processes)
             )
 
     @property
@@ -73,11 +68,6 @@ class Shares:
     def fields(self) -> tuple[Field, ...]:
         """What a batch has beside image and weight."""
         return self.source.fields
-
-    @property
-    def lanes(self) -> int:
-        """Into how many parts the images can be divided that go through the network at once."""
-        return self.recipe.microbatch
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Training batches as a function of (seed, step): a resumed run sees what it would have seen.
 
 An epoch is cut into lanes, up to 64, each with its own part of the shuffled examples; every batch
-takes equally many of each lane, in order. A process reads whole lanes, so that neither the
-batches nor the order within them depend on how many processes there are.
+takes equally many of each lane, in order. A process reads the lanes that its part of a batch is
+of, so that neither the batches nor the order within them depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -54,8 +54,6 @@ class TrainData(Shares):
 
     source: Source
     recipe: SquarePlan
-
-    most_processes: ClassVar[float] = LANES
 
     @property
     def lanes(self) -> int:
@@ -152,27 +150,41 @@ class TrainData(Shares):
         return names
 
     def _raw(self, epoch: int, first: int) -> tf.data.Dataset:
-        """This process's examples of an epoch, from its `first` part on, a block of each lane."""
-        tf = tensorflow()
+        """This process's examples of an epoch, from its `first` part on, a block of each lane.
+
+        With more processes than lanes, several read one lane, and each takes its part of a block.
+        """
         total, block = self.source.num_examples, self.recipe.microbatch // self.lanes
-        share = self.lanes // self.process_count
-        own = range(share * self.process_index, share * (self.process_index + 1))
+        start, end = (self.shape[1] * (self.process_index + i) for i in (0, 1))
+        own = range(start // block, -(-end // block))
+        parts = [(max(start - i * block, 0), min(end - i * block, block)) for i in own]
         bounds = [total * lane // self.lanes for lane in range(self.lanes + 1)]
         seed = (self.recipe.seed, epoch)
         skip = first * block
         if self.source.pick is not None:
             order = np.random.default_rng(seed).permutation(total)
             length = total // self.lanes // block * block
-            blocks = [order[bounds[i] + skip : bounds[i] + length].reshape(-1, block) for i in own]
-            return self.source.pick(np.stack(blocks, 1).ravel())
+            blocks = [
+                order[bounds[i] + skip : bounds[i] + length].reshape(-1, block)[:, a:b]
+                for i, (a, b) in zip(own, parts, strict=True)
+            ]
+            return self.source.pick(np.concatenate(blocks, 1).ravel())
+
+        def part(lane: Any, a: int, b: int) -> Any:
+            if b - a == block:
+                return lane
+            numbered = lane.enumerate().filter(lambda i, x: (i % block >= a) & (i % block < b))
+            return numbered.map(lambda i, x: x)
+
         # Prefetched so that all lanes skip at the same time.
-        lanes = [self.source.raw(bounds[i], bounds[i + 1], seed, skip).prefetch(block) for i in own]
-        turn = (
-            tf.data.Dataset.range(len(lanes))
-            .repeat()
-            .flat_map(lambda i: tf.data.Dataset.from_tensors(i).repeat(block))
-        )
-        return tf.data.Dataset.choose_from_datasets(lanes, turn)
+        lanes = [
+            part(self.source.raw(bounds[i], bounds[i + 1], seed, skip), a, b).prefetch(block)
+            for i, (a, b) in zip(own, parts, strict=True)
+        ]
+        turn = np.repeat(np.arange(len(lanes)), [b - a for a, b in parts])
+        datasets = tensorflow().data.Dataset
+        turns = datasets.from_tensor_slices(turn).repeat()
+        return datasets.choose_from_datasets(lanes, turns)
 
     @functools.cached_property
     def _read(self) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hrnet_jax.errors import UserError
+from hrnet_jax.runtime.buckets import Bucket, is_url
 
 
 def cache_folder() -> Path:
@@ -24,15 +25,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hrnet_jax'
 
 
-def refuse_existing(path: Path, force: bool, marker: str | None = None) -> None:
+def refuse_existing(path: Path | str, force: bool, marker: str | None = None) -> None:
     """Raises UserError where `path` exists, unless `force` is set and it is of the kind to replace.
 
     Args:
+        path: may be the URL of a folder.
         marker: for folders, a file that ours have in them; None if `path` is to be a file.
     """
-    if not os.path.lexists(path):
+    if is_url(path):
+        held = Bucket(str(path)).sizes()
+        exists, ours = bool(held), marker in held
+    else:
+        path = Path(path)
+        exists = os.path.lexists(path)
+        ours = (path / marker).is_file() if marker else path.is_file()
+    if not exists:
         return
-    ours = (path / marker).is_file() if marker else path.is_file()
     if not ours and force:
         raise UserError(f'{path} is not of this program, so --force does not replace it; remove it')
     if not force:

@@ -29,6 +29,7 @@ from hrnet_jax.tasks import get_task, task_of
 from hrnet_jax.tasks.base import Opened
 from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
 from hrnet_jax.training import saving
+from hrnet_jax.training.home import Home
 from hrnet_jax.training.step import (
     TrainState,
     create_state,
@@ -56,6 +57,7 @@ class Options:
     wandb: str | None = None
     profile: tuple[int, int] | None = None
     force: bool = False
+    home: Home | None = None  # where workdir is kept, if not on a disk
 
 
 class Experiment:
@@ -71,6 +73,7 @@ class Experiment:
     def __init__(self, arch: str, recipe: Recipe, options: Options, say: Callable[[str], None]):
         self.arch, self.options, self.say = arch, options, say
         self.task = get_task(recipe.task)
+        self.home = options.home or Home(options.workdir)
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
         with distributed.fail_together():
@@ -88,7 +91,7 @@ class Experiment:
                     saving.require_classes(options.workdir, self.source.class_names)
                 if changed:
                     say(f'note: until now the run was one with {"; ".join(changed)}')
-        saving.require_shared(options.workdir)
+        saving.require_shared(self.home)
         distributed.require_same(
             training_images=self.source.num_examples,
             evaluation_images=self.held_out.num_examples,
@@ -110,7 +113,7 @@ class Experiment:
         self.figures = self.task.figures_of(self.model)
         self.eval_step = make_eval_step(self.model, self.transform, self.mesh, self.metric)
         self.store = saving.Store(
-            options.workdir,
+            self.home,
             self._describe(),
             options.keep,
             lambda line: say(f'warning: {line}'),
@@ -200,7 +203,7 @@ class Experiment:
                 for name in ('mean', 'std')
             )
             + self.pixels_as,
-            'folder': str(self.options.workdir),
+            'folder': self.home.name,
         }
         for name, text in rows.items():
             self.say(f'{name:8}{text}')

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from hrnet_jax.data import imagenet
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.runtime import distributed, files
 from hrnet_jax.tasks import DEFAULT
+from hrnet_jax.training.home import Home
 from hrnet_jax.training.step import TrainState
 
-_PATIENCE = 10  # seconds
 _EVALUATED = ('dataset', 'eval_split')  # with the transform: what an evaluation sees
 
 
@@ -113,37 +112,28 @@ def _changes(
             yield name, f'{name} {old}, not {new}'
 
 
-def require_shared(path: Path) -> None:
-    """Raises UserError in every process unless all see the same folder."""
-    if jax.process_count() == 1:
-        return
+def require_shared(home: Home) -> None:
+    """Raises UserError in every process unless process 0 can write and all can read that."""
     value = distributed.broadcast(int.from_bytes(os.urandom(3)))
-    token = path / f'.shared-{value}'
+    token = f'.shared-{value}'
     try:
         with distributed.fail_together():
             if distributed.is_main():
-                token.touch()
+                home.mark(token)
         with distributed.fail_together():
-            if not _appears(token):
-                raise UserError(f'{path} is not the folder that process 0 has; it must be shared')
+            if not home.marked(token):
+                raise UserError(
+                    f'{home.name} is not the folder that process 0 has; it must be shared'
+                )
     finally:
         if distributed.is_main():
-            token.unlink(missing_ok=True)
-
-
-def _appears(file: Path) -> bool:
-    """Waits for a file that another host has made: network file systems show it late."""
-    deadline = time.monotonic() + _PATIENCE
-    while not file.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+            with contextlib.suppress(UserError):
+                home.unmark(token)
 
 
 @dataclasses.dataclass
 class Store:
-    """The checkpoints of the training folder `path`; all its methods are for every process.
+    """The checkpoints of the training folder `home`; all its methods are for every process.
 
     Process 0 alone writes, because every process has the whole state; each reads for itself.
     Kept are the last `keep`, and the one with the best evaluation.
@@ -155,7 +145,7 @@ class Store:
         warn: gets a line about a checkpoint that cannot be read, or scores that are left out.
     """
 
-    path: Path
+    home: Home
     describe: dict[str, Any]
     keep: int
     warn: Callable[[str], None] = print
@@ -163,6 +153,7 @@ class Store:
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.path = self.home.path
         self._manager: Any = None
         self._writing = False
         self._newest: int | None = None  # being written, or written
@@ -171,7 +162,7 @@ class Store:
         """Orbax's preservation policy."""
         steps = [one.step for one in checkpoints]
         best = workdir.best(steps, self.scores)
-        return [step in (best, *steps[-self.keep :]) for step in steps]
+        return [step in (best, *steps[-self.keep :], *self.home.held) for step in steps]
 
     def best(self) -> int | None:
         """The step of the best evaluation so far."""
@@ -194,6 +185,7 @@ class Store:
         step = int(state.step)
         if not distributed.is_main() or step in (self._newest, *workdir.steps(self.path)):
             return
+        self.home.settle()
         import orbax.checkpoint as ocp
 
         # Copies: on a CPU, np.asarray would be a view of what the next step overwrites.
@@ -249,6 +241,8 @@ class Store:
         number, problem = distributed.broadcast(len(steps)), ''
         for left in reversed(range(number)):
             step = distributed.broadcast(steps[left] if steps else 0)
+            with distributed.fail_together():  # what cannot be fetched is not damaged for that
+                self.home.fetch(step)
             state, failure = None, 0
             try:
                 state = self._read(step, shapes)
@@ -283,7 +277,6 @@ class Store:
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         folder = self.path / workdir.CHECKPOINTS / str(step)
-        _appears(folder / workdir.META)
         meta = checkpoint.read_json(folder)
         if (task := meta.get('task', DEFAULT)) != self.describe['task']:
             raise checkpoint.Misfit(f'{folder} is for {task}, not {self.describe["task"]}')

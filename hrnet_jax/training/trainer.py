@@ -212,6 +212,7 @@ class Trainer:
             values |= {'unreadable': result.unreadable} if result.unreadable else {}
             values |= {'seconds': seconds, 'epoch': step / self.experiment.data.steps_per_epoch}
             self._guard(self.reporter.evaluation, step, values)
+            self.experiment.home.poke()
 
     def _save(self, state: TrainState) -> None:
         start = time.perf_counter()

@@ -16,15 +16,17 @@ from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
 from hrnet_jax.models import Variables, variable_shapes
+from hrnet_jax.runtime.buckets import is_url
 from hrnet_jax.tasks import task_of
-from hrnet_jax.weights import hub_cache
+from hrnet_jax.weights import bucket_cache, hub_cache
 
 
 def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | None = None) -> Path:
     """The checkpoint folder: `path` itself, or the one of that name or architecture in it.
 
     A training folder gives the step with the best evaluation, or the last step if none was
-    evaluated. `hf:OWNER/REPO` gives the folder that `hub_cache.fetch` makes for these `weights`.
+    evaluated. `hf:OWNER/REPO` gives the folder that `hub_cache.fetch` makes for these `weights`, a
+    URL such as gs://bucket/run a copy in the user's cache.
 
     Raises:
         UserError: if there is none, or several and nothing says which.
@@ -33,6 +35,8 @@ def find(path: str | os.PathLike[str], arch: str | None = None, weights: str | N
         raise UserError(f'weights are ema or raw, not {weights!r}')
     if os.fspath(path).startswith('hf:'):
         return hub_cache.fetch(os.fspath(path), weights)
+    if is_url(path):
+        return bucket_cache.fetch(os.fspath(path), lambda folder: find(folder, arch, weights))
     path = Path(path)
     if (path / JSON).is_file() or (path / workdir.META).is_file():
         return path
@@ -100,7 +104,8 @@ def load(
     Args:
         path: a checkpoint folder, or a folder with checkpoint folders in it; or a training folder,
             or one step of it (WORKDIR/checkpoints/STEP); or `hf:OWNER/REPO[@REVISION]`, PyTorch's
-            or of `push_to_hub`: downloaded and converted once, then in the user's cache.
+            or of `push_to_hub`: downloaded and converted once, then in the user's cache. Folders
+            may be in a bucket: gs://bucket/folder, s3://bucket/folder.
         arch: which one; refused where the checkpoint is of another architecture.
         weights: 'ema' or 'raw', of a training run or a repository on the hub that has both; by
             default the averaged ones if there are any.

@@ -1,0 +1,66 @@
+"""Checkpoints in buckets, in the user's cache: copied once for each content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hrnet_jax.checkpoints import workdir
+from hrnet_jax.checkpoints.format import JSON
+from hrnet_jax.errors import UserError
+from hrnet_jax.runtime.buckets import Bucket
+from hrnet_jax.runtime.files import cache_folder
+
+_SAID = (JSON, f'/{workdir.META}', workdir.CONFIG)  # the ends of what is read to choose
+
+
+def fetch(url: str, choose: Callable[[Path], Path]) -> Path:
+    """The checkpoint folder that `choose` finds in `url`, on this machine.
+
+    Args:
+        choose: gets a folder with the JSON files of `url` alone; returns a folder in it.
+
+    Raises:
+        UserError: if `choose` does, or the bucket cannot be read.
+    """
+    bucket = Bucket(url)
+    sizes = bucket.sizes()
+    with tempfile.TemporaryDirectory() as view:
+        for name in [name for name in sizes if name.endswith(_SAID)]:
+            bucket.get(name, Path(view) / name)
+        if any(name.startswith(f'{workdir.CHECKPOINTS}/') for name in sizes):
+            (Path(view) / workdir.CHECKPOINTS).mkdir(exist_ok=True)
+        try:
+            found = choose(Path(view))
+        except UserError as error:
+            raise type(error)(str(error).replace(view, bucket.url)) from None
+        name = found.relative_to(view).as_posix().removeprefix('.')
+        said = next(p for p in (found / JSON, found / workdir.META) if p.is_file())
+        digest = hashlib.sha256(said.read_bytes()).hexdigest()[:16]
+    return _copied(bucket, name, digest)
+
+
+def _copied(bucket: Bucket, name: str, digest: str) -> Path:
+    try:
+        place = cache_folder() / 'buckets' / digest
+        place.mkdir(parents=True, exist_ok=True)
+        last = (name or bucket.url).rpartition('/')[2]
+        if not (place / last).is_dir():
+            with tempfile.TemporaryDirectory(dir=place, prefix='.') as temporary:
+                made = Path(temporary) / last
+                bucket.download(name, made)
+                _rename(made, place / last)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f'{bucket.url}: cannot write the cache: {error}') from error
+    return place / last
+
+
+def _rename(made: Path, place: Path) -> None:
+    try:
+        os.replace(made, place)
+    except OSError:  # another process was first
+        if not place.is_dir():
+            raise

@@ -5,7 +5,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-pose demo-segmentation test tests test-all clean
+.PHONY: demo demo-pose demo-segmentation test tests test-all test-faults clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
@@ -24,10 +24,14 @@ test: $(VENV)/.ready
 	$(MAKE) tests
 
 tests: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not long and not faults'
 
 test-all: test
 	$(BIN)/python -m pytest -m long
+
+# Kills, damages and overloads: see docs/reliability.md.
+test-faults: $(VENV)/.ready
+	$(BIN)/python -m pytest -m faults -s
 
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)

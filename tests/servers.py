@@ -1,60 +1,77 @@
-"""Servers of object storage on loopback, as Google and Amazon have it."""
+"""Servers of object storage on loopback, as Google and Amazon have it, in processes of their own.
+
+`python servers.py google|amazon PORT` is such a process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
-import fsspec
-
-
-@contextlib.contextmanager
-def google() -> Iterator[dict[str, str]]:
-    """The environment in which gs:// is this server; it holds the bucket `pod`."""
-    from gcp_storage_emulator.server import create_server
-
-    server = create_server('127.0.0.1', port := _free_port(), in_memory=True, default_bucket='pod')
-    server.start()
-    try:
-        yield {'STORAGE_EMULATOR_HOST': f'http://127.0.0.1:{port}', 'FSSPEC_GS_TOKEN': 'anon'}
-    finally:
-        server.stop()
-
-
-@contextlib.contextmanager
-def amazon() -> Iterator[dict[str, str]]:
-    """The same of s3://."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer('127.0.0.1', port := _free_port(), verbose=False)
-    server.start()
-    own = {
-        'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}',
+ENVIRONMENT = {
+    'gs': {'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:{port}', 'FSSPEC_GS_TOKEN': 'anon'},
+    's3': {
+        'AWS_ENDPOINT_URL': 'http://127.0.0.1:{port}',
         'AWS_ACCESS_KEY_ID': 'key',
         'AWS_SECRET_ACCESS_KEY': 'secret',
-    }
-    try:
-        with environment(own):
-            fsspec.filesystem('s3', skip_instance_cache=True).mkdir('pod')
-        yield own
-    finally:
-        server.stop()
+        'AWS_DEFAULT_REGION': 'us-east-1',
+    },
+}
+BUCKET = 'pod'
 
 
 @contextlib.contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ |= values
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
-def _free_port() -> int:
+def storage(kind: str) -> Iterator[subprocess.Popen]:
+    """A server of `kind`, gs or s3, with the bucket `pod`; os.environ leads to it."""
     with socket.socket() as found:
         found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
+        port = found.getsockname()[1]
+    own = {name: value.format(port=port) for name, value in ENVIRONMENT[kind].items()}
+    before = {name: os.environ.get(name) for name in own}
+    quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, __file__, kind, str(port)], **quiet)
+    os.environ |= own
+    try:
+        _answers(port, server)
+        if kind == 's3':
+            import s3fs
+
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _answers(port: int, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), 1):
+            return
+        assert server.poll() is None
+        time.sleep(0.1)
+    raise AssertionError('the server does not answer')
+
+
+def main() -> None:
+    kind, port = sys.argv[1], int(sys.argv[2])
+    if kind == 's3':
+        from moto.server import ThreadedMotoServer
+
+        ThreadedMotoServer('127.0.0.1', port, verbose=False).start()
+    else:
+        from gcp_storage_emulator.server import create_server
+
+        create_server('127.0.0.1', port, in_memory=True, default_bucket=BUCKET).start()
+    while True:
+        time.sleep(60)
+
+
+if __name__ == '__main__':
+    main()

@@ -263,6 +263,16 @@ def test_curves(tmp_path, count):
     assert not list(tmp_path.glob('.*'))
 
 
+def test_curves_are_drawn_while_training_goes_on(reporter, tmp_path, monkeypatch):
+    report = reporter()
+    report.train(1, {'loss': 1.0})
+    report.evaluation(1, {'top1': 50.0})
+    assert not (tmp_path / 'curves.png').exists()
+    monkeypatch.setattr(reporting, '_REDRAW', 0)
+    report.evaluation(2, {'top1': 60.0})
+    assert (tmp_path / 'curves.png').exists()
+
+
 def test_best_evaluation_is_marked():
     found = made_up(100)
     found[5]['loss'] = 'nan'

@@ -124,12 +124,18 @@ class Bucket:
         if last not in local:
             raise FileNotFoundError(folder / last)
         self.remove_folder(name, last)
-        rest = [file for file in local if file != last]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda file: self.put(local[file], under + file), rest))
-        there = self.sizes(name)
-        if lost := [file for file in rest if there.get(under + file) != sizes[file]]:
-            raise Refused(f'cannot write {self.url}/{under}{lost[0]}: it is not there afterwards')
+        lost = [file for file in local if file != last]
+        for wait in (*WAITS, None):
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(lambda file: self.put(local[file], under + file), lost))
+            there = self.sizes(name)
+            lost = [file for file in lost if there.get(under + file) != sizes[file]]
+            if not lost:
+                break
+            if wait is None:
+                place = f'{self.url}/{under}{lost[0]}'
+                raise Refused(f'cannot write {place}: it is not there afterwards')
+            time.sleep(wait)
         self.put(local[last], under + last)
 
     def remove_folder(self, name: str, last: str) -> None:

@@ -57,6 +57,7 @@ halved. A v2, v3 or 7x chip is two devices, so these are half of the chip's. V10
 bfloat16: theirs is float16.
 """
 
+_REDRAW = 60  # seconds between curves while training runs
 _SCALARS = ('train', 'eval')  # the kinds of record that are no events
 # The parts of an evaluation's line, each left out where its value is missing; the task's figures
 # stand between the two.
@@ -137,6 +138,7 @@ class Reporter:
             )
         self._intervals: list[Mapping[str, float]] = []  # since the last evaluation
         self._last = time.monotonic()  # when the last interval or evaluation ended
+        self._drawn = self._last
 
     def train(self, step: int, values: dict[str, float]) -> None:
         """Records an interval of training.
@@ -178,6 +180,8 @@ class Reporter:
             self.say(
                 f'note: {left_out:.0f} images of the evaluation cannot be read and are left out'
             )
+        if time.monotonic() - self._drawn > _REDRAW:
+            self._draw()
         self._intervals, self._last = [], time.monotonic()
 
     def event(self, step: int, kind: str, text: str) -> None:
@@ -196,8 +200,13 @@ class Reporter:
 
     def close(self) -> None:
         """Ends the record and draws the curves."""
-        with self._end, contextlib.suppress(ModuleNotFoundError):
+        with self._end:
+            self._draw()
+
+    def _draw(self) -> None:
+        with contextlib.suppress(ModuleNotFoundError):
             draw_curves(self._workdir, self._figures[:1])
+        self._drawn = time.monotonic()
 
     def _record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         self._write(kind, step, {name: _strict(value) for name, value in values.items()})

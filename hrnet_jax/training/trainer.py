@@ -205,7 +205,6 @@ class Trainer:
         )
         result.check(source.num_examples)
         seconds = time.perf_counter() - start
-        self.meter.pause(seconds)
         self.store.note(step, result.metrics[self.experiment.task.best.name])
         if self.reporter:
             values = {**result.metrics, 'num_examples': result.num_examples, **result.counts}
@@ -213,6 +212,7 @@ class Trainer:
             values |= {'seconds': seconds, 'epoch': step / self.experiment.data.steps_per_epoch}
             self._guard(self.reporter.evaluation, step, values)
             self.experiment.home.poke()
+        self.meter.pause(time.perf_counter() - start)
 
     def _save(self, state: TrainState) -> None:
         start = time.perf_counter()

@@ -28,6 +28,7 @@ from hrnet_jax.training.step import create_state, make_optimizer
 
 ROOT = Path(__file__).parents[1]
 MODEL, RECIPE = create_model('tiny', 10), Digits()
+ONE = pytest.mark.parametrize('server', ['s3'], indirect=True)  # enough to show it
 CONFIG = {'task': 'classification', 'recipe': RECIPE.to_json()}
 META = workdir.META
 
@@ -160,6 +161,7 @@ def test_a_run_goes_on_and_keeps_the_last_and_the_best(url, state):
     assert hrnet_jax.load(url)[0].arch.name == 'tiny'  # the best
 
 
+@ONE
 def test_a_damaged_step_is_put_aside(url, state):
     run = Run(url)
     run.start()
@@ -177,12 +179,14 @@ def test_a_damaged_step_is_put_aside(url, state):
     assert f'damaged/2/{META}' in bucket.sizes()
 
 
+@ONE
 def test_another_folder_is_refused(url, state):
     Bucket(url).write('thesis/chapter1.tex', b'')
     with pytest.raises(UserError, match='holds something else'):
         Run(url)
 
 
+@ONE
 def test_training_goes_on_without_the_bucket_until_a_save(server, url, state, impatient):
     run = Run(url)
     run.start()
@@ -206,6 +210,7 @@ def test_training_goes_on_without_the_bucket_until_a_save(server, url, state, im
     assert steps(url) == [2, 4]
 
 
+@ONE
 def test_converted_files(url, command, refused, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     source = ROOT / 'examples/tiny_digits.pth'

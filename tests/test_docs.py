@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import segments
+import yaml
 from PIL import Image
 
 import eval as eval_command
@@ -217,6 +218,17 @@ def test_shells_and_extras(page):
     known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     for named in re.findall(r"'\.\[([\w,]+)\]'", text):
         assert set(named.split(',')) <= set(known['optional-dependencies'])
+
+
+def test_manifest_of_kubernetes(monkeypatch):
+    [block] = blocks('docs/pods.md', 'yaml')
+    pod = yaml.safe_load(block)['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
+    name, *arguments = pod['containers'][0]['command']
+    known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    module, _, function = known['scripts'][name].partition(':')
+    assert hasattr(importlib.import_module(module), function)
+    monkeypatch.setattr(sys, 'argv', [name, *arguments])
+    assert importlib.import_module(module).parser()[0].parse_args().batch_size == 512
 
 
 @pytest.fixture

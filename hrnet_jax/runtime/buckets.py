@@ -7,6 +7,7 @@ storage does not do.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -49,7 +50,6 @@ class Bucket:
         self.url = url.rstrip('/')
         try:
             import fsspec
-            from fsspec.asyn import AsyncFileSystem
         except ModuleNotFoundError:
             raise UserError(f"{url} needs a package: pip install '.[buckets]'") from None
         kind = self.url.partition('://')[0]
@@ -62,7 +62,6 @@ class Bucket:
             raise UserError(f'{url}: {first_line(error)}') from None
         except Exception as error:  # no credentials, for example
             raise Refused(f'cannot open {url}: {first_line(error)}') from error
-        self._waits = isinstance(self._files, AsyncFileSystem)
         if hasattr(self._files, 'retries'):
             self._files.retries = 1
         for library in ('gcsfs', 's3fs'):  # one line says what came of all tries
@@ -72,7 +71,7 @@ class Bucket:
         """Name -> bytes, of all files below `under`."""
         place = self._path(under) if under else self._root
         try:
-            found = self._call('list', under, self._files.find, place, detail=True)
+            found = self._call('list', under, 'find', place, detail=True)
         except FileNotFoundError:
             return {}
         return {
@@ -83,29 +82,29 @@ class Bucket:
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is no such file."""
-        return self._call('read', name, self._files.cat_file, self._path(name))
+        return self._call('read', name, 'cat_file', self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        self._change('write', name, self._files.pipe_file, self._path(name), data, size=len(data))
+        self._change('write', name, 'pipe_file', self._path(name), data, size=len(data))
 
     def get(self, name: str, local: Path, size: int = 0) -> None:
         """Copies a file to `local`. Raises FileNotFoundError where it is not there."""
         local.parent.mkdir(parents=True, exist_ok=True)
         part = local.with_name(f'.{local.name}.part')
-        self._call('read', name, self._files.get_file, self._path(name), str(part), size=size)
+        self._call('read', name, 'get_file', self._path(name), str(part), size=size)
         os.replace(part, local)
 
     def put(self, local: Path, name: str) -> None:
         """Copies a file from `local`."""
         size = local.stat().st_size
-        arguments = self._files.put_file, str(local), self._path(name)
+        arguments = 'put_file', str(local), self._path(name)
         self._change('write', name, *arguments, size=size)
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes files, in this order; those that are not there are no error."""
         for name in names:
             try:
-                self._call('remove', name, self._files.rm_file, self._path(name))
+                self._call('remove', name, 'rm_file', self._path(name))
             except FileNotFoundError:
                 continue
 
@@ -157,6 +156,16 @@ class Bucket:
     def _path(self, name: str) -> str:
         return f'{self._root}/{name}'
 
+    def _bounded(self, method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        """The coroutine as a function. One that takes too long is ended: going on, it could undo
+        what a later call does."""
+        from fsspec.asyn import sync
+
+        async def ended(*arguments: Any, **options: Any) -> Any:
+            return await asyncio.wait_for(method(*arguments, **options), seconds)
+
+        return lambda *arguments, **options: sync(self._files.loop, ended, *arguments, **options)
+
     def _change(self, verb: str, name: str, *arguments: Any, size: int) -> None:
         try:
             self._call(verb, name, *arguments, size=size)
@@ -164,11 +173,12 @@ class Bucket:
             raise Refused(f'cannot {verb} {self.url}/{name}: there is no such bucket') from error
 
     def _call(
-        self, verb: str, name: str, function: Callable[..., Any], *arguments: Any,
-        size: int = 0, **options: Any,
-    ) -> Any:  # fmt: skip
-        if self._waits:
-            options['timeout'] = _ANSWER * (1 + size // 2_000_000)
+        self, verb: str, name: str, method: str, *arguments: Any, size: int = 0, **options: Any
+    ) -> Any:
+        function = getattr(self._files, method)
+        if getattr(self._files, 'async_impl', False):
+            seconds = _ANSWER * (1 + size // 2_000_000)
+            function = self._bounded(getattr(self._files, f'_{method}'), seconds)
         for wait in (*WAITS, None):
             try:
                 return function(*arguments, **options)

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 import hrnet_jax
 from hrnet_jax import checkpoint
-from hrnet_jax.checkpoints.format import _digest as digest
+from hrnet_jax.checkpoints.description import _digest as digest
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks import classification

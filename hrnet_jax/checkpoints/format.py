@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.checkpoints import workdir
+from hrnet_jax.checkpoints import description, workdir
+from hrnet_jax.checkpoints.description import REMEDY, with_digest
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.buckets import Bucket, is_url
@@ -29,14 +30,10 @@ from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
-VERSION = 1
 
 
 class Misfit(UserError):
     """The arrays are not those of the model or the optimiser."""
-
-
-_REMEDY = '; convert again, take another step of the run, or remove a cached folder'
 
 
 def save(
@@ -85,12 +82,6 @@ def entries(tree: Variables) -> dict[str, Any]:
     return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
 
 
-def with_digest(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON with its version, and with a digest of itself; NumPy's arrays become lists."""
-    content = json.loads(json.dumps({'version': VERSION, **content}, default=_plain))
-    return {**content, 'digest': _digest(content)}
-
-
 def describe(model: Any, task: str | Task | None = None) -> dict[str, Any]:
     """The part of the JSON that says which model the arrays are of, and what it is for: by default
     what the model says.
@@ -117,24 +108,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / JSON
     if not file.is_file() and (Path(path) / workdir.META).is_file():
         file = Path(path) / workdir.META
-    try:
-        meta = json.loads(file.read_text())
-        version, digest = meta['version'], meta.pop('digest', None)
-    except OSError as error:
-        raise UserError(f'cannot read {file}: {error.strerror}') from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f'{file} is damaged or not of this program{_REMEDY}') from None
-    if version != VERSION:
-        raise UserError(f'{file} has format {version}, this program reads {VERSION}{_REMEDY}')
-    if digest != _digest(meta):
-        raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
-    return meta
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f'{type(value).__name__} is no JSON: {value!r:.60}')
+    return description.read(file)
 
 
 def arch_name(meta: dict[str, Any]) -> str | None:
@@ -142,10 +116,6 @@ def arch_name(meta: dict[str, Any]) -> str | None:
     arch = meta.get('arch')
     name = arch.get('name') if isinstance(arch, dict) else arch
     return name if isinstance(name, str) else None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:
@@ -163,7 +133,7 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
     damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
     if damaged:
         raise UserError(
-            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{_REMEDY}'
+            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{REMEDY}'
         )
     return tree
 
@@ -171,9 +141,15 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
 def model_of(meta: dict[str, Any], **options: Any) -> Any:
     """The model that a checkpoint's JSON describes."""
     try:
-        return task_of(meta).model_of(meta, **options)
+        model = task_of(meta).model_of(meta, **options)
+        hash(model)  # of what is in no JSON of ours
+        return model
     except Unknown as error:
-        raise UserError(f'the checkpoint describes {error}{_REMEDY}') from None
+        raise UserError(f'the checkpoint describes {error}{REMEDY}') from None
+    except (AttributeError, LookupError, OverflowError, TypeError) as error:
+        raise UserError(
+            f'the checkpoint describes no model: {first_line(error)}{REMEDY}'
+        ) from error
 
 
 def _restore(path: Path, shapes: Variables) -> Variables:
@@ -188,7 +164,7 @@ def _restore(path: Path, shapes: Variables) -> Variables:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
-        raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
+        raise UserError(f'{path} is damaged ({first_line(error)}){REMEDY}') from error
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:

@@ -26,16 +26,16 @@ def checked_boxes(boxes: Any) -> Boxes:
     """
     rows = [list(row) if isinstance(row, Sequence | np.ndarray) else [row] for row in boxes]
     found = [[*checked_box(row[:4]), *(row[4:] or [1.0])] for row in rows]
-    if any(len(row) != 5 for row in found):
-        raise UserError('a box is [x, y, width, height], or these and a score')
-    return np.array(found, np.float64).reshape(-1, 5)
+    try:
+        return np.array(found, np.float64).reshape(len(found), 5)
+    except (TypeError, ValueError):
+        raise UserError('a box is [x, y, width, height], or these and a score') from None
 
 
 def read_json(path: str) -> Any:
     """The content of a JSON file; raises UserError."""
     try:
-        with open(os.path.expanduser(path), encoding='utf-8') as file:
-            return json.load(file)
+        return files.read_json(os.path.expanduser(path))
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
     except ValueError as error:
@@ -63,7 +63,7 @@ def detections(path: str) -> list[tuple[Any, np.ndarray]]:
 
 def _image_of(row: Any, path: str, wanted: str) -> Any:
     for name in ('image_id', 'file'):
-        if isinstance(row, dict) and 'bbox' in row and name in row:
+        if isinstance(row, dict) and 'bbox' in row and isinstance(row.get(name), int | str):
             return row[name]
     raise UserError(f'{path} is not {wanted}')
 

@@ -18,10 +18,9 @@ import hrnet_jax
 from convert import from_torch, to_torch
 from convert.files import Written
 from convert.readers import read
-from hrnet_jax import checkpoint
+from hrnet_jax import checkpoint, export
 from hrnet_jax.checkpoints import beside, workdir
 from hrnet_jax.errors import UserError
-from hrnet_jax.inference import export as program
 
 POSITIONS = 200
 
@@ -60,9 +59,8 @@ def test_a_converted_checkpoint(converted, tmp_path):
     for _ in flips(folder):
         try:
             found = hrnet_jax.load(folder)[1]
-        except UserError as error:
+        except UserError:
             refused += 1
-            assert '\n' not in str(error)
         else:  # of a byte that says nothing of the arrays
             jax.tree.map(np.testing.assert_array_equal, found, expected)
     print(f'{refused} of {POSITIONS} refused, the others with the right arrays')
@@ -157,18 +155,12 @@ def test_a_file_that_this_program_wrote(converted, tmp_path, ending):
     assert values(file) == {name: value.tobytes() for name, value in state.items()}
 
 
-def test_an_exported_program(converted, tmp_path):
-    """JAX has no digest of a program: the JSON beside it has, and docs/deploy.md says how to look."""
-    import hrnet_jax.commands.export as command
-    from hrnet_jax.runtime import cli
-
+def test_an_exported_program(converted, command, tmp_path):
+    """JAX has no digest of a program; the JSON beside it has, and the documentation says so."""
     file = tmp_path / 'tiny.stablehlo'
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr('sys.argv', ['export', '--ckpt', str(converted), '--out', str(file)])
-        cli.run(command.main)
-    assert end.value.code == 0
+    code, _, err = command(export.main, '--ckpt', converted, '--out', file)
+    assert code == 0, err
     said = json.loads(beside.place(file).read_text())['sha256']
     assert hashlib.sha256(file.read_bytes()).hexdigest() == said
-    assert 'sha256' in program.__doc__
     for _ in flips(file):
         assert hashlib.sha256(file.read_bytes()).hexdigest() != said

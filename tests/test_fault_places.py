@@ -1,4 +1,4 @@
-"""Where files lie and what they are called: links, odd names, places that cannot be read or written."""
+"""Where files lie and what they are called: links, odd names, places that cannot be written."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from hrnet_jax.tasks import task_of
 # Of `hostile`, those that are read: nothing in them is wrong.
 READ = {
     'pth names.pth', 'images more.png', 'images of a classifier more.png', 'label maps more.png',
-    'images of a classifier text.png', 'images of a classifier profile.png', 'people far__coco.json',
+    'images of a classifier text.png', 'images of a classifier profile.png',
+    'people far__coco.json',
 }  # fmt: skip
 
 

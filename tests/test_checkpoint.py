@@ -252,7 +252,12 @@ def test_what_a_killed_process_left_is_no_checkpoint(copy):
     assert hrnet_jax.load(copy.parent)[0].arch.name == 'tiny'
 
 
-def test_bfloat16_variables_can_be_saved(tmp_path):
+def test_bfloat16_variables_can_be_saved_and_loaded(tmp_path):
     model = create_model('tiny', 10, param_dtype=jnp.bfloat16)
-    checkpoint.save(tmp_path / 'half', init(model, jax.random.key(0)), checkpoint.describe(model))
-    assert checkpoint.read_json(tmp_path / 'half')['num_classes'] == 10
+    variables = init(model, jax.random.key(0))
+    checkpoint.save(tmp_path / 'half', variables, checkpoint.describe(model))
+    loaded = hrnet_jax.load(tmp_path / 'half')[1]  # in float32, which loses nothing
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert loaded['params']['backbone']['conv1']['kernel'].dtype == np.float32
+    same = hrnet_jax.load(tmp_path / 'half', param_dtype=jnp.bfloat16)[1]
+    assert same['params']['backbone']['conv1']['kernel'].dtype == jnp.bfloat16

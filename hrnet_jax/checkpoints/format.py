@@ -194,7 +194,7 @@ def _check_chunks(path: Path, target: Variables) -> None:
         opened[name] = tensorstore.open(spec, open=True, context=context)
     for name, leaf in named(target):
         array = opened[name].result()
-        piece = array.chunk_layout.read_chunk.shape or ()  # None of a scalar
+        piece: Any = array.chunk_layout.read_chunk.shape or ()  # None of a scalar
         if math.prod(piece) * array.dtype.numpy_dtype.itemsize > max(leaf.nbytes, 8):
             raise ValueError(f'{name} claims pieces of {piece}')
 

@@ -111,12 +111,14 @@ class Protocol(abc.ABC):
         return {name: _listed(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, fields: dict[str, Any] | None) -> Self:
         """The inverse of `to_json`; a missing field has its default.
 
         Raises:
-            UserError: if a field is unknown or has no sensible value.
+            UserError: if a field is unknown or has no sensible value, or there are none.
         """
+        if not isinstance(fields, dict):
+            raise UserError('nothing says how images are prepared: there is no "transform"')
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := set(fields) - known:
             raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')

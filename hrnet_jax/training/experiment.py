@@ -269,7 +269,7 @@ class Experiment:
             known: dict[str, Any] = {k: tuple(before.get('recipe', {}).get(k, ())) for k in own}
         else:
             meta = checkpoint.read_json(loading.find(recipe.init, self.arch))
-            transform = task_of(meta).protocol.from_json(meta['transform'])
+            transform = task_of(meta).protocol.from_json(meta.get('transform'))
             known = {name: getattr(transform, name) for name in own}
         known |= {name: value for name, value in own.items() if value}
         return dataclasses.replace(recipe, **known)
@@ -288,7 +288,7 @@ class Experiment:
             )
         model, variables = loading.load(folder, dtype=self.model.dtype)
         folded = fold(model, variables)
-        return (folded.model, self.task.protocol.from_json(meta['transform'])), folded.variables
+        return (folded.model, self.task.protocol.from_json(meta.get('transform'))), folded.variables
 
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the

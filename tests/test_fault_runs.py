@@ -98,24 +98,25 @@ def test_killed_at_fifty_random_moments(digits_data, tmp_path):
 def test_twenty_thousand_steps(digits_data, tmp_path):
     """Memory of the host and of the device stays flat, and so does the time of a step."""
     run, log = tmp_path / 'run', tmp_path / 'memory'
-    epochs = str(LONG // 18 + 1)
+    batch, every = 8, 100
+    epochs = str(LONG * batch // 1198 + 1)
     options = ['--arch', 'tiny', '--recipe', 'digits', '--data-dir', digits_data]
-    options += ['--workdir', run, '--epochs', epochs, '--stop-at', LONG, '--log-every', '18']
-    options += ['--eval-every', '200', '--checkpoint-steps', '2000', '--no-tensorboard']
-    options += ['--learning-rate', '0.001']
+    options += ['--workdir', run, '--epochs', epochs, '--stop-at', LONG, '--log-every', every]
+    options += ['--eval-every', '25', '--checkpoint-steps', '2000', '--no-tensorboard']
+    options += ['--learning-rate', '0.001', '--batch-size', batch, '--bn-group-size', batch]
     command = [sys.executable, '-c', WATCHED, str(log), *map(str, options)]
     environment = os.environ | {'PYTHONPATH': str(runs.ROOT)}
     environment.pop('XLA_FLAGS', None)  # compiled as for users
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=runs.ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [row for row in runs.rows(run, 'train') if 'images_per_second' in row]
-    assert rows[-1]['step'] >= LONG - 18
+    assert rows[-1]['step'] >= LONG - every
     ends = (
         [r for r in rows if 1000 < r['step'] <= 2000],
         [r for r in rows if r['step'] > LONG - 1000],
     )
     first, last = (
-        statistics.median(64 / row['images_per_second'] for row in part) for part in ends
+        statistics.median(batch / row['images_per_second'] for row in part) for part in ends
     )
     memory = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     tenth = len(memory) // 10

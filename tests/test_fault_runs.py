@@ -48,10 +48,11 @@ def saving(run):
 def kill(run, data_dir, rng, in_a_save):
     """Starts or goes on, and kills at a random moment; False if the run came to its end before."""
     [process] = runs.launch(run, data_dir, *SETTING, quick=True)
-    seen = runs.rows(run, 'train')[-1:]
-    deadline = time.monotonic() + 600
+    launched, deadline = time.time(), time.monotonic() + 600
     early = time.monotonic() + rng.uniform(0, 5) if rng.random() < 0.1 else deadline
-    while process.poll() is None and runs.rows(run, 'train')[-1:] == seen:
+    while process.poll() is None and not any(
+        row['time'] > launched for row in runs.rows(run, 'train')
+    ):
         if time.monotonic() > early:  # at times while it starts
             break
         assert time.monotonic() < deadline

@@ -199,7 +199,7 @@ def report(
 
     name, unreadable = source.dataset.name, result.unreadable
     partial = source.is_partial or total < source.num_examples or unreadable > 0
-    published = {} if partial else expected(meta, transform, name, source.split)
+    published = {} if partial else expected(meta, transform, *source.published)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')

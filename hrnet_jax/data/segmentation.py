@@ -135,7 +135,7 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
     files.check()
     split, whole = found.whole or (found.split, len(stems))
     return Indexed(
-        dataset=Dataset(found.title, split, whole),
+        dataset=Dataset(found.title, split, whole, published=found.published),
         split=found.split,
         num_examples=len(stems),
         num_classes=count,

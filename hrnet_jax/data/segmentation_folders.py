@@ -115,6 +115,7 @@ class Found:
         whole: the split that published figures are of, and its number of examples, if the split
             may be a part.
         version: of the copy that tfds has prepared.
+        published: the set and split that the split of `whole` is a copy of.
     """
 
     title: str
@@ -127,6 +128,7 @@ class Found:
     red: bool = False
     whole: tuple[str, int] | None = None
     version: str | None = None
+    published: tuple[str, str] | None = None
 
 
 def find_root(data_dir: str, layout: Layout) -> str:

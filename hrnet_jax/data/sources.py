@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,7 @@ class Dataset:
         restricted: only the classes that occur are told apart, 200 of the 1000.
         original: the feature with the class that ILSVRC2012 gives to the image.
         numbered: the images are those of ILSVRC2012_img_val.tar: a file name tells the class.
+        published: the set and split that `split` is a copy of; None: it is itself.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Dataset:
     restricted: bool = False
     original: str = 'label'
     numbered: bool = False
+    published: tuple[str, str] | None = None
 
 
 DATASETS: dict[str, Dataset] = {
@@ -124,6 +127,12 @@ class Facts:
         return Facts(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
         )
+
+    @property
+    def published(self) -> tuple[str, str]:
+        """The set and split that published figures of these examples name."""
+        whole = re.split(r'[\[+]', self.split)[0] == self.dataset.split
+        return (whole and self.dataset.published) or (self.dataset.name, self.split)
 
     def noted(self, *notes: str) -> Self:
         """This one with more of `notes`."""

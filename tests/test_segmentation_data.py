@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import layouts
 import numpy as np
 import pytest
 import segments
@@ -161,6 +162,18 @@ def test_files_of_a_list_that_are_not_there(tmp_path):
         open_segmentation('voc2012', 'val', str(tmp_path))
     with pytest.raises(UserError, match='has no split test; it has val, train, trainval'):
         open_segmentation('voc2012', 'test', str(tmp_path))
+
+
+def test_ids_for_a_test_server(tmp_path):
+    """Those of the published label maps, whichever are read, and in whichever order classes are."""
+    layouts.cityscapes(tmp_path / 'c', 'labelTrainIds')
+    layouts.ade20k(tmp_path, None)
+    city = open_segmentation('cityscapes', None, str(tmp_path / 'c'))
+    ade = open_segmentation('ade20k', None, str(tmp_path))
+    assert tuple(city.read.ids) == (*layouts.IDS, *[-1] * 237)
+    assert ade.read.ids[:151].tolist() == [*range(1, 151), -1]
+    assert city.read.renumbered(np.arange(19)[::-1]).ids[:19].tolist() == list(layouts.IDS[::-1])
+    assert city.read.renumbered(np.arange(19) + 2).ids[:4].tolist() == [-1, -1, 7, 8]
 
 
 def test_a_split_without_labels(tmp_path):

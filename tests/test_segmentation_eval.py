@@ -22,7 +22,7 @@ from hrnet_jax.data.opencv import read_rgb
 from hrnet_jax.data.views import Views
 from hrnet_jax.nnx import from_linen
 from hrnet_jax.tasks.overlay import blended, colours
-from hrnet_jax.tasks.segmentation import Confusion, label_files
+from hrnet_jax.tasks.segmentation import TASK, Confusion, label_files
 
 SETS = {
     'cityscapes': functools.partial(layouts.cityscapes, form='labelIds'),
@@ -75,6 +75,7 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     assert (result['task'], result['protocol']) == ('segmentation', 'whole')
     assert list(result['iou']) == list(segments.CLASSES)
     assert f'{result["metrics"]["miou"]:.3f}' in out
+    assert f'label maps of 4 images: {tmp_path / "ids"}' in out
     for i, ids in enumerate(found):
         with Image.open(tmp_path / 'ids' / f'p{i}.png') as file:
             assert file.mode == 'L'
@@ -145,6 +146,7 @@ def test_predict(command, ckpt, tmp_path):
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(probabilities.argmax(-1), ids)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'ids/photo.png')), ids)
+    assert f'label maps of 1 image: {tmp_path / "ids"}' in out
     [row] = json.loads((tmp_path / 'p.json').read_text())
     found = {one['name']: one['part'] for one in row['predictions']}
     expected = {n: (ids == i).mean() for i, n in enumerate(segments.CLASSES) if (ids == i).any()}
@@ -232,6 +234,22 @@ def test_names_of_label_files():
     assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
     assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
     assert label_files(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+
+
+def test_ids_of_the_data_set_are_written(tmp_path):
+    model, _ = segments.network()
+    held = {'ids': (7, 8, 11), 'files': ('a',), 'class_names': ('x', 'y', 'z')}
+    maps = np.array([[[0, 1], [2, 2]]], np.uint8)
+    for wanted, stored in ((None, [[0, 1], [2, 2]]), (True, [[7, 8], [11, 11]])):
+        folder = tmp_path / str(wanted)
+        flags = {'labels': str(folder)} | ({'label_ids': True} if wanted else {})
+        metric = TASK.metric(model, **held, **flags)
+        metric.collect({'mask': np.array([True]), 'index': np.array([0]), 'labels': maps})
+        assert np.asarray(Image.open(folder / 'a.png')).tolist() == stored
+    with pytest.raises(hrnet_jax.UserError, match='--label-ids is for --labels DIR'):
+        TASK.metric(model, **held, label_ids=True)
+    with pytest.raises(hrnet_jax.UserError, match='the data set has no id for some'):
+        TASK.metric(model, labels=str(tmp_path / 'b'), ids=(7, -1), label_ids=True)
 
 
 def test_label_maps_of_others_are_kept(refused, ckpt, tmp_path):

@@ -39,6 +39,8 @@ class Files:
         images, labels: where they lie.
         classes: int16 (256,), the class of each value; -1 of one that is none.
         allowed: what the values may be, for the message.
+        ids: int16 (256,), the value of each class in the published label maps, which need not be
+            those that are read; -1 where there is none.
         red: they are the red ones of the label maps.
     """
 
@@ -46,6 +48,7 @@ class Files:
     labels: tuple[Place, ...]
     classes: np.ndarray
     allowed: str
+    ids: np.ndarray
     red: bool = False
 
     def __call__(self, number: int) -> Example:
@@ -67,7 +70,9 @@ class Files:
         table = self.classes.copy()
         counts = (table >= 0) & (table != NOTHING)
         table[counts] = places[table[counts]]
-        return dataclasses.replace(self, classes=table)
+        ids = np.full_like(self.ids, -1)
+        ids[places] = self.ids[: len(places)]
+        return dataclasses.replace(self, classes=table, ids=ids)
 
     def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
         """Of an image that cannot be read those of its labels: it will be counted as such."""
@@ -131,7 +136,7 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
     names = None if isinstance(found.classes, int) else found.classes
     count = found.classes if isinstance(found.classes, int) else len(found.classes)
     stems, images, labels = zip(*found.pairs, strict=True)
-    files = Files(images, labels, *_table(count, found), found.red)
+    files = Files(images, labels, *_table(count, found), _ids(count, found), found.red)
     files.check()
     split, whole = found.whole or (found.split, len(stems))
     return Indexed(
@@ -169,7 +174,7 @@ def _published_set(name: str, split: str | None, data_dir: str | None) -> Found:
     split = next(name for name, known in layout.splits.items() if known == folder)
     pairs, mapping, notes = published_pairs(root, layout, folder)
     names = segmentation_sets.classes(name) or ()
-    return Found(name, split, pairs, names, notes, mapping, layout.from_one)
+    return Found(name, split, pairs, names, notes, mapping, layout.from_one, ids=layout.ids)
 
 
 def _table(count: int, found: Found) -> tuple[np.ndarray, str]:
@@ -187,3 +192,10 @@ def _table(count: int, found: Found) -> tuple[np.ndarray, str]:
         table[:count] = np.arange(count)
     table[NOTHING] = NOTHING
     return table, values
+
+
+def _ids(count: int, found: Found) -> np.ndarray:
+    """See `Files`."""
+    ids = np.full(256, -1, np.int16)
+    ids[:count] = found.ids or tuple(found.mapping) or np.arange(count) + found.from_one
+    return ids

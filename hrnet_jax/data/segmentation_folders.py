@@ -35,6 +35,8 @@ class Layout:
         lists: text file of the names of a split's images.
         from_one: zero means nothing, the classes are numbered from 1.
         prepared: its name as tfds prepares it.
+
+    `ids` are those of the classes in the label maps, in their order; empty where they are equal.
     """
 
     images: str
@@ -47,6 +49,10 @@ class Layout:
     lists: str | None = None
     from_one: bool = False
     prepared: str | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return next((tuple(mapping) for _, _, mapping in self.labels if mapping), ())
 
 
 def _pairs(suffix: str = '.png', **more: Any) -> Layout:
@@ -110,6 +116,8 @@ class Found:
         split, pairs, notes: of `Facts`, and its images.
         classes: their names, or their number.
         mapping: ids -> classes; empty where they are equal.
+        ids: of the classes, as a test server wants them; empty where they are as `mapping` or
+            `from_one` say.
         from_one: zero means nothing, the classes are numbered from 1.
         red: the ids are the red values of the label maps.
         whole: the split that published figures are of, and its number of examples, if the split
@@ -129,6 +137,7 @@ class Found:
     whole: tuple[str, int] | None = None
     version: str | None = None
     published: tuple[str, str] | None = None
+    ids: tuple[int, ...] = ()
 
 
 def find_root(data_dir: str, layout: Layout) -> str:

@@ -51,11 +51,13 @@ class Confusion(Metric):
         class_names: of the classes.
         labels: folder in which the predicted class ids are written.
         files: for each image the name of the file there, without its ending.
+        ids: what is written of each class; empty: its number.
     """
 
     class_names: tuple[str, ...]
     labels: str | None = None
     files: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
     def update(self, outputs: Array, batch: Batch) -> Totals:
         import jax.numpy as jnp
@@ -78,6 +80,8 @@ class Confusion(Metric):
             if 'image_hw' in arrays:
                 height, width = arrays['image_hw'][i]
                 ids = ids[:height, :width]
+            if self.ids:
+                ids = np.array(self.ids)[ids]
             write_ids(os.path.join(self.labels, self.files[arrays['index'][i]] + '.png'), ids)
 
     def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
@@ -108,14 +112,18 @@ class Confusion(Metric):
             'accuracy': by_class(accuracy),
             'confusion': matrix.tolist(),
         }
+        count = int(totals['num_examples'])
+        lines = _lines(self.class_names, iou, accuracy)
+        if self.labels:
+            lines += ['', written(count, self.labels)]
         return Result(
-            int(totals['num_examples']),
+            count,
             int(totals['seen']),
             int(totals['not_finite']),
             metrics,
             {},
             details,
-            lines=_lines(self.class_names, iou, accuracy),
+            lines=lines,
         )
 
 
@@ -139,6 +147,11 @@ def write_ids(path: str, ids: np.ndarray) -> None:
     temporary = f'{path}.part'
     Image.fromarray(ids.astype(np.uint8)).save(temporary, 'png')
     os.replace(temporary, path)
+
+
+def written(count: int, folder: str) -> str:
+    """What is said of label maps."""
+    return f'label maps of {count:,} image{"s" * (count != 1)}: {folder}'
 
 
 def label_files(images: Sequence[str]) -> tuple[str, ...]:
@@ -239,11 +252,20 @@ class Segmentation(Task):
 
     def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
         names = source.class_names or tuple(map(str, range(source.num_classes)))
-        return {'class_names': names, 'files': label_files(source.names)}
+        ids = tuple(map(int, source.read.ids[: source.num_classes]))
+        return {'class_names': names, 'files': label_files(source.names), 'ids': ids}
 
     # Evaluation
 
-    def metric(self, model: Any, **context: Any) -> Metric:
+    def metric(
+        self, model: Any, *, label_ids: bool = False, ids: tuple[int, ...] = (), **context: Any
+    ) -> Metric:
+        if label_ids:
+            if not context.get('labels'):
+                raise UserError('--label-ids is for --labels DIR')
+            if min(ids, default=-1) < 0:
+                raise UserError('--label-ids: the data set has no id for some of the classes')
+            context['ids'] = ids
         if context.get('labels'):
             check_labels_folder(context['labels'])
         names = context.pop('class_names', None) or tuple(map(str, range(model.num_classes)))
@@ -251,6 +273,11 @@ class Segmentation(Task):
 
     def add_evaluation_flags(self, group: Any) -> None:
         self._add_labels(group)
+        group.add_argument(
+            '--label-ids', action='store_const', const=True,
+            help="--labels: the ids that the data set's own label maps have, such as 7 for a road "
+            'of Cityscapes, as test servers want them',
+        )  # fmt: skip
 
     def _add_labels(self, group: Any) -> None:
         group.add_argument(
@@ -354,6 +381,7 @@ class Segmentation(Task):
         if options['labels']:
             for name, labels in zip(label_files(paths), found, strict=True):
                 write_ids(os.path.join(options['labels'], name + '.png'), labels)
+            print(written(len(paths), options['labels']))
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,

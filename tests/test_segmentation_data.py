@@ -11,6 +11,7 @@ import segments
 from layouts import IMAGES, SIZE, ade20k, cityscapes, context, pairs, voc
 from PIL import Image
 
+from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.opencv import image_hw, read_rgb
 from hrnet_jax.data.segmentation import open_segmentation
 from hrnet_jax.errors import UserError
@@ -153,6 +154,21 @@ def test_mistakes_in_a_label_map(tmp_path, kind, words):
 def test_mistakes_in_a_name(tmp_path, name, data_dir, words):
     with pytest.raises(UserError, match=words):
         open_segmentation(name, None, data_dir and str(tmp_path))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    for name, folder in (('ade20k', 'gone'), ('folder:gone', None)):
+        with pytest.raises(UserError, match='^gone does not exist$'):
+            open_segmentation(name, 'val', folder)
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(UserError, match='images/validation does not exist'):
+        open_segmentation('ade20k', None, str(tmp_path))
+
+
+def test_a_classifier_is_told_what_the_folder_is_for(tmp_path):
+    segments.make_folder(tmp_path)
+    with pytest.raises(UserError, match='holds images and label maps, for segmentation'):
+        open_folder(str(tmp_path), None)
 
 
 def test_files_of_a_list_that_are_not_there(tmp_path):

@@ -87,6 +87,11 @@ def _folders(root: str, found: Listing) -> Layout:
         raise UserError(f'{nothing}; name a split: {", ".join(splits)}')
     if not labels:
         raise UserError(nothing)
+    if set(found.folders) == {'images', 'labels'}:
+        raise UserError(
+            f'{root} holds images and label maps, for segmentation; a network that classifies '
+            'whole images needs a folder of images for each class'
+        )
     if len(found.folders) == 1 and found.folders[0].lower() in GENERIC:
         raise UserError(
             f'{root} holds one folder, {found.folders[0]}, which would be the only class; the '

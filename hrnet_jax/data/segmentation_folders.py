@@ -142,6 +142,7 @@ class Found:
 
 def find_root(data_dir: str, layout: Layout) -> str:
     """The folder of the set in the one that the user names, or that itself."""
+    _require(data_dir)
     top = layout.images.split('/')[0]
     places = [os.path.join(data_dir, inner) for inner in ('', *layout.inside)]
     found = next((place for place in places if os.path.isdir(os.path.join(place, top))), None)
@@ -153,6 +154,12 @@ def find_root(data_dir: str, layout: Layout) -> str:
     return os.path.normpath(found)
 
 
+def _require(folder: str) -> None:
+    if not os.path.isdir(folder):
+        what = 'is not a folder' if os.path.exists(folder) else 'does not exist'
+        raise UserError(f'{folder} {what}')
+
+
 def published_pairs(
     root: str, layout: Layout, split: str
 ) -> tuple[Sequence[Pair], Mapping[int, int], tuple[str, ...]]:
@@ -162,8 +169,7 @@ def published_pairs(
     if layout.lists:
         stems = _listed(root, layout.lists, split)
     else:
-        if not os.path.isdir(folder):
-            raise UserError(f'{folder} is not a folder')
+        _require(folder)
         found = list_images(folder)
         notes = found.notes
         stems = [x.removesuffix(layout.suffix) for x in found.images if x.endswith(layout.suffix)]
@@ -217,6 +223,7 @@ def _listed(root: str, lists: str, split: str) -> list[str]:
 
 def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[str, ...]]:
     """The split, its pairs, and remarks, of a folder of one's own."""
+    _require(root)
     forms = ('{kind}/{split}', '{split}/{kind}') if split else ('{kind}',)
     for form in forms:
         folders = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import signal
 import sys
@@ -19,7 +18,7 @@ import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.models import variable_shapes
-from hrnet_jax.tasks import recipes
+from hrnet_jax.tasks.segmentation_recipes import Segment
 from hrnet_jax.training.experiment import Experiment, Options
 
 sys.path.append(str(runs.ROOT / 'examples'))
@@ -101,22 +100,34 @@ def test_from_a_classifier(tiny, folder, command, tmp_path):
     assert _apart(trained['params']['backbone'], variables['params']['backbone']) == 0
 
 
-def test_from_a_segmenter_of_other_classes(folder, tmp_path):
-    """Both of its last layers are new; the rest of the head is taken."""
-    recipe = recipes()['segment']()
-    model = hrnet_jax.create_model('tiny', 5, task='segmentation', head='ocr')
+@pytest.mark.parametrize('given', [{}, {'align_corners': False}])
+def test_from_a_segmenter_of_other_classes(folder, tmp_path, given):
+    """Both of its last layers are new; the rest of the head is taken; maps are resized as it has
+    it, unless the recipe says otherwise."""
+    model = hrnet_jax.create_model(
+        'tiny', 5, task='segmentation', head='ocr', upsample='bilinear', align_corners=True
+    )
     variables = jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), variable_shapes(model))
-    transform = recipe.transform.to_json()
+    transform = Segment().transform.to_json()
     checkpoint.save(
         tmp_path / 'five', variables, checkpoint.describe(model) | {'transform': transform}
     )
-    recipe = dataclasses.replace(
-        recipe, init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
-        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4,
+    recipe = Segment(
+        init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
+        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4, **given,
     )  # fmt: skip
     said = []
     options = Options(tmp_path / 'run', None, tensorboard=False)
-    params = Experiment('tiny', recipe, options, said.append).start().params
+    experiment = Experiment('tiny', recipe, options, said.append)
+    params = experiment.start().params
+    align = not given
+    assert (experiment.model.upsample, experiment.model.align_corners) == ('bilinear', align)
+    assert experiment.config['recipe']['align_corners'] == align
+    assert any('five has align_corners True, this run False' in line for line in said) == (
+        not align
+    )
+    again = Experiment('tiny', recipe, options, said.append)  # as the run has it until now
+    assert again.recipe == experiment.recipe
     assert any('five, last layer new for 3 classes' in line for line in said)
     [report] = [line for line in said if line.startswith('loaded')]
     last = 'head/aux_head_3/bias, head/aux_head_3/kernel, head/cls_head/bias, head/cls_head/kernel'

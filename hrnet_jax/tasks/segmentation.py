@@ -222,8 +222,8 @@ class Segmentation(Task):
         return segmentation_sets.classes(dataset)
 
     def build(self, arch: Any, recipe: Any, source: Facts) -> Any:
-        fields = ('head', 'dropout', 'upsample', 'align_corners', 'frozen_norm')
-        own = {name: getattr(recipe, name) for name in fields}
+        fields = ('head', 'dropout', 'frozen_norm')
+        own = {name: getattr(recipe, name) for name in fields} | recipe.filled()
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
 
     def describe(self, model: Any) -> dict[str, Any]:
@@ -314,8 +314,8 @@ class Segmentation(Task):
         """That of the last logits, and of those before `recipe.aux_weight` times."""
         from hrnet_jax.tasks import pixel_losses
 
-        label = batch['label']
-        *rough, logits = (pixel_losses.at_labels(x, label, recipe.align_corners) for x in outputs)
+        label, align = batch['label'], bool(recipe.align_corners)
+        *rough, logits = (pixel_losses.at_labels(x, label, align) for x in outputs)
         ohem = (recipe.ohem_threshold, recipe.ohem_kept) if recipe.ohem else None
         loss = pixel_losses.pixel_loss(logits, label, recipe.class_weights, ohem)
         for guess in rough:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrnet_jax.archs import STRIDE
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.checkpoints.published import expected
 from hrnet_jax.commands.arguments import (
     add_checkpoint,
@@ -25,10 +26,14 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
+from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.tasks.flag import task_of_checkpoint
 
 if TYPE_CHECKING:
     from hrnet_jax.tasks.base import Result, Task
+
+# Files below --ckpt that name a task: of checkpoints, of a training folder, of a step in one.
+_DESCRIBED = ('checkpoint.json', '*/checkpoint.json', workdir.CONFIG, workdir.META)
 
 
 def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
@@ -96,8 +101,8 @@ def main() -> None:
     if args.json:
         files.refuse_unwritable(Path(args.json))
     with files.uninterrupted():  # extensions of JAX crash if they are interrupted
-        reader = Reader()
-        # Only now: this takes a second, in which the reader begins to import TensorFlow.
+        reader = Reader(reads_with_tensorflow(args))
+        # Only now: this takes a second, in which the reader begins to import what it needs.
         import jax
         import jax.numpy as jnp
 
@@ -170,6 +175,18 @@ def main() -> None:
     result.check(total)
     if main_process:
         report(args, meta, task, source, transform, result, total, fast.model)
+
+
+def reads_with_tensorflow(args: argparse.Namespace) -> bool:
+    """Whether the task does, as far as one sees that without JAX."""
+    try:
+        if args.task:
+            return get_task(args.task).tensorflow
+        found = [file for name in _DESCRIBED for file in Path(args.ckpt).glob(name)]
+        names = {json.loads(file.read_text()).get('task', DEFAULT) for file in found}
+        return not names or any(get_task(name).tensorflow for name in names)
+    except (OSError, ValueError, AttributeError, UserError):  # of which `main` will hear
+        return True
 
 
 def default_batch() -> int:

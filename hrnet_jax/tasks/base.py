@@ -179,6 +179,7 @@ class Task:
         converter, such as 'classifier'.
     protocol: the class of what a checkpoint's `transform` holds.
     outputs: what a number of the network's outputs is called, for messages.
+    tensorflow: its data is read with TensorFlow, which is imported while JAX is.
     """
 
     name: ClassVar[str]
@@ -191,6 +192,7 @@ class Task:
     heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
     outputs: ClassVar[str] = 'classes'
+    tensorflow: ClassVar[bool] = True
 
     def refuse(self, what: str) -> NoReturn:
         """Raises UserError: the task has no `what`, such as evaluation."""

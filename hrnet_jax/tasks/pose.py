@@ -87,6 +87,7 @@ class Pose(Task):
     protocol = TopDown
     recipes = RECIPES
     outputs = 'keypoints'
+    tensorflow = False
 
     # The model
 

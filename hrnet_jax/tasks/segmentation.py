@@ -208,6 +208,7 @@ class Segmentation(Task):
     heads = ('fcn', 'ocr')
     training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
+    tensorflow = False
     datasets = (*LAYOUTS, *PREPARED)
 
     # The model

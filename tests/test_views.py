@@ -237,3 +237,11 @@ def test_buckets():
     assert (alone.exact, alone.views, alone.image_hw) == (True, ((97, 131),), (97, 131))
     [few] = buckets([(97, 131), (64, 160)], Views())
     assert (few.exact, few.views, few.image_hw) == (False, ((128, 160),), (128, 160))
+
+
+def test_images_smaller_than_a_window():
+    sizes = [(97, 131)] * 60 + [(64, 160)] * 60
+    for window, expected in (((64, 131), [False, False]), ((65, 131), [False, True])):
+        found = buckets(sizes, Views().override(window=window))
+        assert [bucket.small for bucket in found] == expected
+    assert not any(bucket.small for bucket in buckets(sizes, Views()))

@@ -15,7 +15,6 @@ from hrnet_jax.data.indexed import Example, Indexed
 from hrnet_jax.data.opencv import Place, WrongLabel, image_hw, read_ids, read_rgb
 from hrnet_jax.data.segmentation_folders import (
     LAYOUTS,
-    NOTHING,
     Found,
     class_names,
     find_root,
@@ -24,7 +23,7 @@ from hrnet_jax.data.segmentation_folders import (
 )
 from hrnet_jax.data.segmentation_tfds import PREPARED, prepared_set
 from hrnet_jax.data.sources import Dataset, Field
-from hrnet_jax.data.views import SMALLEST
+from hrnet_jax.data.views import NOTHING, SMALLEST
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import progress
 

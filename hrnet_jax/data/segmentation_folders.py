@@ -12,10 +12,10 @@ import numpy as np
 
 from hrnet_jax.data.listing import list_images
 from hrnet_jax.data.opencv import Place, read_ids
+from hrnet_jax.data.views import NOTHING
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.runtime.cli import progress
 
-NOTHING = 255  # the label of pixels that do not count
 CLASSES = 'classes.txt'  # of a folder of one's own: a class a line
 # Cityscapes' ids of objects -> the 19 classes of its benchmark.
 TRAIN_IDS = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))

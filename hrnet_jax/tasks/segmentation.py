@@ -18,7 +18,7 @@ from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.segmentation_folders import LAYOUTS
 from hrnet_jax.data.segmentation_tfds import PREPARED
 from hrnet_jax.data.sources import Facts
-from hrnet_jax.data.views import Views
+from hrnet_jax.data.views import NOTHING, Views
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import (
     Array,
@@ -64,7 +64,7 @@ class Confusion(Metric):
 
         count, label = len(self.class_names), batch['label'].astype(jnp.int32)
         predicted = jnp.argmax(outputs, -1)
-        counts = (label != segmentation.NOTHING) & batch['mask'][:, None, None]
+        counts = (label != NOTHING) & batch['mask'][:, None, None]
         place = jnp.where(counts, label * count + predicted, count * count).reshape(-1)
         pixels = jnp.zeros(count * count + 1, jnp.int32).at[place].add(1)[:-1]
         totals: Totals = {'confusion': pixels.reshape((count, count))}

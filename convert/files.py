@@ -13,7 +13,7 @@ from convert.recognise import kind_of_model
 from convert.writing import to_torch
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints.format import model_of
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.errors import UserError
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime.files import refuse_existing, replacing
@@ -67,7 +67,7 @@ class Written:
     @property
     def head_bias(self) -> bool:
         """False for a model whose own implementation has none, so that it loads there strictly."""
-        published = PUBLISHED.get((self.meta.get('published') or {}).get('name', ''))
+        published = all_published().get((self.meta.get('published') or {}).get('name', ''))
         source, own = self.meta.get('source', {}), self.layouts[self.layout]
         theirs = self.layouts.get(source.get('layout', 'official'), own).head_bias
         bare = source.get('head_bias') is False and theirs

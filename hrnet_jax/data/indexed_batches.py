@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data.buckets import Bucket, buckets
-from hrnet_jax.data.evaluation import Batches, Share, too_many
+from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.opencv import WrongLabel
+from hrnet_jax.data.sources import too_many
 from hrnet_jax.data.views import NOTHING, Size, Views
 from hrnet_jax.errors import UserError
 
@@ -97,7 +98,7 @@ def _batches(
             batch['mask'][i] = number >= 0
         if len(broken) > allowed:
             broken += [str(x) for x in examples if isinstance(x, UserError)]
-            raise too_many(source, len(broken), (numbers >= 0).sum(), broken)
+            raise too_many(source, f'{len(broken)} of {(numbers >= 0).sum()} images', broken)
         yield batch
 
 

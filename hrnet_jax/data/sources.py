@@ -11,12 +11,12 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -49,6 +49,7 @@ class Dataset:
     published: tuple[str, str] | None = None
 
 
+NAMED = 100  # unreadable images that a message names
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
@@ -185,6 +186,19 @@ def readable(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:
             text = f'{error.filename}: {error.strerror}'
         raise UserError(f'cannot read {name}: {text or type(error).__name__}') from error
+
+
+def too_many(
+    source: Facts,
+    what: str,
+    found: Sequence[str],
+    flag: str = '--max-corrupt (train.py: --eval-max-corrupt)',
+) -> UserError:
+    """That images cannot be read, such as '3 of 40 images', more than the flag allows."""
+    return UserError(
+        f'{source.dataset.name}: {what} cannot be read: {listed(found, NAMED, "; ")}; remove '
+        f'them, or leave out a part of the images: {flag}'
+    )
 
 
 def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:

@@ -84,11 +84,11 @@ def test_loss_and_gradients_as_pytorchs(head, fields, size):
     pixels = np.where(pixels > 0, 255, 0).astype(np.uint8)
     fields = {'crop_size': size, 'batch_size': 4, 'bn_group_size': None, **fields}
     recipe = Segment(dataset='x', head=head, **fields)
-    align = recipe.align_corners
+    align = bool(recipe.align_corners)
     with precision(64) as dtype:
         model = TASK.create_model(
-            'tiny', CLASSES, head=head, ocr_channels=32, key_channels=16, upsample=recipe.upsample,
-            align_corners=align, dtype=dtype, param_dtype=dtype, bn_group_size=None,
+            'tiny', CLASSES, head=head, ocr_channels=32, key_channels=16, dtype=dtype,
+            param_dtype=dtype, bn_group_size=None, **recipe.filled(),
         )  # fmt: skip
 
         def rule(path, leaf):

@@ -108,7 +108,11 @@ def spoiled(root, kind):
 @pytest.mark.parametrize(
     ('kind', 'split', 'words'),
     [
-        ('missing', 'val', r'1 of 3 images have no label map in .*labels/val: p1.png'),
+        (
+            'missing',
+            'val',
+            r'1 of 3 images have no label map of .* in .*labels/val: p1.png',
+        ),
         ('size', 'val', r'p2.png has 96 x 127 pixels \(height x width\), its image 96 x 128'),
         ('twice', 'val', 'two images have the same name but for their endings'),
         (

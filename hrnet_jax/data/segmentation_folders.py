@@ -251,8 +251,8 @@ def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[
         raise UserError(f'{root}: name a split: {", ".join(sorted(hint))}')
     if missing := sorted(set(images.images) - set(found)):
         raise UserError(
-            f'{len(missing)} of {len(images.images)} images have no label map in {folders[1]}: '
-            f'{listed(missing)}'
+            f'{len(missing)} of {len(images.images)} images have no label map of the same name in '
+            f'{folders[1]}: {listed(missing)}'
         )
     if len(set(map(stem, found))) < len(found):
         raise UserError(f'{folders[0]}: two images have the same name but for their endings')

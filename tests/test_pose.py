@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -198,6 +199,27 @@ def test_people_of_many_images(loaded):
             np.testing.assert_allclose(alone.keypoints, person.keypoints, atol=1e-3)
             np.testing.assert_allclose(alone.scores, person.scores, atol=1e-5)
             assert person.score == pytest.approx(float(person_score(1, person.scores)))
+
+
+def test_people_of_an_image_are_one_batch(loaded):
+    """Which is a power of two, so that few programs are compiled for images of other counts."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(TopDown):
+        def outputs(self, forward, batch):
+            seen.append(len(batch['image']))
+            return super().outputs(forward, batch)
+
+    photo, row = segments.picture(0, 64, 64), [0, 0, 32, 64]
+    protocol = Seen(input_size=(64, 32))
+    for count, batch_size in ((3, 32), (4, 32), (3, 2)):
+        [people] = hrnet_jax.predict(
+            loaded.model, loaded.variables, [photo], boxes=[[row] * count], transform=protocol,
+            batch_size=batch_size,
+        )  # fmt: skip
+        assert len(people) == count
+    assert seen == [4, 2]
 
 
 def test_whole_image_without_boxes(loaded):

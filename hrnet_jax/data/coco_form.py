@@ -143,7 +143,10 @@ def keypoints(
         wrong = True
     if wrong:
         raise UserError(f'{path}: "skeleton" is not pairs of numbers from 1 to {len(names)}')
-    return keypoint_sets.described(names, lines)
+    upper = category.get('upper_body')
+    if upper is not None and not (isinstance(upper, list) and all(x in names for x in upper)):
+        raise UserError(f'{path}: "upper_body" is not a list of keypoints, but {upper!r:.80}')
+    return keypoint_sets.described(names, lines, upper)
 
 
 def content(

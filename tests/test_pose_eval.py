@@ -24,6 +24,8 @@ from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.keypoint_metrics import NAMES, precision
+from hrnet_jax.tasks.pose import TASK
+from hrnet_jax.tasks.pose_recipes import OwnPose
 from hrnet_jax.tasks.similarity import person_score, suppressed
 
 SIGMAS = np.array(poses.COCO.sigmas)
@@ -395,6 +397,32 @@ def test_score_of_a_person():
     assert person_score(np.array([0.5, 1.0]), scores).tolist() == [0.35, 0]
 
 
+def write_mpii(root, split, count):
+    """Annotations of so many people, and three images; returns the former."""
+    random = np.random.default_rng(count)
+    found = [
+        {
+            'image': f'{1:012d}.png',
+            'joints': random.uniform(10, 80, (16, 2)).tolist(),
+            'joints_vis': [1] * 15 + [0],
+            'center': [50.0, 40.0],
+            'scale': 0.4,
+        }
+        for _ in range(count)
+    ]
+    (root / 'annotations').mkdir(exist_ok=True)
+    (root / f'annotations/mpii_{split}.json').write_text(json.dumps(found))
+    poses.make_images(root / 'images')
+    return found
+
+
+def write_heads(root):
+    """Diagonals of 50, 10, 5."""
+    heads = np.zeros((2, 2, 3))
+    heads[1] = [[30, 6, 3], [40, 8, 4]]
+    savemat(root / 'annotations/mpii_gt_val.mat', {'headboxes_src': heads})
+
+
 def by_distance(points, sizes):
     """A set of one image with these people; what `Distances` says of keypoints beside them."""
     moved = points.copy()
@@ -411,25 +439,10 @@ def by_distance(points, sizes):
 
 def test_mpii(tmp_path):
     """PCKh, by the sizes of the heads, without pelvis and thorax."""
-    random = np.random.default_rng(0)
-    people_ = [
-        {
-            'image': f'{1:012d}.png',
-            'joints': random.uniform(10, 80, (16, 2)).tolist(),
-            'joints_vis': [1] * 15 + [0],
-            'center': [50.0, 40.0],
-            'scale': 0.4,
-        }
-        for _ in range(3)
-    ]
-    (tmp_path / 'annotations').mkdir()
-    (tmp_path / 'annotations/mpii_val.json').write_text(json.dumps(people_))
-    poses.make_images(tmp_path / 'images')
+    people_ = write_mpii(tmp_path, 'val', 3)
     with pytest.raises(UserError, match='mpii_gt_val.mat is missing'):
         people.open_people('mpii', None, str(tmp_path))
-    heads = np.zeros((2, 2, 3))
-    heads[1] = [[30, 6, 3], [40, 8, 4]]  # diagonals of 50, 10, 5
-    savemat(tmp_path / 'annotations/mpii_gt_val.mat', {'headboxes_src': heads})
+    write_heads(tmp_path)
     source = people.open_people('mpii', None, str(tmp_path))
     # 200 pixels a unit of scale; 15 times the scale lower; counted from 1.
     np.testing.assert_allclose(source.read.boxes[0], [49 - 40, 45 - 40, 80, 80, 1])
@@ -445,6 +458,24 @@ def test_mpii(tmp_path):
         people.open_people('mpii', None, str(tmp_path), 'b.json')
     with pytest.raises(UserError, match='--predictions is for sets that are evaluated by AP'):
         get_task('pose').metric(None, truth=source.truth, predictions=str(tmp_path / 'p'))
+
+
+def test_training_on_mpii(command, tmp_path):
+    """The evaluations of a run are PCKh, by which the best checkpoint is found."""
+    write_mpii(tmp_path, 'train', 8)
+    source = people.open_people('mpii', 'train', str(tmp_path))
+    assert source.keypoints.upper == (7, 8, 9, 10, 11, 12, 13, 14, 15)
+    with pytest.raises(UserError, match='nobody has published the sizes of the heads'):
+        TASK.metric(None, truth=source.truth)
+    recipe = OwnPose(dataset='mpii', batch_size=4, bn_group_size=4, input_size=(64, 64))
+    batch = next(TASK.training_data(source, recipe, 0, 1).batches())
+    assert batch['image'].shape == (1, 4, 64, 64, 3)
+    assert batch['rows'].shape == (1, 4, 16, 16)
+    assert 0 < batch['seen'].sum() <= 4 * 15
+    write_mpii(tmp_path, 'val', 3)
+    write_heads(tmp_path)
+    metric = TASK.metric(None, truth=people.open_people('mpii', None, str(tmp_path)).truth)
+    assert [figure.name for figure in TASK.figures_of(None, metric)] == ['pckh', 'pckh10']
 
 
 def test_faces(command, tmp_path):
@@ -471,6 +502,8 @@ def test_faces(command, tmp_path):
     examples, totals = by_distance(source.truth.keypoints, source.truth.sizes)
     result = get_task('pose').metric(None, truth=source.truth).result(totals, examples)
     assert result.metrics == {'nme': pytest.approx(30 + 100 / 98)}
+    [figure] = TASK.figures_of(None, TASK.metric(None, truth=source.truth))
+    assert not figure.higher_is_better
     model, variables = poses.network(num_keypoints=98, head='joined')
     protocol = TopDown.of('wflw', input_size=(64, 64), flip=False)
     poses.save(tmp_path / 'tiny', model, variables, protocol)

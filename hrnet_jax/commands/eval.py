@@ -28,7 +28,9 @@ from hrnet_jax.runtime import cli, files
 from hrnet_jax.tasks.flag import task_of_checkpoint
 
 if TYPE_CHECKING:
-    from hrnet_jax.tasks.base import Result, Task
+    from collections.abc import Sequence
+
+    from hrnet_jax.tasks.base import Figure, Result, Task
 
 
 def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
@@ -169,7 +171,8 @@ def main() -> None:
     )
     result.check(total)
     if main_process:
-        report(args, meta, task, source, transform, result, total, fast.model)
+        figures = task.figures_of(fast.model, metric)
+        report(args, meta, task, source, transform, result, total, figures)
 
 
 def default_batch() -> int:
@@ -192,7 +195,7 @@ def report(
     transform: Protocol,
     result: Result,
     total: int,
-    model: Any,
+    figures: Sequence[Figure],
 ) -> None:
     """Prints the table and writes the JSON."""
     from hrnet_jax.checkpoints.format import arch_name
@@ -214,9 +217,8 @@ def report(
     if unreadable:
         print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
-    shown = task.figures_of(model)
-    for figure in task.figures:
-        if figure not in shown or figure.name not in result.metrics:
+    for figure in figures:
+        if figure.name not in result.metrics:  # of a split without labels
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(figure.count or '')

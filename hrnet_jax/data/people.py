@@ -63,7 +63,11 @@ LAYOUTS: dict[str, Layout] = {
     'cofw': _faces('annotations/cofw_{split}.json'),
     '300w': _faces('annotations/face_landmarks_300w_{split}.json', valid='valid', test='test'),
     'aflw': _faces('annotations/face_landmarks_aflw_{split}.json'),
-    'mpii': Layout(('annotations/mpii_{split}.json',), 'images', {'val': 'val'}),
+    'mpii': Layout(
+        ('annotations/mpii_{split}.json',),
+        'images',
+        {name: name for name in ('val', 'train', 'trainval')},
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Precision(Metric):
 
     truth: Truth
     predictions: str | None = None
+    names: ClassVar[tuple[str, ...]] = NAMES
 
     def update(self, outputs: Any, batch: Batch) -> Totals:
         return {'examples': kept(outputs, batch)}
@@ -164,9 +165,21 @@ class Distances(Metric):
 
     Attributes:
         truth: of the set.
+
+    Raises:
+        UserError: if it has no sizes.
     """
 
     truth: Measured
+
+    def __post_init__(self) -> None:
+        if not self.truth.sizes.all():
+            raise UserError('nobody has published the sizes of the heads in this split')
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics."""
+        return tuple(PCKH) if self.truth.heads else ('nme',)
 
     def update(self, outputs: Any, batch: Batch) -> Totals:
         return {'examples': kept(outputs, batch)}

@@ -361,6 +361,44 @@ def test_precision_of_perturbed_truth(tmp_path):
     assert other['ap'] > expected['ap']
 
 
+def test_crowds(tmp_path):
+    """As CrowdPose: three levels of crowds instead of sizes; areas and counts by its rules."""
+    content, rows = perturbed(1)
+    for image, index in zip(
+        content['images'], (0.0, 0.1, 0.2, 0.5, 0.79, 0.8, 0.9, 1), strict=True
+    ):
+        image |= {'crowdIndex': index, 'file_name': f'{1:012d}.png'}
+    for person in content['annotations']:
+        person['num_keypoints'] = max(person['num_keypoints'] - 11, 0)  # CrowdPose counts otherwise
+        del person['area']
+    content['categories'][0]['keypoints'] = list(poses.COCO.names)
+    (tmp_path / 'val.json').write_text(json.dumps(content))
+    poses.make_images(tmp_path / 'images')
+    truth = people.open_people(f'folder:{tmp_path}', 'val', None).truth
+    assert {k: len(ids) for k, ids in truth.crowds.items()} == {'easy': 2, 'medium': 3, 'hard': 3}
+    for person in content['annotations']:
+        person['area'] = 0.53 * person['bbox'][2] * person['bbox'][3]
+    expected = {}
+    levels = {'': range(1, 9), '_easy': (1, 2), '_medium': (3, 4, 5), '_hard': (6, 7, 8)}
+    for level, ids in levels.items():
+        held = {
+            'images': [x for x in content['images'] if x['id'] in ids],
+            'annotations': [x for x in content['annotations'] if x['image_id'] in ids],
+        }
+        (tmp_path / 'level.json').write_text(json.dumps(content | held))
+        of_level = [row for row in rows if row['image_id'] in ids]
+        expected[f'ap{level}'] = by_pycocotools(tmp_path / 'level.json', of_level)['ap']
+    assert len(set(expected.values())) == 4
+    metric = TASK.metric(None, truth=truth)
+    found = metric.metrics(rows)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert list(found) == [
+        'ap', 'ap50', 'ap75', 'ar', 'ar50', 'ar75', 'ap_easy', 'ap_medium', 'ap_hard',
+    ]  # fmt: skip
+    assert {figure.name for figure in TASK.figures_of(None, metric)} <= set(found)
+    assert metric.metrics(rows, {1, 2})['ap'] == pytest.approx(expected['ap_easy'], abs=1e-12)
+
+
 def plain_suppression(keypoints, scores, areas, threshold):
     """Person by person."""
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))

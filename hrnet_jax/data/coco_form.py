@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from hrnet_jax.data.measured import scaled_box
 from hrnet_jax.errors import UserError, listed
 
 MORE = ('foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')  # of COCO-WholeBody
+CROWDED = {'easy': 0.2, 'medium': 0.8, 'hard': math.inf}  # below these crowd indices of CrowdPose
 _AREA = 0.53  # of a person, in parts of its box, where the set measures none
 _SIGMA = 0.05  # of a keypoint of which nobody has measured it
 Row = tuple[int, np.ndarray, int]  # place of the image, row of `Boxes`, number of the person
@@ -51,6 +53,17 @@ def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[st
     names = ('body', 'foot', 'face', 'lefthand', 'righthand')
     parts = {name: (ends[i], ends[i + 1]) for i, name in enumerate(names)}
     return joined, keypoint_sets.sets()['coco_wholebody'].names, parts
+
+
+def crowds(images: Mapping[Any, Any]) -> dict[str, frozenset[Any]]:
+    """Level -> ids of the images that are so crowded; none of a set that does not say it of all."""
+    if not all('crowdIndex' in image for image in images.values()):
+        return {}
+    found: dict[str, set[Any]] = {level: set() for level in CROWDED}
+    for identity, image in images.items():
+        level = next(name for name, below in CROWDED.items() if image['crowdIndex'] < below)
+        found[level].add(identity)
+    return {level: frozenset(ids) for level, ids in found.items()}
 
 
 def marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
@@ -155,8 +168,14 @@ def content(
     marked: Sequence[np.ndarray],
     category: Mapping[str, Any],
     areas: bool,
+    counted: bool,
 ) -> dict[str, Any]:
-    """What pycocotools needs."""
+    """What pycocotools needs.
+
+    Args:
+        areas: people have those of the file; else they are parts of the boxes.
+        counted: people without a keypoint that counts are those of whom the file says so.
+    """
 
     def box(person: Any) -> list[float]:
         return list(map(float, person.get('bbox') or (0, 0, 0, 0)))
@@ -172,7 +191,11 @@ def content(
             if areas and 'area' in person
             else box(person)[2] * box(person)[3] * _AREA,
             'keypoints': points.ravel().tolist(),
-            'num_keypoints': int((points[:, 2] > 0).sum()),
+            'num_keypoints': int(
+                person['num_keypoints']
+                if counted and 'num_keypoints' in person
+                else (points[:, 2] > 0).sum()
+            ),
         }
         for number, (person, points) in enumerate(zip(people, marked, strict=True), 1)
     ]

@@ -112,13 +112,15 @@ class Truth:
         boxes: of `People`.
         sigmas: of the keypoints.
         parts: name -> the keypoints of a part of the body that is evaluated by itself, too.
+        crowds: see `coco_form.crowds`; each level is evaluated by itself, too.
     """
 
     content: dict[str, Any]
     image_ids: tuple[Any, ...]
     boxes: np.ndarray
     sigmas: tuple[float, ...]
-    parts: Mapping[str, tuple[int, int]]
+    parts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    crowds: Mapping[str, frozenset[Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +184,9 @@ def open_people(
     else:
         sigmas, remark = coco_form.sigmas(title, keypoint_names, category)
         notes = (*notes, *remark)
-        held = coco_form.content(ids, people, marked, category, areas)
-        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts)
+        crowds = coco_form.crowds(images)
+        held = coco_form.content(ids, people, marked, category, areas, bool(crowds))
+        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts, crowds)
     reader = People(
         _paths(path, folders, [str(images[i]['file_name']) for i in ids]),
         places,

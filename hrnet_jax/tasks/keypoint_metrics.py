@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import Array, Batch, Metric, Result, Totals
 from hrnet_jax.tasks.similarity import person_score, suppressed
 
+BY_AREA = ('apm', 'apl', 'arm', 'arl')  # of medium and of large people
 NAMES = ('ap', 'ap50', 'ap75', 'apm', 'apl', 'ar', 'ar50', 'ar75', 'arm', 'arl')  # COCO's order
 PCKH = {'pckh': 0.5, 'pckh10': 0.1}  # parts of the head within which a keypoint is near
 
@@ -33,7 +34,27 @@ class Precision(Metric):
 
     truth: Truth
     predictions: str | None = None
-    names: ClassVar[tuple[str, ...]] = NAMES
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics; of CrowdPose, as its own code, levels of crowds instead of sizes."""
+        if not self.truth.crowds:
+            return NAMES
+        levels = (f'ap_{level}' for level in self.truth.crowds)
+        return (*(name for name in NAMES if name not in BY_AREA), *levels)
+
+    def metrics(
+        self, people: Sequence[Mapping[str, Any]], images: Set[Any] | None = None
+    ) -> dict[str, float]:
+        """`names` -> values; see `precision` for the arguments."""
+
+        def found(images: Set[Any] | None) -> dict[str, float]:
+            return precision(self.truth.content, people, self.truth.sigmas, images)
+
+        values = found(images)
+        for level, ids in self.truth.crowds.items():
+            values[f'ap_{level}'] = found(ids if images is None else ids & images)['ap']
+        return {name: values[name] for name in self.names}
 
     def update(self, outputs: Any, batch: Batch) -> Totals:
         return {'examples': kept(outputs, batch)}
@@ -49,7 +70,6 @@ class Precision(Metric):
         numbers = np.flatnonzero(examples['mask'])
         whole = len(numbers) == len(self.truth.image_ids)
         images = None if whole else {self.truth.image_ids[i] for i in numbers}
-        metrics = precision(self.truth.content, people, self.truth.sigmas, images)
         parts = {
             name: precision(*_part(self.truth, people, *ends), images)
             for name, ends in self.truth.parts.items()
@@ -58,7 +78,7 @@ class Precision(Metric):
             int(totals['num_examples']),
             int(totals['seen']),
             int(totals['not_finite']),
-            metrics,
+            self.metrics(people, images),
             details={'parts': parts} if parts else {},
             lines=_lines(parts),
         )
@@ -111,7 +131,7 @@ def precision(
     content: Mapping[str, Any],
     people: Sequence[Mapping[str, Any]],
     sigmas: Sequence[float],
-    images: set[Any] | None = None,
+    images: Set[Any] | None = None,
 ) -> dict[str, float]:
     """The ten figures of pycocotools.
 

@@ -303,6 +303,7 @@ def test_predict(command, ckpt, loaded, tmp_path, form):
         factor = 0.5 if form == 'detections' else 1
         assert row['score'] == pytest.approx(factor * person.score, abs=1e-5)
     assert out.count('of 17 keypoints') == 6
+    assert f'written: {tmp_path}/p.json\ndrawn: {tmp_path}/p.png\n' in out
     assert np.asarray(Image.open(tmp_path / 'p.png').convert('RGB')).std() > 10
 
 

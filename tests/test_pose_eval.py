@@ -109,6 +109,7 @@ def test_as_pycocotools(command, ckpt, coco, tmp_path):
     assert (result['task'], result['num_examples'], result['partial']) == ('pose', 6, False)
     assert result['protocol'] == 'coco quarter 64 32 sigma 2 flip'
     assert f'{expected["ap"]:.3f}' in out
+    assert f'written: {tmp_path}/p.json\nwritten: {tmp_path}/r.json\n' in out
     people = json.loads((tmp_path / 'p.json').read_text())
     assert len(people) == 6
     best = max(people, key=lambda row: row['score'])

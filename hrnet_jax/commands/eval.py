@@ -256,6 +256,7 @@ def report(
             'source_sha256': meta['source']['sha256'],
         }
         files.write(args.json, json.dumps(content, indent=1) + '\n')
+        print(f'written: {args.json}')
 
 
 def entry() -> None:

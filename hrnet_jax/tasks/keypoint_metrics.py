@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.boxes import write_json
 from hrnet_jax.data.crops import placed
 from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.people import Truth
@@ -63,10 +64,6 @@ class Precision(Metric):
         if not examples['mask'].any():
             raise UserError('no image of a person could be read')
         people = _people(self.truth, examples)
-        if self.predictions:
-            from hrnet_jax.data.boxes import write_json
-
-            write_json(self.predictions, people)
         numbers = np.flatnonzero(examples['mask'])
         whole = len(numbers) == len(self.truth.image_ids)
         images = None if whole else {self.truth.image_ids[i] for i in numbers}
@@ -74,13 +71,17 @@ class Precision(Metric):
             name: precision(*_part(self.truth, people, *ends), images)
             for name, ends in self.truth.parts.items()
         }
+        lines = _lines(parts)
+        if self.predictions:
+            write_json(self.predictions, people)
+            lines.append(f'written: {self.predictions}')
         return Result(
             int(totals['num_examples']),
             int(totals['seen']),
             int(totals['not_finite']),
             self.metrics(people, images),
             details={'parts': parts} if parts else {},
-            lines=_lines(parts),
+            lines=lines,
         )
 
 

@@ -55,7 +55,7 @@ def decode_heatmaps(
     Returns:
         keypoints, (N, K, 2), x and y in pixels of the picture; scores, (N, K), the maxima. A map
         without a value above 0 has no keypoint: of 'official' its place is 0, 0, of the others -1
-        pixel of the heatmap in both directions.
+        pixel of the heatmap in both directions; 'udp' takes its step from there.
 
     Raises:
         UserError: for an unknown codec, or another shape.
@@ -76,26 +76,27 @@ def _decoded(
     maps = heatmaps.astype(at_least_float32(heatmaps.dtype))
     place = jnp.argmax(maps.reshape((n, height * width, k)), 1).astype(jnp.int32)
     scores = jnp.max(maps, (1, 2))
-    x, y = place % width, place // width
-    there = scores > 0
+    beside = 0 if codec == 'official' else -1
+    x, y = (jnp.where(scores > 0, at, beside) for at in (place % width, place // width))
 
     def around(maps: Array) -> At:
-        flat = maps.reshape((n, height * width, k))
+        padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), 'edge')
+        flat = jnp.moveaxis(padded, 3, 1).reshape((n, -1))
+        row = width + 2
+        first = (jnp.arange(k)[None] * (height + 2) + y + 1) * row + x + 1
 
         def at(right: int, down: int) -> Array:
-            """The values beside the maximum, at edges those of the edge."""
-            row = jnp.clip(y + down, 0, height - 1)
-            column = jnp.clip(x + right, 0, width - 1)
-            return jnp.take_along_axis(flat, (row * width + column)[:, None], 1)[:, 0]
+            """The values beside the maximum, at edges those of the edge. Where there is none it is
+            at -1, -1, and some lie in the map before, as in mmpose."""
+            return jnp.take_along_axis(flat, (first + right + down * row) % flat.shape[1], 1)
 
         return at
 
     moved = _REFINED[codec](maps, around, x, y, sigma)
-    beside = 0 if codec == 'official' else -1
     size = np.array([width, height]) - (codec == 'udp')  # between the outermost pixels
     scale = np.array(input_size[::-1]) / size
     found = [
-        jnp.where(there, at.astype(maps.dtype) + by, beside) * jnp.asarray(factor, maps.dtype)
+        (at.astype(maps.dtype) + by) * jnp.asarray(factor, maps.dtype)
         for at, by, factor in zip((x, y), moved, scale, strict=True)
     ]
     return jnp.stack(found, -1), scores

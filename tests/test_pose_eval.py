@@ -216,6 +216,12 @@ def spoiled(root, kind):
         content['annotations'] = []
     elif kind == 'keypoints':
         person['keypoints'] = [1, 2, 3]
+    elif kind == 'bbox':
+        person['bbox'] = [1, 2, 3]
+    elif kind == 'sigmas':
+        content['categories'][0]['sigmas'] = [0] * 17
+    elif kind == 'names':
+        content['categories'][0]['keypoints'] = list(range(17))
     elif kind == 'image':
         person['image_id'] = 9
     elif kind == 'form':
@@ -236,6 +242,9 @@ def spoiled(root, kind):
     [
         ('no one', 'has no person with a box and a keypoint'),
         ('keypoints', 'the keypoints of annotation 1 are not 17 times x, y and visibility'),
+        ('bbox', r'the bbox of annotation 1 is not \[x, y, width, height\]'),
+        ('sigmas', '"sigmas" are not 17 numbers above 0'),
+        ('names', '"keypoints" of the category are names'),
         ('image', 'people are in images 9, which it does not list'),
         ('form', 'is not in the form of COCO'),
         ('files', 'its first image absent.png is not in'),

@@ -63,7 +63,7 @@ def detections(path: str) -> list[tuple[Any, np.ndarray]]:
 
 def _image_of(row: Any, path: str, wanted: str) -> Any:
     for name in ('image_id', 'file'):
-        if isinstance(row, dict) and 'bbox' in row and name in row:
+        if isinstance(row, dict) and 'bbox' in row and isinstance(row.get(name), int | str):
             return row[name]
     raise UserError(f'{path} is not {wanted}')
 

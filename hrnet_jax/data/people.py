@@ -182,10 +182,10 @@ def open_people(
         sizes = face_sizes(title, [people[i] for i in chosen], points, path)
         truth = Measured(points, sizes, tuple(range(len(keypoint_names))))
     else:
-        sigmas, remark = coco_form.sigmas(title, keypoint_names, category)
+        sigmas, remark = coco_form.sigmas(title, keypoint_names, category, path)
         notes = (*notes, *remark)
         crowds = coco_form.crowds(images)
-        held = coco_form.content(ids, people, marked, category, areas, bool(crowds))
+        held = coco_form.content(ids, people, marked, category, path, areas, bool(crowds))
         truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts, crowds)
     reader = People(
         _paths(path, folders, [str(images[i]['file_name']) for i in ids]),

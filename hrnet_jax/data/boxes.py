@@ -24,6 +24,7 @@ def checked_boxes(boxes: Any) -> Boxes:
     Raises:
         UserError: for a row of another kind.
     """
+    boxes = boxes.tolist() if isinstance(boxes, np.ndarray) else boxes
     rows = [list(row) if isinstance(row, Sequence | np.ndarray) else [row] for row in boxes]
     found = [[*checked_box(row[:4]), *(row[4:] or [1.0])] for row in rows]
     if any(len(row) != 5 for row in found):

@@ -138,6 +138,7 @@ def test_the_json_says_the_model():
             TopDown.of('mpii', codec='udp', input_size=(256, 256), sigma=3, flip=False),
             'mpii udp 256 256 sigma 3',
         ),
+        (TopDown(codec='dark', sigma=3, blur=11), 'coco dark 256 192 sigma 3 blur 11 flip'),
         (
             TopDown.of('wflw', codec='dark', padding=1.5, shift=False),
             'wflw dark 256 192 sigma 2 padding 1.5 flip unshifted',
@@ -155,6 +156,7 @@ def test_text_and_json(protocol, text):
     [
         ({'codec': 'half'}, "codec must be one of quarter, official, dark, udp, not 'half'"),
         ({'sigma': 0}, 'sigma must be above 0'),
+        ({'blur': 10}, 'blur must be an odd number from 3 on, not 10'),
         ({'input_size': (250, 192)}, 'input_size must be two multiples of 32'),
         ({'pairs': ((0, 17),)}, 'pairs of 17 keypoints are not'),
         ({'pairs': ((0, 1), (1, 2))}, 'pairs of 17 keypoints are not'),

@@ -67,6 +67,27 @@ def test_nothing_there(codec):
     np.testing.assert_array_equal(scores[0], maps[0].max((0, 1)))
 
 
+def test_blur():
+    """11 taps for sigma 2, 17 for 3, or as many as are said."""
+    maps = poses.heatmaps(21, 17, 32, 24)
+    two, three, said = (
+        np.asarray(hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), **given)[0])
+        for given in ({'sigma': 2}, {'sigma': 3}, {'sigma': 3, 'blur': 11})
+    )
+    np.testing.assert_array_equal(said, two)
+    assert np.abs(three - two).max() > 0.05
+
+
+def test_nothing_there_after_a_map_with_a_peak():
+    """What UDPHeatmap of mmpose 1.3.2 gives: beside -1, -1 it reads the map before, too."""
+    maps = np.full((1, 8, 6, 2), -1, np.float32)
+    maps[0, -1, -1, 0], maps[0, 2, 3, 1] = 0.5, -0.25
+    keypoints, scores = hrnet_jax.decode_heatmaps(maps, 'udp', input_size=(32, 24))
+    expected = [[26.48623123, 34.36464582], [0.09142591, 0.04353606]]
+    np.testing.assert_allclose(keypoints[0], expected, atol=1e-5)
+    np.testing.assert_array_equal(scores, [[0.5, -0.25]])
+
+
 def test_known_peaks():
     """Between the pixels: DARK and UDP come nearer than the quarter of a pixel."""
     random = np.random.default_rng(0)

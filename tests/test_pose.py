@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_the_json_says_the_model():
             TopDown.of('mpii', codec='udp', input_size=(256, 256), sigma=3, flip=False),
             'mpii udp 256 256 sigma 3',
         ),
+        (TopDown(codec='dark', sigma=3, blur=11), 'coco dark 256 192 sigma 3 blur 11 flip'),
         (
             TopDown.of('wflw', codec='dark', padding=1.5, shift=False),
             'wflw dark 256 192 sigma 2 padding 1.5 flip unshifted',
@@ -154,6 +156,7 @@ def test_text_and_json(protocol, text):
     [
         ({'codec': 'half'}, "codec must be one of quarter, official, dark, udp, not 'half'"),
         ({'sigma': 0}, 'sigma must be above 0'),
+        ({'blur': 10}, 'blur must be an odd number from 3 on, not 10'),
         ({'input_size': (250, 192)}, 'input_size must be two multiples of 32'),
         ({'pairs': ((0, 17),)}, 'pairs of 17 keypoints are not'),
         ({'pairs': ((0, 1), (1, 2))}, 'pairs of 17 keypoints are not'),
@@ -198,6 +201,27 @@ def test_people_of_many_images(loaded):
             np.testing.assert_allclose(alone.keypoints, person.keypoints, atol=1e-3)
             np.testing.assert_allclose(alone.scores, person.scores, atol=1e-5)
             assert person.score == pytest.approx(float(person_score(1, person.scores)))
+
+
+def test_people_of_an_image_are_one_batch(loaded):
+    """Which is a power of two, so that few programs are compiled for images of other counts."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(TopDown):
+        def outputs(self, forward, batch):
+            seen.append(len(batch['image']))
+            return super().outputs(forward, batch)
+
+    photo, row = segments.picture(0, 64, 64), [0, 0, 32, 64]
+    protocol = Seen(input_size=(64, 32))
+    for count, batch_size in ((3, 32), (4, 32), (3, 2)):
+        [people] = hrnet_jax.predict(
+            loaded.model, loaded.variables, [photo], boxes=[[row] * count], transform=protocol,
+            batch_size=batch_size,
+        )  # fmt: skip
+        assert len(people) == count
+    assert seen == [4, 2]
 
 
 def test_whole_image_without_boxes(loaded):
@@ -281,6 +305,7 @@ def test_predict(command, ckpt, loaded, tmp_path, form):
         factor = 0.5 if form == 'detections' else 1
         assert row['score'] == pytest.approx(factor * person.score, abs=1e-5)
     assert out.count('of 17 keypoints') == 6
+    assert f'written: {tmp_path}/p.json\ndrawn: {tmp_path}/p.png\n' in out
     assert np.asarray(Image.open(tmp_path / 'p.png').convert('RGB')).std() > 10
 
 
@@ -321,6 +346,9 @@ def test_mistakes_of_predict(refused, ckpt, tmp_path):
     assert 'a box is [x, y, width, height]' in line('{"000000000001.png": [[0, 0, 5]]}')
     assert 'as COCO detections are' in line('[{"bbox": [0, 0, 5, 5]}]')
     assert 'as COCO detections are' in line('3')
+    assert 'as COCO detections are' in line('[{"image_id": [1], "bbox": [0, 0, 5, 5]}]')
+    negative = '[{"image_id": 1, "bbox": [0, 0, -5, 5]}]'
+    assert 'with a size above 0, not [0.0, 0.0, -5.0, 5.0]' in line(negative)
 
 
 def test_exported_and_in_nnx(loaded):

@@ -30,7 +30,9 @@ from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.tasks.flag import task_of_checkpoint
 
 if TYPE_CHECKING:
-    from hrnet_jax.tasks.base import Result, Task
+    from collections.abc import Sequence
+
+    from hrnet_jax.tasks.base import Figure, Result, Task
 
 # Files below --ckpt that name a task: of checkpoints, of a training folder, of a step in one.
 _DESCRIBED = ('checkpoint.json', '*/checkpoint.json', workdir.CONFIG, workdir.META)
@@ -174,7 +176,8 @@ def main() -> None:
     )
     result.check(total)
     if main_process:
-        report(args, meta, task, source, transform, result, total, fast.model)
+        figures = task.figures_of(fast.model, metric)
+        report(args, meta, task, source, transform, result, total, figures)
 
 
 def reads_with_tensorflow(args: argparse.Namespace) -> bool:
@@ -209,7 +212,7 @@ def report(
     transform: Protocol,
     result: Result,
     total: int,
-    model: Any,
+    figures: Sequence[Figure],
 ) -> None:
     """Prints the table and writes the JSON."""
     from hrnet_jax.checkpoints.format import arch_name
@@ -231,9 +234,8 @@ def report(
     if unreadable:
         print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
-    shown = task.figures_of(model)
-    for figure in task.figures:
-        if figure not in shown or figure.name not in result.metrics:
+    for figure in figures:
+        if figure.name not in result.metrics:  # of a split without labels
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(figure.count or '')
@@ -271,6 +273,7 @@ def report(
             'source_sha256': meta['source']['sha256'],
         }
         files.write(args.json, json.dumps(content, indent=1) + '\n')
+        print(f'written: {args.json}')
 
 
 def entry() -> None:

@@ -24,6 +24,7 @@ def checked_boxes(boxes: Any) -> Boxes:
     Raises:
         UserError: for a row of another kind.
     """
+    boxes = boxes.tolist() if isinstance(boxes, np.ndarray) else boxes
     rows = [list(row) if isinstance(row, Sequence | np.ndarray) else [row] for row in boxes]
     found = [[*checked_box(row[:4]), *(row[4:] or [1.0])] for row in rows]
     if any(len(row) != 5 for row in found):
@@ -63,7 +64,7 @@ def detections(path: str) -> list[tuple[Any, np.ndarray]]:
 
 def _image_of(row: Any, path: str, wanted: str) -> Any:
     for name in ('image_id', 'file'):
-        if isinstance(row, dict) and 'bbox' in row and name in row:
+        if isinstance(row, dict) and 'bbox' in row and isinstance(row.get(name), int | str):
             return row[name]
     raise UserError(f'{path} is not {wanted}')
 

@@ -170,7 +170,7 @@ class Task:
 
     name: in checkpoint.json and in recipes.
     recipes: name -> `Recipe`, what --recipe takes.
-    figures: of an evaluation; the first decides which checkpoint is best; none without one.
+    figures: of an evaluation; none without one. See `figures_of`.
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     datasets: names that it takes beside those of tfds, for the help of eval.py.
@@ -319,12 +319,9 @@ class Task:
     def metric(self, model: Any, **context: Any) -> Metric:
         self.refuse('evaluation')
 
-    @property
-    def best(self) -> Figure:
-        return self.figures[0]
-
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
-        """Those of `figures` that can say something of this model; they are shown."""
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
+        """Those of `figures` that `metric` gives and that can say something of this model: they are
+        shown, and the first decides which checkpoint is best."""
         return self.figures
 
     # Training

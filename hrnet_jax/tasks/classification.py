@@ -139,7 +139,7 @@ class Classification(Task):
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         return {'classes': evaluation.competing_classes(source, data_dir)}
 
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
         return self.figures if model.num_classes > TOP else self.figures[:1]
 
     def metric(self, model: Any, **context: Any) -> Metric:

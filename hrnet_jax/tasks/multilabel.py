@@ -169,7 +169,7 @@ class MultilabelClassification(Classification):
                 'order; a file classes.txt beside the CSV says which there are'
             )
 
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
         return self.figures
 
     def metric(self, model: Any, **context: Any) -> Metric:

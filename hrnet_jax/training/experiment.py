@@ -26,7 +26,7 @@ from hrnet_jax.layers import Blocks
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
-from hrnet_jax.tasks.base import Opened
+from hrnet_jax.tasks.base import Figure, Opened
 from hrnet_jax.tasks.recipe import Recipe, evaluation_fields, inherited_fields
 from hrnet_jax.training import saving
 from hrnet_jax.training.home import Home
@@ -110,14 +110,14 @@ class Experiment:
             fields=[field.name for field in self.data.fields],
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
-        self.figures = self.task.figures_of(self.model)
+        self.figures = self.task.figures_of(self.model, self.metric)
         self.eval_step = make_eval_step(self.model, self.transform, self.mesh, self.metric)
         self.store = saving.Store(
             self.home,
             self._describe(),
             options.keep,
             lambda line: say(f'warning: {line}'),
-            self.task.best.higher_is_better,
+            self.best.higher_is_better,
         )
 
     @property
@@ -130,6 +130,11 @@ class Experiment:
             'training_images': self.source.num_examples,
             'recipe': self.recipe.to_json(),
         }
+
+    @property
+    def best(self) -> Figure:
+        """That which decides which checkpoint is best."""
+        return self.figures[0]
 
     def start(self) -> TrainState:
         """The newest checkpoint's state on all devices, or a new one."""

@@ -21,8 +21,10 @@ from hrnet_jax.data import segmentation_sets
 from hrnet_jax.data.opencv import read_rgb
 from hrnet_jax.data.views import Views
 from hrnet_jax.nnx import from_linen
+from hrnet_jax.tasks.confusion import Confusion
+from hrnet_jax.tasks.label_maps import files_of
 from hrnet_jax.tasks.overlay import blended, colours
-from hrnet_jax.tasks.segmentation import TASK, Confusion, label_files
+from hrnet_jax.tasks.segmentation import TASK
 
 SETS = {
     'cityscapes': functools.partial(layouts.cityscapes, form='labelIds'),
@@ -230,10 +232,10 @@ def test_counts_are_whole_numbers():
     assert any(line.split() == ['c', '-', '-'] for line in result.lines)
 
 
-def test_names_of_label_files():
-    assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
-    assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
-    assert label_files(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+def test_names_of_files_of():
+    assert files_of(['a/x.jpg', 'b/y.png']) == ('x', 'y')
+    assert files_of(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
+    assert files_of(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
 
 
 def test_ids_of_the_data_set_are_written(tmp_path):

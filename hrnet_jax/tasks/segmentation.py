@@ -18,21 +18,20 @@ from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.segmentation_folders import LAYOUTS
 from hrnet_jax.data.segmentation_tfds import PREPARED
 from hrnet_jax.data.sources import Facts
-from hrnet_jax.data.views import NOTHING, Views
+from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import label_maps
 from hrnet_jax.tasks.base import (
     Array,
-    Batch,
     Figure,
     Metric,
-    Result,
     Task,
-    Totals,
     TrainingData,
     Variables,
     arch_of,
     options_of,
 )
+from hrnet_jax.tasks.confusion import Confusion
 from hrnet_jax.tasks.recipe import Group
 from hrnet_jax.tasks.segmentation_recipes import RECIPES, PixelRecipe
 
@@ -41,141 +40,6 @@ _FIELDS = (
     *('num_classes', 'in_channels', 'head', 'ocr_channels', 'key_channels', 'dropout'),
     *('upsample', 'align_corners'),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Confusion(Metric):
-    """Counts of pixels by label and prediction: a row for each label.
-
-    Attributes:
-        class_names: of the classes.
-        labels: folder in which the predicted class ids are written.
-        files: for each image the name of the file there, without its ending.
-        ids: what is written of each class; empty: its number.
-    """
-
-    class_names: tuple[str, ...]
-    labels: str | None = None
-    files: tuple[str, ...] = ()
-    ids: tuple[int, ...] = ()
-
-    def update(self, outputs: Array, batch: Batch) -> Totals:
-        import jax.numpy as jnp
-
-        count, label = len(self.class_names), batch['label'].astype(jnp.int32)
-        predicted = jnp.argmax(outputs, -1)
-        counts = (label != NOTHING) & batch['mask'][:, None, None]
-        place = jnp.where(counts, label * count + predicted, count * count).reshape(-1)
-        pixels = jnp.zeros(count * count + 1, jnp.int32).at[place].add(1)[:-1]
-        totals: Totals = {'confusion': pixels.reshape((count, count))}
-        if self.labels:
-            kept = {name: batch[name] for name in ('mask', 'index', 'image_hw') if name in batch}
-            totals['collected'] = {**kept, 'labels': predicted.astype(jnp.uint8)}
-        return totals
-
-    def collect(self, arrays: Mapping[str, np.ndarray]) -> None:
-        assert self.labels
-        for i in np.flatnonzero(arrays['mask']):
-            ids = arrays['labels'][i]
-            if 'image_hw' in arrays:
-                height, width = arrays['image_hw'][i]
-                ids = ids[:height, :width]
-            if self.ids:
-                ids = np.array(self.ids)[ids]
-            write_ids(os.path.join(self.labels, self.files[arrays['index'][i]] + '.png'), ids)
-
-    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
-        matrix = np.asarray(totals['confusion'], np.int64)
-        right, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-        with np.errstate(invalid='ignore', divide='ignore'):
-            iou = 100 * right / (labelled + predicted - right)
-            accuracy = 100 * right / labelled
-        if not labelled.any() and not self.labels:
-            raise UserError(
-                'no pixel of the data has a label: there is no mean IoU; --labels DIR writes what '
-                'the network predicts'
-            )
-        metrics = {}
-        if labelled.any():
-            metrics = {
-                'miou': float(np.nanmean(iou)),
-                'mean_accuracy': float(np.nanmean(accuracy)),
-                'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
-            }
-
-        def by_class(values: np.ndarray) -> dict[str, float | None]:
-            each = zip(self.class_names, values, strict=True)
-            return {name: None if np.isnan(x) else float(x) for name, x in each}
-
-        details = {
-            'iou': by_class(iou),
-            'accuracy': by_class(accuracy),
-            'confusion': matrix.tolist(),
-        }
-        count = int(totals['num_examples'])
-        lines = _lines(self.class_names, iou, accuracy)
-        if self.labels:
-            lines += ['', written(count, self.labels)]
-        return Result(
-            count,
-            int(totals['seen']),
-            int(totals['not_finite']),
-            metrics,
-            {},
-            details,
-            lines=lines,
-        )
-
-
-def _lines(names: Sequence[str], iou: np.ndarray, accuracy: np.ndarray) -> list[str]:
-    """A table of the classes."""
-    width = max(14, *map(len, names))
-
-    def cell(value: float) -> str:
-        return f'{"-" if np.isnan(value) else format(value, ".3f"):>12}'
-
-    rows = zip(names, iou, accuracy, strict=True)
-    head = f'{"":{width}}{"IoU":>12}{"accuracy":>12}'
-    return ['', head, *(f'{name:{width}}{cell(a)}{cell(b)}' for name, a, b in rows)]
-
-
-def write_ids(path: str, ids: np.ndarray) -> None:
-    """A grey PNG file of class ids, complete or not at all."""
-    from PIL import Image
-
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.part'
-    Image.fromarray(ids.astype(np.uint8)).save(temporary, 'png')
-    os.replace(temporary, path)
-
-
-def written(count: int, folder: str) -> str:
-    """What is said of label maps."""
-    return f'label maps of {count:,} image{"s" * (count != 1)}: {folder}'
-
-
-def label_files(images: Sequence[str]) -> tuple[str, ...]:
-    """A name for the labels of each image: its stem; where stems are not unique, its path in the
-    folder that holds all."""
-    paths = [os.path.splitext(image)[0] for image in images]
-    stems = [os.path.basename(path) for path in paths]
-    if len(set(stems)) == len(stems):
-        return tuple(stems)
-    whole = [os.path.abspath(path) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in whole])
-    return tuple(os.path.relpath(path, common) for path in whole)
-
-
-def check_labels_folder(folder: str) -> None:
-    """Raises UserError for a folder that cannot be written, or that holds PNG files: they might be
-    somebody's own label maps."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        held = [name for _, _, names in os.walk(folder) for name in names if name.endswith('.png')]
-    except OSError as error:
-        raise UserError(f'--labels {folder}: {error.strerror}') from None
-    if held:
-        raise UserError(f'--labels {folder} holds {len(held)} PNG files; name a new folder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +118,7 @@ class Segmentation(Task):
     def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
         names = source.class_names or tuple(map(str, range(source.num_classes)))
         ids = tuple(map(int, source.read.ids[: source.num_classes]))
-        return {'class_names': names, 'files': label_files(source.names), 'ids': ids}
+        return {'class_names': names, 'files': label_maps.files_of(source.names), 'ids': ids}
 
     # Evaluation
 
@@ -268,7 +132,7 @@ class Segmentation(Task):
                 raise UserError('--label-ids: the data set has no id for some of the classes')
             context['ids'] = ids
         if context.get('labels'):
-            check_labels_folder(context['labels'])
+            label_maps.check_folder(context['labels'])
         names = context.pop('class_names', None) or tuple(map(str, range(model.num_classes)))
         return Confusion(tuple(names), **context)
 
@@ -336,7 +200,7 @@ class Segmentation(Task):
             raise UserError(f'{len(names)} class names for {model.num_classes} classes')
         names = tuple(map(str, names))
         if labels:
-            check_labels_folder(labels)
+            label_maps.check_folder(labels)
         return {'names': names, 'labels': labels, 'probabilities': probabilities}
 
     def open_image(self, path: str, **flags: Any) -> np.ndarray:
@@ -380,9 +244,9 @@ class Segmentation(Task):
 
     def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
         if options['labels']:
-            for name, labels in zip(label_files(paths), found, strict=True):
-                write_ids(os.path.join(options['labels'], name + '.png'), labels)
-            print(written(len(paths), options['labels']))
+            for name, labels in zip(label_maps.files_of(paths), found, strict=True):
+                label_maps.write(os.path.join(options['labels'], name + '.png'), labels)
+            print(label_maps.written(len(paths), options['labels']))
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,

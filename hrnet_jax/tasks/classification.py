@@ -21,9 +21,9 @@ from hrnet_jax.tasks.base import (
     Result,
     Task,
     Totals,
-    percent,
 )
 from hrnet_jax.tasks.classification_recipes import RECIPES
+from hrnet_jax.tasks.metric import percent
 
 if TYPE_CHECKING:
     import jax

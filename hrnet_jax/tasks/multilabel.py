@@ -12,8 +12,9 @@ import numpy as np
 from hrnet_jax.data import classes
 from hrnet_jax.data.sources import Facts, Source, tensorflow
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Prediction, Result, Totals, percent
+from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Prediction, Result, Totals
 from hrnet_jax.tasks.classification import Classification, mixed, names_of
+from hrnet_jax.tasks.metric import percent
 from hrnet_jax.tasks.multilabel_data import open_multilabel
 from hrnet_jax.tasks.recipe import LabelRecipe, Pair, Schedule, setting
 

@@ -26,6 +26,7 @@ from PIL import Image
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
+import train as train_command
 from convert import __main__ as convert_command
 from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.data.preprocess import Transform
@@ -55,7 +56,10 @@ COMMANDS = sorted(
 def blocks(page: str, language: str = 'python') -> list[str]:
     found = re.findall(rf'```{language}\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
     assert found
-    return [block.replace("'w18'", "'tiny'").replace('224', '64') for block in found]
+    return [
+        block.replace("'w18'", "'tiny'").replace('224', '64').replace('480, 640', '96, 128')
+        for block in found
+    ]
 
 
 def run(page: str) -> dict:
@@ -234,7 +238,12 @@ def test_manifest_of_kubernetes(monkeypatch):
 @pytest.fixture
 def here(command):
     """Runs a line of `commands` in this process: what it prints."""
-    modules = {'-m': convert_command, 'eval.py': eval_command, 'predict.py': predict_command}
+    modules = {
+        '-m': convert_command,
+        'eval.py': eval_command,
+        'predict.py': predict_command,
+        'train.py': train_command,
+    }
 
     def call(line):
         script, *arguments = shlex.split(line)
@@ -297,9 +306,9 @@ def test_quick_start(flowers):
     assert Image.open('picture.png').size > (300, 200)
 
 
-def test_fine_tuning(flowers, here):
+def test_fine_tuning(flowers, here, standard_promotion):
     train, evaluate, predict, convert = commands('docs/finetune.md')
-    assert re.search(r'initialised +2 .*head/classifier', python(f'{train} {QUICK}'))
+    assert re.search(r'initialised +2 .*head/classifier', here(f'{train} {QUICK}'))
     scope = run('docs/finetune.md')
     confusion = scope['confusion']
     assert confusion.sum() == 40
@@ -318,18 +327,18 @@ def test_segmentation(flowers, here, standard_promotion):
     shutil.copy('streets/images/val/p0.png', 'photo.jpg')
     train, evaluate, predict = commands('docs/segmentation.md')
     quick = '--crop-size 32 64 --batch-size 2 --bn-group-size 2 --epochs 1 --dtype float32'
-    assert re.search(r'initialised +7 .*head', python(f'{train} {quick}'))
+    assert re.search(r'initialised +7 .*head', here(f'{train} {quick}'))
     assert 'house' in here(evaluate)
     here(predict)
     assert Image.open('picture.png').size > (300, 200)
     assert Image.open('ids/photo.png').size == (96, 64)
     scope = run('docs/segmentation.md')
-    assert scope['ids'].shape == (480, 640)
+    assert scope['ids'].shape == (96, 128)
     assert scope['logits'].shape == (1, 25, 33, 19)
     assert len(scope['both']) == 2
 
 
-def test_pose(flowers, here):
+def test_pose(flowers, here, standard_promotion):
     """The page's commands on smaller crops."""
     figures = importlib.import_module('figures')
     figures.make(flowers / 'cats', {'train': 4, 'val': 1})
@@ -338,7 +347,7 @@ def test_pose(flowers, here):
     Path('boxes.json').write_text(json.dumps({'photo.jpg': [box]}))
     train, evaluate, predict = commands('docs/pose.md')
     quick = '--input-size 64 32 --batch-size 4 --bn-group-size 4 --epochs 1 --dtype float32'
-    said = python(f'{train} {quick}')
+    said = here(f'{train} {quick}')
     assert re.search(r'initialised +2 .*head', said)
     assert re.search(r'left +\d+ ', said)
     assert 'AP' in here(evaluate)

@@ -30,9 +30,8 @@ def folder(once):
     return once('figures', lambda path: figures.make(path, {'train': 12, 'val': 2}))
 
 
-def launch(run, folder, *flags, **where):
-    data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
-    return runs.launch(run, folder, *data, recipe='pose', quick=True, **where)
+def train(run, folder):
+    return runs.train(run, folder, '--dataset', f'folder:{folder}', *SETTING.split(), recipe='pose')
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +39,7 @@ def straight(once, folder):
     """A run without interruption."""
 
     def make(run):
-        [(code, out, err)] = runs.finish(launch(run, folder))
-        assert (code, err) == (0, '')
+        out = train(run, folder)
         assert '24 images of 17 keypoints, 64 x 32; evaluated on 4 of val: coco quarter' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
@@ -50,9 +48,7 @@ def straight(once, folder):
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
     again = runs.lose_checkpoints(straight, after=4)
-    [(code, out, err)] = runs.finish(launch(again, folder))
-    assert (code, err) == (0, '')
-    assert 'going on after 4' in out
+    assert 'going on after 4' in train(again, folder)
     assert runs.digests(again) == runs.digests(straight)
     ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
     assert ours['ap'] == theirs['ap']

@@ -37,9 +37,9 @@ def folder(once):
     return once('scenes', lambda path: scenes.make(path, {'train': 24, 'val': 4}))
 
 
-def launch(run, folder, *flags, **where):
+def train(run, folder, *flags, command=runs.train, **where):
     data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
-    return runs.launch(run, folder, *data, recipe='segment', quick=True, **where)
+    return command(run, folder, *data, recipe='segment', **where)
 
 
 @pytest.fixture(scope='module')
@@ -47,8 +47,7 @@ def straight(once, folder):
     """A run without interruption."""
 
     def make(run):
-        [(code, out, err)] = runs.finish(launch(run, folder, *OCR.split()))
-        assert (code, err) == (0, '')
+        out = train(run, folder, *OCR.split())
         assert '24 images of 3 classes, 64 x 96; evaluated on 4 of val: whole' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
@@ -57,9 +56,7 @@ def straight(once, folder):
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
     again = runs.lose_checkpoints(straight, after=4)
-    [(code, out, err)] = runs.finish(launch(again, folder, *OCR.split()))
-    assert (code, err) == (0, '')
-    assert 'going on after 4' in out
+    assert 'going on after 4' in train(again, folder, *OCR.split())
     assert runs.digests(again) == runs.digests(straight)
     ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
     assert ours['miou'] == theirs['miou']
@@ -141,20 +138,20 @@ def test_from_a_segmenter_of_other_classes(folder, tmp_path, given):
 def test_two_processes_killed_and_started_again(straight, folder, tmp_path):
     """Two processes see the images of one; as two, it is the same to the bit."""
     flags = ('--learning-rate', '1e-6', '--min-rate', '0', '--bn-group-size', '4')
+    two = {'command': runs.launch, 'processes': 2}
     whole, broken, one = (tmp_path / name for name in ('whole', 'broken', 'one'))
-    ended = runs.finish(launch(whole, folder, *flags, processes=2))
+    ended = runs.finish(train(whole, folder, *flags, **two))
     assert [code for code, _, _ in ended] == [0, 0], ended
-    started = launch(broken, folder, *flags, processes=2)
+    started = train(broken, folder, *flags, **two)
     runs.wait_for_checkpoint(broken, started)
     for process in started:
         process.send_signal(signal.SIGKILL)
         time.sleep(0.1)
     runs.finish(started)
-    ended = runs.finish(launch(broken, folder, *flags, processes=2))
+    ended = runs.finish(train(broken, folder, *flags, **two))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert runs.digests(broken) == runs.digests(whole)
-    [(code, _, err)] = runs.finish(launch(one, folder, *flags))
-    assert (code, err) == (0, '')
+    train(one, folder, *flags)
     first, last = (_params(Path(whole), step) for step in (2, 2 * EPOCH))
     moved, apart = _apart(first, last), _apart(_params(one, 2 * EPOCH), last)
     print(f'{apart:.1e} apart, {moved:.1e} moved')

@@ -134,6 +134,23 @@ def lose_checkpoints(run, after):
     return copy
 
 
+def resumed(whole, train, after, figure):
+    """A copy that lost what came later goes on, and ends as the whole run, to the bit."""
+    again = lose_checkpoints(whole, after)
+    assert f'going on after {after}' in train(again)
+    assert digests(again) == digests(whole)
+    ours, theirs = (rows(run, 'eval')[-1] for run in (again, whole))
+    assert ours[figure] == theirs[figure]
+    return again
+
+
+def save_classifier(folder, tiny):
+    """The fixture `tiny` as a checkpoint whose pixels have a mean and a deviation of their own."""
+    model, variables = tiny
+    transform = {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
+    checkpoint.save(folder, variables, checkpoint.describe(model) | {'transform': transform})
+
+
 def rows(run, kind):
     """The records of one kind in metrics.jsonl."""
     file = Path(run) / workdir.METRICS

@@ -55,11 +55,7 @@ def straight(once, folder):
 
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
-    again = runs.lose_checkpoints(straight, after=4)
-    assert 'going on after 4' in train(again, folder, *OCR.split())
-    assert runs.digests(again) == runs.digests(straight)
-    ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
-    assert ours['miou'] == theirs['miou']
+    runs.resumed(straight, lambda run: train(run, folder, *OCR.split()), 4, 'miou')
 
 
 def test_what_a_run_leaves_behind(straight):
@@ -77,11 +73,7 @@ def test_what_a_run_leaves_behind(straight):
 
 def test_from_a_classifier(tiny, folder, command, tmp_path):
     """Its backbone is taken, the head is new, and both are told."""
-    model, variables = tiny
-    meta = checkpoint.describe(model) | {
-        'transform': {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
-    }
-    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    runs.save_classifier(tmp_path / 'tiny', tiny)
     flags = ('--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0')
     code, out, err = command(
         train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}',
@@ -94,7 +86,7 @@ def test_from_a_classifier(tiny, folder, command, tmp_path):
     assert re.search(r'loaded +265 +backbone', out)
     assert re.search(r'initialised +7 +head', out)
     _, trained = checkpoint.load(tmp_path / 'run')
-    assert _apart(trained['params']['backbone'], variables['params']['backbone']) == 0
+    assert _apart(trained['params']['backbone'], tiny[1]['params']['backbone']) == 0
 
 
 @pytest.mark.parametrize('given', [{}, {'align_corners': False}])

@@ -20,7 +20,7 @@ from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training.prefetch import Prefetch
 
-COUNT, BATCH = 300, 24
+COUNT, BATCH = 150, 12
 RECIPE = Digits(batch_size=BATCH, bn_group_size=None)
 EPOCH = COUNT // BATCH
 
@@ -53,7 +53,7 @@ def reference(source):
     return take(TrainData(source, RECIPE).batches(), 2 * EPOCH)
 
 
-@pytest.mark.parametrize('start', [1, EPOCH - 1, EPOCH, EPOCH + 7])
+@pytest.mark.parametrize('start', [1, EPOCH - 1, EPOCH + 7])
 def test_resumed_anywhere_they_are_the_same(source, reference, start):
     same(take(TrainData(source, RECIPE).batches(start), 3), reference[start : start + 3])
 
@@ -113,7 +113,7 @@ def test_augmentation_differs_between_epochs(source):
     first = take(TrainData(source, recipe).batches(), EPOCH + 1)
     again = take(TrainData(source, recipe).batches(EPOCH), 1)
     same(again, first[EPOCH:])
-    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) > 20
+    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) > 10
 
 
 @pytest.mark.parametrize(

@@ -306,9 +306,9 @@ def test_quick_start(flowers):
     assert Image.open('picture.png').size > (300, 200)
 
 
-def test_fine_tuning(flowers, here, standard_promotion):
+def test_fine_tuning(flowers, here):
     train, evaluate, predict, convert = commands('docs/finetune.md')
-    assert re.search(r'initialised +2 .*head/classifier', here(f'{train} {QUICK}'))
+    assert re.search(r'initialised +2 .*head/classifier', python(f'{train} {QUICK}'))
     scope = run('docs/finetune.md')
     confusion = scope['confusion']
     assert confusion.sum() == 40

@@ -73,9 +73,10 @@ def test_any_number_of_processes_reads_the_same(source, reference):
 def test_more_processes_than_lanes_read_the_same(source, monkeypatch, processes):
     """6 lanes give 8 images each to a batch; with 16 processes a part is of one lane or of two."""
     monkeypatch.setattr(training, 'LANES', 6)
+    recipe = dataclasses.replace(RECIPE, batch_size=48)
 
     def names(index, count, part):
-        raw = TrainData(source, RECIPE, index, count)._raw(0, 1).take(2 * part)
+        raw = TrainData(source, recipe, index, count)._raw(0, 1).take(2 * part)
         return [x['name'] for x in raw.map(source.parse).as_numpy_iterator()]
 
     size = 48 // processes

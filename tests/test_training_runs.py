@@ -141,7 +141,7 @@ def test_what_a_run_leaves_behind(straight):
     assert names == {'config.json', 'checkpoints', 'metrics.jsonl', 'curves.png'}
     config = json.loads((straight / 'config.json').read_text())
     assert config['arch'] == 'tiny'
-    assert config['recipe']['accumulate'] == 2
+    assert config['recipe']['ema'] == 0.9
     assert config['recipe']['learning_rate'] == 0.05
     evaluated = [row['step'] for row in rows(straight, 'eval')]
     assert evaluated == [2 * EPOCH]

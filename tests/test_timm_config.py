@@ -133,7 +133,7 @@ FORMS = {
 @pytest.fixture
 def tiny_of_timm(monkeypatch):
     """As if timm had our smallest network."""
-    monkeypatch.setitem(timm.MODELS, 'hrnet_tiny', ('tiny', True))
+    monkeypatch.setitem(timm.models(), 'hrnet_tiny', ('tiny', True))
 
 
 @pytest.mark.parametrize('form', FORMS)

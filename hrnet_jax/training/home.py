@@ -132,7 +132,9 @@ class BucketHome(Home):
                 with self._one:
                     self._copy()
         except UserError as error:
-            raise UserError(f'{error}; what is missing there is in {self.path}') from error
+            # Under a name that the next run does not remove.
+            kept = self.path.rename(self.path.with_name(f'kept_{self.path.name}'))
+            raise UserError(f'{error}; what is missing there is in {kept}') from error
         shutil.rmtree(self.path, ignore_errors=True)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

@@ -10,7 +10,7 @@ import poses
 import pytest
 
 import hrnet_jax
-from hrnet_jax.data.heatmaps import averaged
+from hrnet_jax.data.heatmaps import _gaussian, averaged
 from hrnet_jax.errors import UserError
 
 ORACLE = Path(__file__).parent / 'data' / 'oracle' / 'pose'
@@ -76,6 +76,21 @@ def test_blur():
     )
     np.testing.assert_array_equal(said, two)
     assert np.abs(three - two).max() > 0.05
+
+
+@pytest.mark.parametrize('taps', [3, 5, 7, 9, 11, 17])
+def test_the_gaussian_is_that_of_opencv(taps):
+    cv2 = pytest.importorskip('cv2')
+    middle = _gaussian(41, taps)[20]
+    expected = np.pad(cv2.getGaussianKernel(taps, 0)[:, 0], (41 - taps) // 2)
+    np.testing.assert_allclose(middle, expected, rtol=0, atol=1e-12)
+
+
+def test_a_sigma_of_less_than_a_pixel():
+    maps = poses.heatmaps(21, 17, 32, 24)
+    small = hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), sigma=0.25)[0]
+    none = hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), blur=1)[0]
+    np.testing.assert_array_equal(small, none)
 
 
 def test_nothing_there_after_a_map_with_a_peak():

@@ -70,7 +70,7 @@ def decode_heatmaps(
     if np.ndim(heatmaps) != 4:
         raise UserError(f'heatmaps have shape (N, H, W, K), not {np.shape(heatmaps)}')
     height, width = input_size
-    taps = blur or 2 * int(3 * sigma) - 1
+    taps = blur or max(2 * int(3 * sigma) - 1, 1)
     return _decoded(jnp.asarray(heatmaps), codec, (int(height), int(width)), taps)
 
 
@@ -189,12 +189,21 @@ def _blurred(maps: Array, taps: int) -> Array:
     return blurred * (before / (after + 1e-12))
 
 
+# OpenCV rounds the Gaussians of few taps.
+_SMALL = {
+    3: (1, 2, 1),
+    5: (1, 4, 6, 4, 1),
+    7: (2, 7, 14, 18, 14, 7, 2),
+    9: (4, 13, 30, 51, 60, 51, 30, 13, 4),
+}
+
+
 @functools.cache
 def _gaussian(size: int, taps: int) -> np.ndarray:
     """(size, size): the matrix that blurs along one axis."""
     spread = 0.3 * ((taps - 1) / 2 - 1) + 0.8  # OpenCV's for so many taps
     steps = np.arange(taps) - taps // 2
-    weights = np.exp(-(steps**2) / (2 * spread**2))
+    weights = np.array(_SMALL.get(taps, np.exp(-(steps**2) / (2 * spread**2))))
     table = np.zeros((size, size + taps - 1))
     for i in range(size):
         table[i, i : i + taps] = weights / weights.sum()

@@ -69,7 +69,7 @@ def test_sizes_are_in_the_header(tmp_path):
     assert image_hw(str(tmp_path / 'a.png')) == SIZE
 
 
-@pytest.mark.parametrize('ending', ['jpg', 'png'])
+@pytest.mark.parametrize('ending', ['jpg', 'png', 'tif'])
 def test_a_photograph_that_is_turned(tmp_path, ending):
     """Label maps belong to what a person sees, as with OpenCV."""
     image = Image.fromarray(segments.picture(0, 40, 60))

@@ -90,7 +90,7 @@ class Written:
         own = {k: getattr(model, k) for k, v in usual if k in _COMPUTED and getattr(model, k) != v}
         if own:
             said = ' and '.join(f'{name} {value}' for name, value in own.items())
-            note += f'; set {said} there, which is not usual with these names'
+            note += f'; the program that reads it must set {said}, which is not usual there'
         return (
             f'{self.out}: {len(state)} tensors, {self.layout} layout, {size:.1f} MB; '
             f'beside it {" and ".join(names)}{note}'

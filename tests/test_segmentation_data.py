@@ -120,7 +120,7 @@ def spoiled(root, kind):
             'val',
             'hold no class but 0; they are PNG files of class ids 0, 1, ...',
         ),
-        ('fine', None, 'name a split: val'),
+        ('fine', None, 'its splits are val'),
         ('fine', 'test', 'test has no folders images and labels'),
     ],
 )
@@ -145,6 +145,9 @@ def test_mistakes_in_a_label_map(tmp_path, kind, words):
     source = open_segmentation(f'folder:{tmp_path}', 'val', None)
     with pytest.raises(UserError, match=words):
         source.read(0)
+    if kind != 'damaged':  # those are counted when it is their turn
+        with pytest.raises(UserError, match=words):
+            source.read.check_values()
 
 
 @pytest.mark.parametrize(

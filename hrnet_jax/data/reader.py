@@ -223,7 +223,8 @@ def parts(request: Request) -> Iterator[Any]:
     count = None if source.num_classes is None else opener.num_outputs(source)
     if None not in (count, request.num_classes) and count != request.num_classes:
         numbers = f'{count} {opener.outputs}, the checkpoint {request.num_classes}'
-        raise UserError('; '.join((f'{request.name} has {numbers}', *source.notes)))
+        hint = 'train.py --init makes a checkpoint for other data'
+        raise UserError('; '.join((f'{request.name} has {numbers}', *source.notes, hint)))
     source = evaluation.competing(source, request.restrict)
     total = min(request.share.limit or source.num_examples, source.num_examples)
     context = opener.context(source, request.data_dir)

@@ -28,6 +28,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import progress
 
 LABEL = Field('label', 'uint8', padding=NOTHING)
+_LOOKED = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,19 @@ class Files:
         image, path = read_rgb(self.images[number]), self.labels[number]
         if path == '':  # of a test split
             return {'image': image, 'label': np.full(image.shape[:2], NOTHING, np.uint8)}
+        label = self._label(path)
+        if label.shape != image.shape[:2]:
+            raise _misfit(path, label.shape, image.shape)
+        return {'image': image, 'label': label}
+
+    def _label(self, path: Place) -> np.ndarray:
         ids = read_ids(path, self.red)
-        if ids.shape != image.shape[:2]:
-            raise _misfit(path, ids.shape, image.shape)
         label = self.classes[ids]
         if label.min(initial=0) < 0:
             raise WrongLabel(
                 f'{path} holds the value {ids[label < 0].min()}; its values are {self.allowed}'
             )
-        return {'image': image, 'label': label.astype(np.uint8)}
+        return label.astype(np.uint8)
 
     def renumbered(self, places: np.ndarray) -> Files:
         """With class i as places[i]."""
@@ -82,6 +87,24 @@ class Files:
 
         with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
             return np.array(list(pool.map(one, numbers)), np.int32).reshape(-1, 2)
+
+    def check_values(self) -> None:
+        """Raises UserError at a value that is no class, in up to `_LOOKED` label maps."""
+        count = len(self.labels)
+        paths = [self.labels[i * count // _LOOKED] for i in range(_LOOKED)]
+        paths = [path for path in dict.fromkeys(paths) if path != '']
+
+        def look(path: Place) -> None:
+            try:
+                self._label(path)
+            except WrongLabel:
+                raise
+            except UserError:  # unreadable ones are counted when it is their turn
+                return
+
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in progress(pool.map(look, paths), total=len(paths), desc='labels'):
+                pass
 
     def check(self) -> None:
         """Raises UserError at a label map of another size than its image."""

@@ -236,8 +236,8 @@ def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[
         place = os.path.join(root, split or '')
         hint = _splits_of(root)
         raise UserError(
-            f'{place} has no folders images and labels'
-            + (f'; name a split: {", ".join(sorted(hint))}' if hint and not split else '')
+            f'{place} has no folders images and labels, or is not there'
+            + (f'; its splits are {", ".join(sorted(hint))}' if hint else '')
         )
     images, labels = map(list_images, folders)
 

@@ -112,6 +112,12 @@ class Segmentation(Task):
             source, num_classes=len(names), class_names=tuple(names), read=read
         )
 
+    def check_training(self, source: Indexed) -> None:
+        _check_values(source)
+
+    def check_files(self, source: Indexed, transform: Any, max_corrupt: float) -> None:
+        _check_values(source)
+
     def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
         return batches(source, transform, share)
 
@@ -258,6 +264,11 @@ class Segmentation(Task):
 
     def add_prediction_flags(self, group: Any) -> None:
         self._add_labels(group)
+
+
+def _check_values(source: Indexed) -> None:
+    if isinstance(source.read, segmentation.Files):  # of a user's own source perhaps not
+        source.read.check_values()
 
 
 def present(labels: np.ndarray) -> list[tuple[int, float]]:

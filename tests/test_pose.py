@@ -258,6 +258,8 @@ def test_a_box_outside_of_the_image(loaded):
         ([[[0, 0, 5]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, float('nan')]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, 5, 1, 1]]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, 'high']]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, None]]], r'a box is \[x, y, width, height\], or these and a score'),
         ([[3]], r'a box is \[x, y, width, height\]'),
     ],
 )

@@ -138,6 +138,12 @@ def test_flip(shift):
     np.testing.assert_allclose(ours, (one + other) / 2)
 
 
+@pytest.mark.parametrize('codec', CODECS)
+def test_nobody(codec):
+    keypoints, scores = hrnet_jax.decode_heatmaps(np.zeros((0, 8, 6, 2)), codec)
+    assert (keypoints.shape, scores.shape) == ((0, 2, 2), (0, 2))
+
+
 def test_mistakes():
     maps = np.zeros((1, 8, 6, 2), np.float32)
     with pytest.raises(
@@ -146,5 +152,7 @@ def test_mistakes():
         hrnet_jax.decode_heatmaps(maps, 'half')
     with pytest.raises(UserError, match=r'heatmaps have shape \(N, H, W, K\), not \(8, 6, 2\)'):
         hrnet_jax.decode_heatmaps(maps[0], 'dark')
+    with pytest.raises(UserError, match='blur must be an odd number, not 4'):
+        hrnet_jax.decode_heatmaps(maps, 'dark', blur=4)
     with pytest.raises(UserError, match='the network has 2 keypoints, its protocol 3'):
         averaged(lambda x: maps, np.zeros((1, 32, 24, 3)), None, False, 3)

@@ -17,6 +17,7 @@ from rules import close, image
 import hrnet_jax
 import predict as predict_command
 from hrnet_jax import checkpoint
+from hrnet_jax.data import crops
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.similarity import person_score
@@ -66,9 +67,24 @@ def test_w32_as_mmpose():
 
 def test_crops_as_mmpose():
     photo = poses.picture(31, 480, 640)
-    crops = np.stack([TopDown().crop(photo, box) for box in BOXES])
+    made = np.stack([TopDown().crop(photo, box) for box in BOXES])
     with np.load(ORACLE / 'chain.npz') as oracle:
-        np.testing.assert_array_equal(crops[:, ::8, ::8], oracle['crops'])
+        np.testing.assert_array_equal(made[:, ::8, ::8], oracle['crops'])
+
+
+@pytest.mark.parametrize(
+    ('udp', 'expected'),
+    [
+        (False, (1.483950158361457, -555.9808928434963, 1.4839501583614567, -208.28535064538082)),
+        (True, (1.4762215614318848, -553.0852661132812, 1.4781538248062134, -207.4718017578125)),
+    ],
+)
+def test_a_float32_box_as_mmpose(udp, expected):
+    """The matrices of mmpose 1.3.2, which computes in the type of the box."""
+    box = np.array([412.83, 157.61, 53.05, 138.01], np.float32)
+    region = crops.centre_and_scale(box, (256, 192), 1.25)
+    (across, _, right), (_, down, lower) = crops.affine(*region, (256, 192), udp)
+    np.testing.assert_allclose((across, right, down, lower), expected, rtol=1e-9)
 
 
 # The network
@@ -258,6 +274,8 @@ def test_a_box_outside_of_the_image(loaded):
         ([[[0, 0, 5]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, float('nan')]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, 5, 1, 1]]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, 'high']]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, None]]], r'a box is \[x, y, width, height\], or these and a score'),
         ([[3]], r'a box is \[x, y, width, height\]'),
     ],
 )
@@ -355,12 +373,12 @@ def test_exported_and_in_nnx(loaded):
     """The same heatmaps from a program for uint8 crops, and from a module of NNX."""
     from flax import nnx
 
-    crops = np.stack([segments.picture(i, 64, 32) for i in range(2)])
+    images = np.stack([segments.picture(i, 64, 32) for i in range(2)])
     program = hrnet_jax.export.export(
         loaded.model, loaded.variables, image_size=(64, 32), batch=2, transform=poses.SMALL
     )
-    x = (crops / np.float32(255) - np.float32(poses.SMALL.mean)) / np.float32(poses.SMALL.std)
+    x = (images / np.float32(255) - np.float32(poses.SMALL.mean)) / np.float32(poses.SMALL.std)
     expected = loaded(x)
-    assert close(program.call(crops), expected) < 1e-5
+    assert close(program.call(images), expected) < 1e-5
     module = hrnet_jax.nnx.from_linen(loaded.model, loaded.variables)
     assert close(nnx.jit(lambda module, x: module(x))(module, x), expected) < 1e-5

@@ -22,7 +22,7 @@ from hrnet_jax.data.opencv import read_rgb
 from hrnet_jax.data.views import Views
 from hrnet_jax.nnx import from_linen
 from hrnet_jax.tasks.confusion import Confusion
-from hrnet_jax.tasks.label_maps import files_of
+from hrnet_jax.tasks.label_maps import files_of, write
 from hrnet_jax.tasks.overlay import blended, colours
 from hrnet_jax.tasks.segmentation import TASK
 
@@ -252,6 +252,15 @@ def test_ids_of_the_data_set_are_written(tmp_path):
         TASK.metric(model, **held, label_ids=True)
     with pytest.raises(hrnet_jax.UserError, match='the data set has no id for some'):
         TASK.metric(model, labels=str(tmp_path / 'b'), ids=(7, -1), label_ids=True)
+
+
+@pytest.mark.parametrize('classes', [256, 300])
+def test_many_classes(tmp_path, classes):
+    decode = TASK.decoder({'transform': Views(), 'probabilities': False})
+    labels = np.asarray(decode(np.eye(classes)[None])['labels'])[0]
+    assert labels.tolist() == list(range(classes))
+    write(str(tmp_path / 'a.png'), labels[None])
+    assert np.asarray(Image.open(tmp_path / 'a.png')).tolist() == [labels.tolist()]
 
 
 def test_label_maps_of_others_are_kept(refused, ckpt, tmp_path):

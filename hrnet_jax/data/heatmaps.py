@@ -69,6 +69,8 @@ def decode_heatmaps(
         raise UserError(f'unknown codec {codec!r}; known: {", ".join(_REFINED)}')
     if np.ndim(heatmaps) != 4:
         raise UserError(f'heatmaps have shape (N, H, W, K), not {np.shape(heatmaps)}')
+    if blur is not None and (blur < 1 or blur % 2 == 0):
+        raise UserError(f'blur must be an odd number, not {blur}')
     height, width = input_size
     taps = blur or max(2 * int(3 * sigma) - 1, 1)
     return _decoded(jnp.asarray(heatmaps), codec, (int(height), int(width)), taps)
@@ -87,8 +89,8 @@ def _decoded(
 
     def around(maps: Array) -> At:
         padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), 'edge')
-        flat = jnp.moveaxis(padded, 3, 1).reshape((n, -1))
         row = width + 2
+        flat = jnp.moveaxis(padded, 3, 1).reshape((n, k * (height + 2) * row))
         first = (jnp.arange(k)[None] * (height + 2) + y + 1) * row + x + 1
 
         def at(right: int, down: int) -> Array:

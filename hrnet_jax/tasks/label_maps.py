@@ -11,12 +11,13 @@ from hrnet_jax.errors import UserError
 
 
 def write(path: str, ids: np.ndarray) -> None:
-    """A grey PNG file of class ids, complete or not at all."""
+    """A grey PNG file of class ids, of 16 bits where 8 are too few, complete or not at all."""
     from PIL import Image
 
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.part'
-    Image.fromarray(ids.astype(np.uint8)).save(temporary, 'png')
+    dtype = np.uint8 if ids.max(initial=0) < 256 else np.uint16
+    Image.fromarray(ids.astype(dtype)).save(temporary, 'png')
     os.replace(temporary, path)
 
 

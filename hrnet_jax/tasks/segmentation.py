@@ -44,7 +44,7 @@ _FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """The outputs of `views` -> labels, uint8 (N, H, W), and float32 probabilities if asked."""
+    """The outputs of `views` -> labels, (N, H, W), and float32 probabilities if asked."""
 
     views: Views
     probabilities: bool
@@ -53,7 +53,8 @@ class Decoded:
         import jax
         import jax.numpy as jnp
 
-        found = {'labels': jnp.argmax(outputs, -1).astype(jnp.uint8)}
+        dtype = jnp.uint8 if outputs.shape[-1] <= 256 else jnp.uint16
+        found = {'labels': jnp.argmax(outputs, -1).astype(dtype)}
         if self.probabilities:
             # The average over several views holds probabilities already, up to a factor.
             whole = outputs / jnp.sum(outputs, -1, keepdims=True)
@@ -232,7 +233,8 @@ class Segmentation(Task):
         return Decoded(options['transform'], options['probabilities'])
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
-        """Labels, uint8 (H, W); with `probabilities` these, too, float32 (H, W, classes)."""
+        """Labels, uint8 (H, W), or uint16 of more than 256 classes; with `probabilities` these,
+        too, float32 (H, W, classes)."""
         [(decoded, (height, width))] = parts
         labels, *more = (
             decoded[name][:height, :width]

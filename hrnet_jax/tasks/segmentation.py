@@ -113,10 +113,10 @@ class Segmentation(Task):
             source, num_classes=len(names), class_names=tuple(names), read=read
         )
 
-    def check_training(self, source: Indexed) -> None:
+    def check_training(self, source: Facts) -> None:
         _check_values(source)
 
-    def check_files(self, source: Indexed, transform: Any, max_corrupt: float) -> None:
+    def check_files(self, source: Any, transform: Any, max_corrupt: float) -> None:
         _check_values(source)
 
     def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
@@ -268,8 +268,8 @@ class Segmentation(Task):
         self._add_labels(group)
 
 
-def _check_values(source: Indexed) -> None:
-    if isinstance(source.read, segmentation.Files):  # of a user's own source perhaps not
+def _check_values(source: Facts) -> None:
+    if isinstance(source, Indexed) and isinstance(source.read, segmentation.Files):  # of a user's own source perhaps not
         source.read.check_values()
 
 

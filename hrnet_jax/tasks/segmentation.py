@@ -269,7 +269,8 @@ class Segmentation(Task):
 
 
 def _check_values(source: Facts) -> None:
-    if isinstance(source, Indexed) and isinstance(source.read, segmentation.Files):  # of a user's own source perhaps not
+    """Of a user's own source there is nothing to check."""
+    if isinstance(source, Indexed) and isinstance(source.read, segmentation.Files):
         source.read.check_values()
 
 

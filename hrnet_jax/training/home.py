@@ -141,6 +141,7 @@ class BucketHome(Home):
             kept = self.path.rename(self.path.with_name(f'kept_{self.path.name}'))
             raise UserError(f'{error}; what is missing there is in {kept}') from error
         shutil.rmtree(self.path, ignore_errors=True)
+        self._own.release()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Closes, and names the bucket in an error, not the copy."""

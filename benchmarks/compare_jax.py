@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from compare_profile import Kernel, of_jax
 from compare_tasks import create_model
-from compare_worker import best_rate
+from compare_worker import PLACES, best_rate, picture
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hrnet_jax
 from hrnet_jax.inference.folding import folded_as
 from hrnet_jax.runtime import cli
+from hrnet_jax.tasks import task_of_model
 from hrnet_jax.tasks.classification_recipes import Official
 from hrnet_jax.training.step import (
     SIGNALS,
@@ -36,6 +37,19 @@ def inference(spec: dict[str, Any], model: Any, variables: Any, images: Any) -> 
     else:
         fast = hrnet_jax.fold(model, variables)
     return lambda: fast(images)
+
+
+def chain(spec: dict[str, Any], model: Any, variables: Any) -> Callable[[], Any]:
+    """From the file of a picture to the keypoints of the people in its boxes."""
+    fast = hrnet_jax.fold(model, variables)
+    task, (path, boxes) = task_of_model(model), picture(spec['folder'])
+
+    def step() -> Outputs:
+        image = task.open_image(path)
+        people = hrnet_jax.predict(fast.model, fast.variables, [image], boxes=[boxes])[0]
+        return {name: np.stack([getattr(x, name) for x in people]) for name in PLACES}
+
+    return step
 
 
 def products_for_1x1() -> None:
@@ -123,6 +137,9 @@ class Side:
         if self.spec['mode'] == 'train':
             self.step = self.training.step
             return self.training.first()
+        if self.spec['mode'] == 'chain':
+            self.step = chain(self.spec, self.model, self.variables)
+            return self.step()
         self.step = inference(self.spec, self.model, self.variables, self.images)
         return {self.spec['result']: np.asarray(self.step())}
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from compare_tasks import RIVALS, TASKS, Cell, create_model, network, size
 from compare_worker import Failed, Worker
+from PIL import Image
 
 import hrnet_jax
 from convert import to_torch
@@ -26,6 +27,7 @@ from hrnet_jax.tasks.classification_recipes import Official
 
 OURS = 'hrnet_jax'
 CELL = ('task', 'arch', 'head', 'mode', 'dtype', 'batch', 'image_size')  # what a contender is told
+PASSES = {'train': 3, 'chain': 2}  # in units of a forward pass; a chain asks of the mirror, too
 LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value
 
 
@@ -45,7 +47,7 @@ def variables_of(model: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def write_inputs(folder: Path, cell: Cell, rivals: Sequence[str]) -> None:
-    """What all contenders read: variables, state dicts, images, labels."""
+    """What all contenders read: variables, state dicts, images, labels; a picture of people."""
     batch = cell['batch']
     variables = variables_of(create_model(cell))
     flat = {
@@ -60,7 +62,10 @@ def write_inputs(folder: Path, cell: Cell, rivals: Sequence[str]) -> None:
     mean, std = np.float32(transform.mean), np.float32(transform.std)
     images = ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
     labels = random.integers(0, 1000, batch).astype(np.int32)
-    np.savez(folder / 'batch.npz', pixels=pixels, images=images, labels=labels)
+    boxes = random.uniform((0, 0, 60, 120), (500, 240, 200, 400), (batch, 4)).round(1)
+    np.savez(folder / 'batch.npz', pixels=pixels, images=images, labels=labels, boxes=boxes)
+    smooth = Image.fromarray(random.integers(0, 256, (48, 64, 3), np.uint8)).resize((640, 480))
+    smooth.save(folder / 'picture.jpg')
 
 
 @functools.cache
@@ -85,7 +90,7 @@ def costs(model: Any, image_size: tuple[int, int]) -> tuple[int, int, int]:
 def floor(cell: Cell, rates: dict[str, dict[str, float]]) -> dict[str, float]:
     """FLOPs and bytes of a step, and the images/s at which either would be the limit."""
     products, parameters, elements = costs(create_model(cell), tuple(cell['image_size']))
-    times = 3 if cell['mode'] == 'train' else 1
+    times = PASSES.get(cell['mode'], 1)
     width = 2 if cell['dtype'] == 'bfloat16' else 4
     flops = times * 2 * products * cell['batch']
     moved = times * width * (parameters + elements * cell['batch'])

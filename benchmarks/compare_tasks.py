@@ -9,7 +9,7 @@ from typing import Any
 
 import hrnet_jax
 
-MODES = ('inference', 'train', 'latency')
+MODES = ('inference', 'train', 'latency', 'chain')
 Cell = dict[str, Any]  # one measurement: task, arch, head, image_size, mode, dtype, batch
 
 
@@ -57,10 +57,11 @@ class Rival:
 
 
 TASKS = {
-    'classification': Task({'': {}}, (224, 224), modes=MODES),
+    'classification': Task({'': {}}, (224, 224), modes=('inference', 'train', 'latency')),
     'segmentation': Task(
         {head: {'head': head, 'num_classes': 19} for head in ('fcn', 'ocr')}, (512, 512)
     ),
+    'pose': Task({'': {}}, (256, 192), 'heatmaps', ('inference', 'latency', 'chain')),
 }
 PUBLISHED = ('w18', 'w30', 'w32', 'w40', 'w44', 'w48', 'w64')
 TIMM = Rival(
@@ -76,6 +77,10 @@ MMSEG = {
     for arch, width in (('w18_small_v2', 'hr18s'), ('w18', 'hr18'), ('w48', 'hr48'))
     for head, folder, name in (('fcn', 'hrnet', 'fcn'), ('ocr', 'ocrnet', 'ocrnet'))
 }
+MMPOSE = {
+    arch: f'body_2d_keypoint/topdown_heatmap/coco/td-hm_hrnet-{arch}_{batches}-256x192.py'
+    for arch, batches in (('w32', '8xb64-210e_coco'), ('w48', '8xb32-210e_coco'))
+}
 RIVALS = {
     'timm': TIMM,
     'timm-compile': dataclasses.replace(TIMM, compiled=True, colour='#e9b98c'),
@@ -85,6 +90,7 @@ RIVALS = {
         {name: f'hrnet-{name}_3rdparty_8xb32_in1k' for name in PUBLISHED},
     ),
     'mmseg': Rival('segmentation', 'mmseg', MMSEG),
+    'mmpose': Rival('pose', 'mmpose', MMPOSE, ('mmcv', 'mmengine', 'json_tricks', 'munkres')),
 }
 
 

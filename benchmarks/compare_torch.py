@@ -7,8 +7,10 @@ for convolutions, where PyTorch allows it by default. cuDNN chooses its algorith
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.machinery
 import importlib.util
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from compare_profile import Kernel, of_torch
-from compare_worker import best_rate
+from compare_worker import PLACES, best_rate, picture
 from torch.nn.functional import cross_entropy
 
 OPERATORS = (
@@ -48,7 +50,7 @@ def import_torchvision() -> None:
 
 
 class Absent(types.ModuleType):
-    """Stands for mmcv's compiled operators, which mmcv-lite has not: all names, and no function."""
+    """Stands for a module that these networks do not use: it has all names, and no function."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__'):
@@ -58,6 +60,21 @@ class Absent(types.ModuleType):
             raise NotImplementedError(f'{self.__name__}.{name} is not there')
 
         return refuse
+
+
+# mmcv's operators, which mmcv-lite has not; what mmpose evaluates with, and its RTMO head needs.
+UNUSED = (
+    'mmcv._ext', 'xtcocotools', 'xtcocotools.coco', 'xtcocotools.cocoeval', 'xtcocotools.mask',
+    'mmdet', 'mmdet.utils',
+)  # fmt: skip
+
+
+def is_there(name: str) -> bool:
+    """Whether the module can be imported, without importing it."""
+    parent = name.rpartition('.')[0]
+    if parent in sys.modules and isinstance(sys.modules[parent], Absent):
+        return False
+    return importlib.util.find_spec(name) is not None
 
 
 def of_timm(name: str, package: str) -> torch.nn.Module:
@@ -73,10 +90,10 @@ def of_mmpretrain(name: str, package: str) -> torch.nn.Module:
 
 
 def of_config(name: str, package: str) -> torch.nn.Module:
-    """What a config of the package describes; without its weights."""
-    if importlib.util.find_spec('mmcv._ext') is None:
-        absent = sys.modules['mmcv._ext'] = Absent('mmcv._ext')
-        absent.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None)
+    """What a config of the package describes, which is its `cfg`; without its weights."""
+    for module in itertools.filterfalse(is_there, UNUSED):
+        absent = sys.modules[module] = Absent(module)
+        absent.__spec__ = importlib.machinery.ModuleSpec(module, None)
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
@@ -84,13 +101,28 @@ def of_config(name: str, package: str) -> torch.nn.Module:
     place = importlib.import_module(f'{package}.models').__path__[0]
     config = Config.fromfile(Path(place).parent / '.mim' / 'configs' / name)
     init_default_scope(package)
-    return revert_sync_batchnorm(MODELS.build(config.model))
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    model.cfg = config
+    model.forward = functools.partial(model.forward, data_samples=None)  # mmpose has no default
+    return model
+
+
+def people(model: torch.nn.Module, folder: str) -> dict[str, np.ndarray]:
+    """The keypoints of the people in a picture's boxes, by mmpose's own function."""
+    import mmcv
+    from mmpose.apis import inference_topdown
+
+    path, boxes = picture(folder)
+    found = inference_topdown(model, mmcv.imread(path), boxes, 'xywh')
+    names = zip(PLACES, ('keypoints', 'keypoint_scores'), strict=True)
+    return {ours: np.stack([x.pred_instances[its][0] for x in found]) for ours, its in names}
 
 
 MAKERS = {
     'timm': of_timm,
     'mmpretrain': of_mmpretrain,
     'mmseg': of_config,
+    'mmpose': of_config,
 }
 
 
@@ -124,6 +156,10 @@ class Side:
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.parameters = list(self.model.parameters())
         self.call: Any = self.model
+        if spec['mode'] == 'chain':
+            from mmpose.apis.inference import dataset_meta_from_config
+
+            self.model.dataset_meta = dataset_meta_from_config(self.model.cfg)
         if self.train:
             self.optimizer = torch.optim.SGD(self.parameters, **spec['sgd'])
 
@@ -145,6 +181,9 @@ class Side:
         if self.spec['compiled']:
             latency = self.spec['mode'] == 'latency'
             self.call = torch.compile(self.model, mode='reduce-overhead' if latency else None)
+        if self.spec['mode'] == 'chain':
+            with self.session():
+                return self.step()
         if not self.train:
             with self.session():
                 # Channels last, as ours.
@@ -156,7 +195,9 @@ class Side:
         loss = self.step().detach().cpu().numpy()
         return {'loss': loss, 'update': bias.detach().cpu().numpy() - before}
 
-    def step(self) -> torch.Tensor:
+    def step(self) -> Any:
+        if self.spec['mode'] == 'chain':
+            return people(self.model, self.spec['folder'])
         if not self.train:
             return self.call(self.images)
         self.optimizer.zero_grad(set_to_none=True)

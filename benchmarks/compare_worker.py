@@ -18,9 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from compare_profile import by_kind
 
 LIMIT = 1800  # seconds to wait for an answer
+PLACES = ('keypoints', 'scores')  # what a chain gives of people
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -115,6 +117,12 @@ def best_rate(amount: float, call: Any, wait: Any, seconds: float = 0.5) -> floa
         wait(call())
         times.append(time.perf_counter() - start)
     return amount / min(times)
+
+
+def picture(folder: str) -> tuple[str, np.ndarray]:
+    """The file that a chain begins with, and the boxes in it: (N, 4), x, y, width and height."""
+    with np.load(f'{folder}/batch.npz') as file:
+        return f'{folder}/picture.jpg', file['boxes']
 
 
 def resident_peak() -> int:

@@ -51,9 +51,9 @@ def child(started: float) -> None:
 
     begin, counting = reader.Reader.__init__, [False]
 
-    def started_reader(self: reader.Reader) -> None:
+    def started_reader(self: reader.Reader, *args: Any) -> None:
         """eval.py imports JAX after this, and so do we."""
-        begin(self)
+        begin(self, *args)
         import jax
 
         from hrnet_jax.inference import evaluation, folding

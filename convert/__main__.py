@@ -19,7 +19,7 @@ from convert.heads import KINDS
 from hrnet_jax.archs import ARCHS, STRIDE
 from hrnet_jax.checkpoints import beside, workdir
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.commands.arguments import add_arch, add_protocols, every_task, given
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli
@@ -242,7 +242,7 @@ def check_images(own: dict[str, Any]) -> None:
 def _published(file: folders.File, given: dict[str, Any]) -> list[str]:
     """The remark that it may be a published file."""
     content = file.done.arch.name, file.done.num_classes, file.done.kind.name
-    fit = [p.name for p in PUBLISHED.values() if p.fits(*content)]
+    fit = [p.name for p in all_published().values() if p.fits(*content)]
     if file.transform or given or not fit:
         return []
     names = '|'.join(fit[:_SHOWN]) + '|...' * (len(fit) > _SHOWN)

@@ -13,7 +13,7 @@ from convert.recognise import kind_of_model
 from convert.writing import to_torch
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints.format import model_of
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime.files import refuse_existing, replacing
@@ -67,7 +67,7 @@ class Written:
     @property
     def head_bias(self) -> bool:
         """False for a model whose own implementation has none, so that it loads there strictly."""
-        published = PUBLISHED.get((self.meta.get('published') or {}).get('name', ''))
+        published = all_published().get((self.meta.get('published') or {}).get('name', ''))
         source, own = self.meta.get('source', {}), self.layouts[self.layout]
         theirs = self.layouts.get(source.get('layout', 'official'), own).head_bias
         bare = source.get('head_bias') is False and theirs
@@ -96,7 +96,7 @@ class Written:
         own = {k: getattr(model, k) for k, v in usual if k in _COMPUTED and getattr(model, k) != v}
         if own:
             said = ' and '.join(f'{name} {value}' for name, value in own.items())
-            note += f'; set {said} there, which is not usual with these names'
+            note += f'; the program that reads it must set {said}, which is not usual there'
         return (
             f'{self.out}: {len(state)} tensors, {self.layout} layout, {size:.1f} MB; '
             f'beside it {" and ".join(names)}{note}'

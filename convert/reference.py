@@ -100,8 +100,8 @@ class HRModule(nn.Module):
         if self.upsample == 'nearest':
             return F.interpolate(x, scale_factor=2**steps, mode='nearest')
         if self.upsample == 'bilinear_two_step':
-            align = self.align_corners
-            x = F.interpolate(x, scale_factor=2**steps, mode='bilinear', align_corners=align)
+            x = F.interpolate(x, scale_factor=2**steps, mode='bilinear')
+            return resized(x, like, False)
         return resized(x, like, self.align_corners)
 
 

@@ -22,11 +22,13 @@ class Segmentation(Trunk):
 
     def stages(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         seen = super().stages(x)
-        maps = seen['stage4']
-        joined = [resized(m, maps[0], self.align_corners) for m in maps]
-        return seen | {'logits': [self.logits(torch.cat(joined, 1))]}
+        return seen | {'logits': self.heads(seen['stage4'])[-1:]}
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def joined(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([resized(m, maps[0], self.align_corners) for m in maps], 1)
+
+    def heads(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """All logits that are trained; those that count are the last."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,8 +40,8 @@ class FCN(Segmentation):
         super().__init__(arch, **trunk)
         self.last_layer = fcn(sum(arch.channels), num_classes)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last_layer(x)
+    def heads(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.last_layer(self.joined(maps))]
 
 
 def norm_relu(channels: int) -> nn.Sequential:
@@ -91,8 +93,9 @@ class OCR(Segmentation):
         )
         self.cls_head = nn.Conv2d(channels, num_classes, 1)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
+    def heads(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        x = self.joined(maps)
         rough, x = self.aux_head(x), self.conv3x3_ocr(x)
         head: Any = self.ocr_distri_head
         x = head.conv_bn_dropout(torch.cat([head.object_context_block(x, rough), x], 1))
-        return self.cls_head(x)
+        return [rough, self.cls_head(x)]

@@ -57,6 +57,7 @@ _OFFICIAL = under_head('last_layer', 'aux_head', 'conv3x3_ocr', 'ocr_distri_head
 _MMSEG = {'upsample': 'bilinear_two_step', 'align_corners': False}
 _STEP = {'upsample': 'bilinear'}
 _ALIGN = 'align_corners is not in the file, and taken as '
+_ONE_STEP = 'nor is the upsampling, taken as bilinear; else say --upsample'
 FCN = Kind(
     'fcn',
     'segmentation network (FCN)',
@@ -74,7 +75,7 @@ FCN = Kind(
             (
                 'align_corners',
                 f'{_ALIGN}no, as most official networks without OCR have it; else say '
-                '--align-corners',
+                f'--align-corners; {_ONE_STEP}',
             ),
         ),
         Layout(
@@ -107,7 +108,8 @@ OCR = Kind(
             {**_STEP, 'align_corners': True, 'dropout': 0.05},
             (
                 'align_corners',
-                f'{_ALIGN}yes, as official networks with OCR have it; else say --no-align-corners',
+                f'{_ALIGN}yes, as official networks with OCR have it; else say '
+                f'--no-align-corners; {_ONE_STEP}',
             ),
         ),
         Layout(

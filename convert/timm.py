@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.preprocess import SUPPORT, Transform
 from hrnet_jax.errors import UserError
 
 CONFIG = 'config.json'
-# timm's name of a model -> our architecture, whether it has biases before BatchNorm in the head.
-MODELS = {
-    entry.hub.removeprefix('timm/').split('.')[0]: (entry.arch, entry.head_bias)
-    for entry in PUBLISHED.values()
-    if entry.hub
-}
 _DEFAULT = Transform(interpolation='bicubic')  # of timm
+
+
+@functools.cache
+def models() -> dict[str, tuple[str, bool]]:
+    """timm's name -> our architecture, whether it has biases before BatchNorm in the head."""
+    return {
+        entry.hub.removeprefix('timm/').split('.')[0]: (entry.arch, entry.head_bias)
+        for entry in all_published().values()
+        if entry.hub
+    }
 
 
 def config(meta: dict[str, Any], head_bias: bool) -> dict[str, Any] | None:
     """The content for a checkpoint with this JSON; None where timm has no such model."""
     arch, transform = meta['arch'], Transform.from_json(meta.get('transform'))
     wanted = (arch['name'], head_bias)
-    name = next((name for name, has in MODELS.items() if has == wanted), None)
+    name = next((name for name, has in models().items() if has == wanted), None)
     if name is None or meta['in_channels'] != 3:
         return None
     names = meta.get('class_names')
@@ -54,12 +59,12 @@ def model_of(content: dict[str, Any]) -> tuple[str, int | None] | None:
     """The architecture in a config.json, and the number of classes if it says one; None if it is of
     another program. That of transformers' TimmWrapper is one of timm, too."""
     name = str(content.get('architecture')).split('.')[0]
-    if name not in MODELS:
+    if name not in models():
         return None
     names = _names(content)
     said = (content.get('num_classes'), len(names) if names else None)
     counts = [n for n in (*said, _fields(content).get('num_classes')) if isinstance(n, int)]
-    return MODELS[name][0], next(iter(counts), None)
+    return models()[name][0], next(iter(counts), None)
 
 
 def told(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -56,7 +56,8 @@ class HRModule(nn.Module):
                 names = (f'{name}_0', f'{name}_1')
                 x = conv_norm(x, self.channels[i], 1, names, self.opts, train)
                 height, width = branches[i].shape[1:3]
-                way, align = self.upsample, self.align_corners
+                way = self.upsample
+                align = self.align_corners and way == 'bilinear'
                 x = self.opts.blocks.upsample(x, 2 ** (j - i), (height, width), way, align)
             for k in range(i - j):  # none when j >= i
                 last = k == i - j - 1
@@ -100,7 +101,8 @@ class Network(Configured, kw_only=True):
         upsample: how the fusion upsamples. 'nearest' by the factor (classification, pose,
             detection); 'bilinear' straight to the size of the target (official segmentation);
             'bilinear_two_step' by the factor and then to the size (mmsegmentation).
-        align_corners: PyTorch's flag of that name, for the bilinear ways.
+        align_corners: PyTorch's flag of that name, for 'bilinear' and for heads that join maps; in
+            two steps corners are never aligned (mmsegmentation, whose heads alone have the flag).
     """
 
     in_channels: int = 3

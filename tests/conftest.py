@@ -54,19 +54,24 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
+# Files with long tests begin first, so that no worker waits for another at the end.
+DEAR = (
+    'test_training_runs', 'test_multilabel_runs', 'test_own_task', 'test_docs', 'test_parity',
+    'test_segmentation_runs', 'test_pose_runs', 'test_pose', 'test_views', 'test_pose_eval',
+    'test_segmentation_eval', 'test_eval_processes', 'test_package', 'test_train_data',
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in DEAR)
+
+
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs a command's `main` as from the shell: (arguments) -> (exit code, stdout, stderr)."""
-    from hrnet_jax.runtime import cli
+def command():
+    """`runs.call`."""
+    import runs
 
-    def call(main, *arguments):
-        monkeypatch.setattr(sys, 'argv', ['command', *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.run(main)
-        streams = capsys.readouterr()
-        return exit.value.code, streams.out, streams.err
-
-    return call
+    return runs.call
 
 
 @pytest.fixture

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import segments
+from pycocotools.coco import COCO as Truth
+from pycocotools.cocoeval import COCOeval
 from rules import image, weight
 
+import eval as eval_command
 import hrnet_jax
 from convert.layouts import canonical_key
 from hrnet_jax import checkpoint
 from hrnet_jax.data import keypoint_sets
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.models import variable_shapes
+from hrnet_jax.tasks.keypoint_metrics import NAMES
 
 COCO = keypoint_sets.sets()['coco']
 SMALL = TopDown(input_size=(64, 32))
@@ -128,3 +134,23 @@ def write_coco(root: Path, content: dict) -> None:
     (root / 'annotations').mkdir(parents=True, exist_ok=True)
     file = root / 'annotations/person_keypoints_val2017.json'
     file.write_text(json.dumps(content))
+
+
+def evaluated(command, ckpt, tmp_path, *more):
+    code, out, err = command(
+        eval_command.main, '--ckpt', ckpt, '--json', tmp_path / 'r.json', *more
+    )
+    assert code == 0, err
+    return json.loads((tmp_path / 'r.json').read_text()), out
+
+
+def by_pycocotools(file, rows, sigmas=COCO.sigmas):
+    """Its ten figures, asked as its own demo does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = Truth(str(file))
+        asked = COCOeval(truth, truth.loadRes(rows), 'keypoints')
+        asked.params.kpt_oks_sigmas = np.array(sigmas)
+        asked.evaluate()
+        asked.accumulate()
+        asked.summarize()
+    return dict(zip(NAMES, asked.stats, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -10,9 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
+import jax
+import pytest
+
+import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.runtime import cli
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
@@ -20,6 +28,19 @@ COMMAND = (
     'sys.argv[0] = "{name}.py"; import {name}; from hrnet_jax.runtime import cli; '
     'cli.run({name}.main)'
 )
+
+
+def call(main, *arguments):
+    """A command's `main` in this process: (exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, 'argv', ['command', *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit,
+    ):
+        cli.run(main)
+    return exit.value.code, out.getvalue(), err.getvalue()
 
 
 def start(name, options, *, processes=1, devices=1, path=(), quick=True, folders=None):
@@ -55,11 +76,23 @@ def start(name, options, *, processes=1, devices=1, path=(), quick=True, folders
     ]
 
 
-def launch(run, data_dir, *more, recipe='digits', quick=False, **where):
-    """train.py; `where` as of `start`."""
-    options = ['--arch', 'tiny', '--recipe', recipe, '--data-dir', data_dir, '--workdir', run]
-    options += ['--no-tensorboard', '--log-every', '2', *more]
-    return start('train', options, quick=quick, **where)
+def flags(run, data_dir, recipe):
+    """Of train.py."""
+    where = ('--data-dir', data_dir, '--workdir', run)
+    return ('--arch', 'tiny', '--recipe', recipe, *where, '--no-tensorboard', '--log-every', '2')
+
+
+def train(run, data_dir, *more, recipe='digits'):
+    """train.py in this process, on its two devices, to the end: what it printed."""
+    with jax.numpy_dtype_promotion('standard'):
+        code, out, err = call(train_command.main, *flags(run, data_dir, recipe), *more)
+    assert (code, err) == (0, '')
+    return out
+
+
+def launch(run, data_dir, *more, recipe='digits', **where):
+    """train.py in processes of its own; `where` as of `start`."""
+    return start('train', [*flags(run, data_dir, recipe), *more], **where)
 
 
 def finish(started, timeout=400):
@@ -99,6 +132,23 @@ def lose_checkpoints(run, after):
             shutil.rmtree(copy / workdir.CHECKPOINTS / str(step))
     assert workdir.steps(copy)[-1] == after
     return copy
+
+
+def resumed(whole, train, after, figure):
+    """A copy that lost what came later goes on, and ends as the whole run, to the bit."""
+    again = lose_checkpoints(whole, after)
+    assert f'going on after {after}' in train(again)
+    assert digests(again) == digests(whole)
+    ours, theirs = (rows(run, 'eval')[-1] for run in (again, whole))
+    assert ours[figure] == theirs[figure]
+    return again
+
+
+def save_classifier(folder, tiny):
+    """The fixture `tiny` as a checkpoint whose pixels have a mean and a deviation of their own."""
+    model, variables = tiny
+    transform = {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
+    checkpoint.save(folder, variables, checkpoint.describe(model) | {'transform': transform})
 
 
 def rows(run, kind):

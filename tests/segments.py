@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import hrnet_jax
+from convert import to_torch
+from convert.verification import reference
 from hrnet_jax import checkpoint
 from hrnet_jax.data.views import Views
 
@@ -53,9 +58,9 @@ def make_folder(root: Path, sizes=SIZES, split: str = 'val', names: bool = True)
     return made
 
 
-def network(**options):
+def network(classes: int = len(CLASSES), **options):
     """A narrow segmenter and its variables, no layer of which does nothing."""
-    model = hrnet_jax.create_model('tiny', len(CLASSES), task='segmentation', **options)
+    model = hrnet_jax.create_model('tiny', classes, task='segmentation', **options)
     random = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda x: np.array(x) + 0.05 * random.standard_normal(x.shape).astype(np.float32),
@@ -68,18 +73,60 @@ def network(**options):
     return model, variables
 
 
-def make_checkpoint(folder: Path) -> None:
-    model, variables = network()
+def make_checkpoint(
+    folder: Path, names: tuple[str, ...] = CLASSES, fit: tuple[int, int] | None = None
+) -> None:
+    model, variables = network(len(names))
     # Several classes win somewhere: the mean of the logits is taken away.
-    x = np.stack([picture(i, 96, 128) for i in range(3)]) / np.float32(255)
-    normalised = (x - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    logits = np.asarray(jax.jit(model.apply)(variables, normalised))
-    variables['params']['head']['last_layer_3']['bias'] -= logits.mean((0, 1, 2))
+    with torch.no_grad():
+        x = torch.from_numpy(np.stack([network_input(picture(i, 96, 128)) for i in range(3)]))
+        mean = by_torch(model, variables)(x).mean((0, 2, 3))
+    variables['params']['head']['last_layer_3']['bias'] -= mean.numpy()
     meta = {
         **checkpoint.describe(model),
-        'transform': Views().to_json(),
+        'transform': Views(fit).to_json(),
         'published': None,
-        'class_names': list(CLASSES),
+        'class_names': list(names),
         'source': {'file': None, 'origin': 'made', 'sha256': None},
     }
     checkpoint.save(folder / 'tiny', variables, meta)
+
+
+def by_torch(model, variables):
+    return reference(model, to_torch(variables, model.arch, 'official'))
+
+
+def network_input(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) -> normalised (3, H, W)."""
+    x = pixels / np.float32(255)
+    x = (x - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    return x.transpose(2, 0, 1)
+
+
+def maps_of_torch(ckpt: Path, images, size=None):
+    """The label map of each image, and in how many pixels rounding could change it.
+
+    Args:
+        size: height and width to which OpenCV resizes them.
+    """
+    network = by_torch(*hrnet_jax.load(ckpt))
+    maps, ties = [], 0
+    for image in images:
+        seen = image if size is None else cv2.resize(image, size[::-1])
+        with torch.no_grad():
+            logits = network(torch.from_numpy(network_input(seen)[None]))
+            for to in (seen.shape[:2], image.shape[:2]):
+                logits = F.interpolate(logits, to, mode='bilinear')
+        first, second = logits[0].topk(2, 0).values
+        ties += int((first - second < 1e-5 * logits.abs().max()).sum())
+        maps.append(logits[0].argmax(0).numpy())
+    return maps, ties
+
+
+def counted(labels, predictions, classes: int = len(CLASSES)) -> np.ndarray:
+    """A row for each label, a column for each prediction."""
+    matrix = np.zeros((classes, classes), np.int64)
+    for label, predicted in zip(labels, predictions, strict=True):
+        counts = label != 255
+        np.add.at(matrix, (label[counts], predicted[counts]), 1)
+    return matrix

@@ -237,7 +237,7 @@ def _told(path: Path) -> None:
 
     file = path.with_name('other.pth' if path.name == timm.CONFIG else 'a.pth')
     source = readers.Source(file, 'a.pth', '0', {}, '', ())
-    with mock.patch.dict(timm.MODELS, hrnet_w18_small=('tiny', False)):
+    with mock.patch.dict(timm.models(), hrnet_w18_small=('tiny', False)):
         told, notes = folders._told(source, _small(), True)
     folders.describe(folders.File(source, _small(), None, told, tuple(notes)))
 

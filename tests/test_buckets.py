@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -208,6 +210,29 @@ def test_training_goes_on_without_the_bucket_until_a_save(server, url, state, im
     run.save(state, 4)
     run.end()
     assert steps(url) == [2, 4]
+
+
+def test_what_the_bucket_refuses_at_the_end_stays_here(tmp_path, monkeypatch):
+    """The next run removes the copies of processes that were killed, and nothing else."""
+
+    def refuse(*arguments):
+        raise Refused('no')
+
+    def gone(*arguments):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(Bucket, 'write', refuse)
+    run = home.open_home('memory://refused')
+    run.start(print)
+    (run.path / workdir.METRICS).write_text('all that there is')
+    with pytest.raises(UserError, match='no; what is missing there is in ') as error:
+        run.close()
+    monkeypatch.setattr(os, 'kill', gone)  # as if its process had ended
+    home.open_home('memory://refused').close()
+    [kept] = tmp_path.iterdir()
+    assert str(error.value).endswith(str(kept))
+    assert (kept / workdir.METRICS).read_text() == 'all that there is'
 
 
 @ONE

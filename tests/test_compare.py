@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'benchmarks'))
@@ -188,6 +189,23 @@ def test_maps_have_channels_last(tmp_path, monkeypatch):
     with np.load(tmp_path / 'batch.npz') as file:
         expected = file['images'] @ kernel[:, :, 0, 0].T
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_people_of_a_picture(tmp_path):
+    """The chain: from a file to the keypoints of the people in its boxes."""
+    cell = CELL | {'task': 'pose', 'mode': 'chain', 'image_size': (256, 192)}
+    compare_measure.write_inputs(tmp_path, cell, [])
+    path, boxes = compare_worker.picture(str(tmp_path))
+    assert boxes.shape == (2, 4)
+    side = compare_jax.Side(cell | {'folder': str(tmp_path)})
+    found = side.first()
+    assert {name: array.shape for name, array in found.items()} == {
+        'keypoints': (2, 17, 2),
+        'scores': (2, 17),
+    }
+    [people] = hrnet_jax.predict(side.model, side.variables, [Image.open(path)], boxes=[boxes])
+    for person, keypoints in zip(people, side.step()['keypoints'], strict=True):
+        np.testing.assert_allclose(person.keypoints, keypoints, atol=1e-2)
 
 
 def test_absent_operators_are_refused_when_called():

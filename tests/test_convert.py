@@ -25,7 +25,7 @@ from convert.reference import HRNet
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.checkpoints import published
-from hrnet_jax.checkpoints.published import PUBLISHED, Published, expected, find_published
+from hrnet_jax.checkpoints.published import Published, all_published, expected, find_published
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / 'examples' / 'tiny_digits.pth'
@@ -93,10 +93,10 @@ def test_a_file_without_head_biases_comes_back_without(command, tmp_path):
 def test_published_table():
     from_page = {'w18': (76.75, 93.44), 'w64': (79.46, 94.65), 'w48_ssld': (83.63, 96.79)}
     for name, figures in from_page.items():
-        entry = PUBLISHED[name]
+        entry = all_published()[name]
         accuracy = dict(zip(('top1', 'top5'), figures, strict=True))
         assert entry.results[entry.transform] == {'imagenet2012': {'validation': accuracy}}
-    classifiers = [n for n, entry in PUBLISHED.items() if entry.task == 'classification']
+    classifiers = [n for n, entry in all_published().items() if entry.task == 'classification']
     assert len([n for n in classifiers if '.' not in n]) == 9
     assert len([n for n in classifiers if '.' in n]) == 14
     ssld = find_published(None, 'hf:timm/hrnet_w18_ssld.paddle_in1k@main')
@@ -121,11 +121,11 @@ def test_published_table():
     }.items():
         found = find_published(None, file)
         assert (found.name if found else None) == name
-    assert find_published('hrnet_w18.ms_in1k', 'a.pth') is PUBLISHED['w18.ms_in1k']
-    assert find_published('mine', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18.ms_in1k']
-    assert find_published('w18', 'hrnetv2_w18-8cb57bb9.pth') is PUBLISHED['w18']
+    assert find_published('hrnet_w18.ms_in1k', 'a.pth') is all_published()['w18.ms_in1k']
+    assert find_published('mine', 'hrnetv2_w18-8cb57bb9.pth') is all_published()['w18.ms_in1k']
+    assert find_published('w18', 'hrnetv2_w18-8cb57bb9.pth') is all_published()['w18']
     assert find_published('mine', 'own.pth') is None
-    assert all(entry.arch in ARCHS for entry in PUBLISHED.values())
+    assert all(entry.arch in ARCHS for entry in all_published().values())
 
 
 def test_a_published_name_is_recorded(command, tmp_path):
@@ -158,7 +158,7 @@ def test_a_published_name_of_another_task(command, tmp_path, monkeypatch):
     transform = hrnet_jax.Transform(32, 32)
     results = {transform: {'digits': {'test': {'map': 97.5}}}}
     entry = Published('scans', 'tiny', 10, results, task='multilabel')
-    monkeypatch.setitem(PUBLISHED, 'scans', entry)
+    monkeypatch.setitem(all_published(), 'scans', entry)
     _, out, _ = command(main, DIGITS, '--out', tmp_path)
     assert 'if it is one, say --name scans\n' in out
     code, out, err = command(main, DIGITS, '--out', tmp_path, '--name', 'scans')

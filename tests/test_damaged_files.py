@@ -14,7 +14,7 @@ import torch
 from checkpoints import FORMATS, as_bytes, check, message, rewrite, save
 
 from convert.readers import read
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.errors import UserError
 
 
@@ -204,7 +204,7 @@ def test_the_hash_in_the_name(tmp_path):
                 f'..., its content has {right[: len(digits)]}...'
             ]
     notes('hrnet_w18-550e8400-e29b-41d4-a716-4466554400ff.pth')
-    for published in PUBLISHED.values():
+    for published in all_published().values():
         for name in filter(lambda file: '-' in file, published.files):
             (tmp_path / name).write_bytes(data)
             text = message(tmp_path / name)

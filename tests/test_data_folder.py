@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 
 import imagenet
 import pytest
@@ -70,6 +71,11 @@ def test_a_file_that_goes_before_it_is_read(folder):
 def test_folder_that_is_none(tmp_path):
     with pytest.raises(UserError, match='is not a folder'):
         data.open_dataset(str(tmp_path / 'nothing'))
+    (tmp_path / 'val' / 'cat').mkdir(parents=True)
+    imagenet.picture(0, 9, 9).save(tmp_path / 'val' / 'cat' / 'image.png')
+    with pytest.raises(UserError, match='test is not a folder; there are val'):
+        data.open_dataset(f'folder:{tmp_path}', 'test')
+    shutil.rmtree(tmp_path / 'val')
     imagenet.picture(0, 9, 9).save(tmp_path / 'image.png')
     with pytest.raises(UserError, match='no folders of images'):
         data.open_dataset(str(tmp_path))

@@ -26,8 +26,9 @@ from PIL import Image
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
+import train as train_command
 from convert import __main__ as convert_command
-from hrnet_jax.checkpoints.published import PUBLISHED
+from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.export import export
 from hrnet_jax.runtime import cli
@@ -55,7 +56,10 @@ COMMANDS = sorted(
 def blocks(page: str, language: str = 'python') -> list[str]:
     found = re.findall(rf'```{language}\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
     assert found
-    return [block.replace("'w18'", "'tiny'").replace('224', '64') for block in found]
+    return [
+        block.replace("'w18'", "'tiny'").replace('224', '64').replace('480, 640', '96, 128')
+        for block in found
+    ]
 
 
 def run(page: str) -> dict:
@@ -150,8 +154,8 @@ def test_every_page_can_be_reached():
 
 
 def test_named_checkpoints_and_figures_are_those_of_the_tables():
-    hub = {entry.hub for entry in PUBLISHED.values() if entry.hub}
-    files = {name for entry in PUBLISHED.values() for name in entry.files}
+    hub = {entry.hub for entry in all_published().values() if entry.hub}
+    files = {name for entry in all_published().values() for name in entry.files}
     files |= {'hrnet_w18.pth'}  # of nobody: any file
     text = '\n'.join((ROOT / page).read_text() for page in PAGES)
     assert set(re.findall(r'timm/hrnet_[\w.]*\w', text)) == hub
@@ -164,7 +168,7 @@ def test_named_checkpoints_and_figures_are_those_of_the_tables():
     assert len(rows) == 19
     for name, resize, crop, filter, *figures in rows:
         transform = Transform(int(resize), int(crop), filter.strip() or 'bilinear')
-        published = PUBLISHED[name].results[transform]['imagenet2012']['validation']
+        published = all_published()[name].results[transform]['imagenet2012']['validation']
         assert published == dict(zip(('top1', 'top5'), map(float, figures), strict=True))
 
 
@@ -234,7 +238,12 @@ def test_manifest_of_kubernetes(monkeypatch):
 @pytest.fixture
 def here(command):
     """Runs a line of `commands` in this process: what it prints."""
-    modules = {'-m': convert_command, 'eval.py': eval_command, 'predict.py': predict_command}
+    modules = {
+        '-m': convert_command,
+        'eval.py': eval_command,
+        'predict.py': predict_command,
+        'train.py': train_command,
+    }
 
     def call(line):
         script, *arguments = shlex.split(line)
@@ -318,18 +327,18 @@ def test_segmentation(flowers, here, standard_promotion):
     shutil.copy('streets/images/val/p0.png', 'photo.jpg')
     train, evaluate, predict = commands('docs/segmentation.md')
     quick = '--crop-size 32 64 --batch-size 2 --bn-group-size 2 --epochs 1 --dtype float32'
-    assert re.search(r'initialised +7 .*head', python(f'{train} {quick}'))
+    assert re.search(r'initialised +7 .*head', here(f'{train} {quick}'))
     assert 'house' in here(evaluate)
     here(predict)
     assert Image.open('picture.png').size > (300, 200)
     assert Image.open('ids/photo.png').size == (96, 64)
     scope = run('docs/segmentation.md')
-    assert scope['ids'].shape == (480, 640)
+    assert scope['ids'].shape == (96, 128)
     assert scope['logits'].shape == (1, 25, 33, 19)
     assert len(scope['both']) == 2
 
 
-def test_pose(flowers, here):
+def test_pose(flowers, here, standard_promotion):
     """The page's commands on smaller crops."""
     figures = importlib.import_module('figures')
     figures.make(flowers / 'cats', {'train': 4, 'val': 1})
@@ -338,7 +347,7 @@ def test_pose(flowers, here):
     Path('boxes.json').write_text(json.dumps({'photo.jpg': [box]}))
     train, evaluate, predict = commands('docs/pose.md')
     quick = '--input-size 64 32 --batch-size 4 --bn-group-size 4 --epochs 1 --dtype float32'
-    said = python(f'{train} {quick}')
+    said = here(f'{train} {quick}')
     assert re.search(r'initialised +2 .*head', said)
     assert re.search(r'left +\d+ ', said)
     assert 'AP' in here(evaluate)

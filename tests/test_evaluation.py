@@ -29,7 +29,7 @@ from hrnet_jax.tasks.base import Result
 class Here(reader.Reader):
     """Reads in this process: another needs 5 seconds to import TensorFlow."""
 
-    def __init__(self):
+    def __init__(self, tensorflow):
         pass
 
     def read(self, request):

@@ -10,7 +10,7 @@ import poses
 import pytest
 
 import hrnet_jax
-from hrnet_jax.data.heatmaps import averaged
+from hrnet_jax.data.heatmaps import _gaussian, averaged
 from hrnet_jax.errors import UserError
 
 ORACLE = Path(__file__).parent / 'data' / 'oracle' / 'pose'
@@ -67,6 +67,42 @@ def test_nothing_there(codec):
     np.testing.assert_array_equal(scores[0], maps[0].max((0, 1)))
 
 
+def test_blur():
+    """11 taps for sigma 2, 17 for 3, or as many as are said."""
+    maps = poses.heatmaps(21, 17, 32, 24)
+    two, three, said = (
+        np.asarray(hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), **given)[0])
+        for given in ({'sigma': 2}, {'sigma': 3}, {'sigma': 3, 'blur': 11})
+    )
+    np.testing.assert_array_equal(said, two)
+    assert np.abs(three - two).max() > 0.05
+
+
+@pytest.mark.parametrize('taps', [3, 5, 7, 9, 11, 17])
+def test_the_gaussian_is_that_of_opencv(taps):
+    cv2 = pytest.importorskip('cv2')
+    middle = _gaussian(41, taps)[20]
+    expected = np.pad(cv2.getGaussianKernel(taps, 0)[:, 0], (41 - taps) // 2)
+    np.testing.assert_allclose(middle, expected, rtol=0, atol=1e-12)
+
+
+def test_a_sigma_of_less_than_a_pixel():
+    maps = poses.heatmaps(21, 17, 32, 24)
+    small = hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), sigma=0.25)[0]
+    none = hrnet_jax.decode_heatmaps(maps, 'dark', (128, 96), blur=1)[0]
+    np.testing.assert_array_equal(small, none)
+
+
+def test_nothing_there_after_a_map_with_a_peak():
+    """What UDPHeatmap of mmpose 1.3.2 gives: beside -1, -1 it reads the map before, too."""
+    maps = np.full((1, 8, 6, 2), -1, np.float32)
+    maps[0, -1, -1, 0], maps[0, 2, 3, 1] = 0.5, -0.25
+    keypoints, scores = hrnet_jax.decode_heatmaps(maps, 'udp', input_size=(32, 24))
+    expected = [[26.48623123, 34.36464582], [0.09142591, 0.04353606]]
+    np.testing.assert_allclose(keypoints[0], expected, atol=1e-5)
+    np.testing.assert_array_equal(scores, [[0.5, -0.25]])
+
+
 def test_known_peaks():
     """Between the pixels: DARK and UDP come nearer than the quarter of a pixel."""
     random = np.random.default_rng(0)
@@ -102,6 +138,12 @@ def test_flip(shift):
     np.testing.assert_allclose(ours, (one + other) / 2)
 
 
+@pytest.mark.parametrize('codec', CODECS)
+def test_nobody(codec):
+    keypoints, scores = hrnet_jax.decode_heatmaps(np.zeros((0, 8, 6, 2)), codec)
+    assert (keypoints.shape, scores.shape) == ((0, 2, 2), (0, 2))
+
+
 def test_mistakes():
     maps = np.zeros((1, 8, 6, 2), np.float32)
     with pytest.raises(
@@ -110,5 +152,7 @@ def test_mistakes():
         hrnet_jax.decode_heatmaps(maps, 'half')
     with pytest.raises(UserError, match=r'heatmaps have shape \(N, H, W, K\), not \(8, 6, 2\)'):
         hrnet_jax.decode_heatmaps(maps[0], 'dark')
+    with pytest.raises(UserError, match='blur must be an odd number, not 4'):
+        hrnet_jax.decode_heatmaps(maps, 'dark', blur=4)
     with pytest.raises(UserError, match='the network has 2 keypoints, its protocol 3'):
         averaged(lambda x: maps, np.zeros((1, 32, 24, 3)), None, False, 3)

@@ -171,6 +171,11 @@ def test_dense_backbones_take_any_size_and_one_output(tiny, way):
     assert [m.shape[1:3] for m in maps] == [(19, 33), (10, 17), (5, 9), (3, 5)]
     (one,) = hrnet_jax.HRNet(model.arch, upsample=way, outputs=1).apply(own, x)
     np.testing.assert_allclose(one, maps[0], atol=1e-5)
+    # mmsegmentation's two steps never align corners.
+    (aligned,) = hrnet_jax.HRNet(model.arch, upsample=way, align_corners=True, outputs=1).apply(
+        own, x
+    )
+    assert (np.abs(aligned - one).max() == 0) == (way == 'bilinear_two_step')
     fewer = jax.eval_shape(
         hrnet_jax.HRNet(model.arch, outputs=1).init, jax.random.key(0), x[:, :64, :64]
     )

@@ -42,24 +42,29 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, run, *more, task='angle'):
+def train(folder, run, *more, task='angle', command=runs.train, **where):
     options = (
         f'--task {task}:TASK --dataset folder:{folder} --split train --eval-split val '
         '--image-size 32 --eval-resize 32 --eval-crop 32 '
         '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
-    where = {'recipe': task, 'path': [folder], 'quick': True}
-    started = runs.launch(folder / run, folder, *options, *more, **where)
-    [(code, out, err)] = runs.finish(started)
-    assert code == 0, err
-    return out
+    return command(folder / run, folder, *options, *more, recipe=task, **where)
 
 
 def test_it_is_short():
     assert len(CODE.splitlines()) <= 100
 
 
-def test_own_task(folder, command, refused, monkeypatch, standard_promotion):
+@pytest.fixture
+def own(folder, monkeypatch):
+    """The user's files can be imported, and are not yet."""
+    monkeypatch.setattr('hrnet_jax.tasks._REGISTERED', {})
+    monkeypatch.syspath_prepend(folder)
+    for name in ('angle', 'own'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_own_task(folder, own, command, refused, monkeypatch, standard_promotion):
     """In a hundred lines of the user's, without a change to ours."""
     assert 'error' in train(folder, 'whole')
     assert 'going on after 10' in train(folder, runs.lose_checkpoints(folder / 'whole', after=10))
@@ -76,15 +81,13 @@ def test_own_task(folder, command, refused, monkeypatch, standard_promotion):
     line = refused(eval_command.main, '--ckpt', folder / 'whole', *data)  # without the flag
     assert "unknown task 'angle'" in line
 
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, 'angle', raising=False)
-    own = ('--task', 'angle:TASK', '--ckpt', folder / 'whole')
+    flags = ('--task', 'angle:TASK', '--ckpt', folder / 'whole')
     for main, *arguments in (
         (eval_command.main, *data),
         (predict_command.main, folder / '3.png', '--json', folder / 'p.json'),
         (export_command.main, '--out', folder / 'angle.stablehlo'),
     ):
-        code, _, err = command(main, *own, *arguments)
+        code, _, err = command(main, *flags, *arguments)
         assert code == 0, err
     found = json.loads((folder / 'eval.json').read_text())
     assert found['error'] == pytest.approx(min(scores.values()), abs=1e-3)
@@ -138,17 +141,18 @@ TASK = Own()
 """
 
 
-def test_a_model_of_its_own(folder, monkeypatch):
-    """Without `arch`, other attributes of ours, and BatchNorm: trained, stopped, resumed."""
+def test_a_model_of_its_own(folder, own):
+    """Without `arch`, other attributes of ours, and BatchNorm: trained from the shell, stopped,
+    resumed."""
     (folder / 'own.py').write_text(OWN)
-    train(folder, 'own', '--ema', '0.9', '--stop-at', '4', task='own')
+    where = {'task': 'own', 'command': runs.launch, 'path': [folder]}
+    [(code, _, err)] = runs.finish(train(folder, 'own', '--ema', '0.9', '--stop-at', '4', **where))
+    assert (code, err) == (0, '')
     out = train(folder, 'own', '--ema', '0.9', task='own')
     assert 'model   tiny, 0.00 M parameters' in out
     assert 'going on after 4' in out
     assert json.loads((folder / 'own' / 'config.json').read_text())['arch'] == 'tiny'
     assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '12')['outputs'] == 2
-    monkeypatch.syspath_prepend(str(folder))
-    hrnet_jax.tasks.get_task('own:TASK')
     model, variables = hrnet_jax.load(folder / 'own')
     assert model.outputs == 2
     assert list(variables) == ['params']

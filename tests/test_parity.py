@@ -83,8 +83,6 @@ def test_numbers(folded_as_for_users, arch):
                 x = image(7, 2, *IMAGES[kind])
                 seen = stages(done.variables, x)
                 if kind == 'default':
-                    for i, ours in enumerate(fast(x, 'features')):
-                        assert close(ours, seen['stage4'][i]) < 1e-5
                     assert close(fast(x), seen['logits'][0]) < 1e-5
                 for i, ours in enumerate(seen['stage4']):
                     assert close(ours[:, ::4, ::4, :8], oracle[f'{kind}.map{i}']) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rules import close, image
 import hrnet_jax
 import predict as predict_command
 from hrnet_jax import checkpoint
+from hrnet_jax.data import crops
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.similarity import person_score
@@ -65,9 +67,24 @@ def test_w32_as_mmpose():
 
 def test_crops_as_mmpose():
     photo = poses.picture(31, 480, 640)
-    crops = np.stack([TopDown().crop(photo, box) for box in BOXES])
+    made = np.stack([TopDown().crop(photo, box) for box in BOXES])
     with np.load(ORACLE / 'chain.npz') as oracle:
-        np.testing.assert_array_equal(crops[:, ::8, ::8], oracle['crops'])
+        np.testing.assert_array_equal(made[:, ::8, ::8], oracle['crops'])
+
+
+@pytest.mark.parametrize(
+    ('udp', 'expected'),
+    [
+        (False, (1.483950158361457, -555.9808928434963, 1.4839501583614567, -208.28535064538082)),
+        (True, (1.4762215614318848, -553.0852661132812, 1.4781538248062134, -207.4718017578125)),
+    ],
+)
+def test_a_float32_box_as_mmpose(udp, expected):
+    """The matrices of mmpose 1.3.2, which computes in the type of the box."""
+    box = np.array([412.83, 157.61, 53.05, 138.01], np.float32)
+    region = crops.centre_and_scale(box, (256, 192), 1.25)
+    (across, _, right), (_, down, lower) = crops.affine(*region, (256, 192), udp)
+    np.testing.assert_allclose((across, right, down, lower), expected, rtol=1e-9)
 
 
 # The network
@@ -137,6 +154,7 @@ def test_the_json_says_the_model():
             TopDown.of('mpii', codec='udp', input_size=(256, 256), sigma=3, flip=False),
             'mpii udp 256 256 sigma 3',
         ),
+        (TopDown(codec='dark', sigma=3, blur=11), 'coco dark 256 192 sigma 3 blur 11 flip'),
         (
             TopDown.of('wflw', codec='dark', padding=1.5, shift=False),
             'wflw dark 256 192 sigma 2 padding 1.5 flip unshifted',
@@ -154,6 +172,7 @@ def test_text_and_json(protocol, text):
     [
         ({'codec': 'half'}, "codec must be one of quarter, official, dark, udp, not 'half'"),
         ({'sigma': 0}, 'sigma must be above 0'),
+        ({'blur': 10}, 'blur must be an odd number from 3 on, not 10'),
         ({'input_size': (250, 192)}, 'input_size must be two multiples of 32'),
         ({'pairs': ((0, 17),)}, 'pairs of 17 keypoints are not'),
         ({'pairs': ((0, 1), (1, 2))}, 'pairs of 17 keypoints are not'),
@@ -200,6 +219,27 @@ def test_people_of_many_images(loaded):
             assert person.score == pytest.approx(float(person_score(1, person.scores)))
 
 
+def test_people_of_an_image_are_one_batch(loaded):
+    """Which is a power of two, so that few programs are compiled for images of other counts."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Seen(TopDown):
+        def outputs(self, forward, batch):
+            seen.append(len(batch['image']))
+            return super().outputs(forward, batch)
+
+    photo, row = segments.picture(0, 64, 64), [0, 0, 32, 64]
+    protocol = Seen(input_size=(64, 32))
+    for count, batch_size in ((3, 32), (4, 32), (3, 2)):
+        [people] = hrnet_jax.predict(
+            loaded.model, loaded.variables, [photo], boxes=[[row] * count], transform=protocol,
+            batch_size=batch_size,
+        )  # fmt: skip
+        assert len(people) == count
+    assert seen == [4, 2]
+
+
 def test_whole_image_without_boxes(loaded):
     photo = Image.fromarray(segments.picture(0, 70, 50))
     common = {'transform': poses.SMALL, 'batch_size': 2}
@@ -234,6 +274,8 @@ def test_a_box_outside_of_the_image(loaded):
         ([[[0, 0, 5]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, float('nan')]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, 5, 1, 1]]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, 'high']]], r'a box is \[x, y, width, height\], or these and a score'),
+        ([[[0, 0, 5, 5, None]]], r'a box is \[x, y, width, height\], or these and a score'),
         ([[3]], r'a box is \[x, y, width, height\]'),
     ],
 )
@@ -281,6 +323,7 @@ def test_predict(command, ckpt, loaded, tmp_path, form):
         factor = 0.5 if form == 'detections' else 1
         assert row['score'] == pytest.approx(factor * person.score, abs=1e-5)
     assert out.count('of 17 keypoints') == 6
+    assert f'written: {tmp_path}/p.json\ndrawn: {tmp_path}/p.png\n' in out
     assert np.asarray(Image.open(tmp_path / 'p.png').convert('RGB')).std() > 10
 
 
@@ -321,18 +364,21 @@ def test_mistakes_of_predict(refused, ckpt, tmp_path):
     assert 'a box is [x, y, width, height]' in line('{"000000000001.png": [[0, 0, 5]]}')
     assert 'as COCO detections are' in line('[{"bbox": [0, 0, 5, 5]}]')
     assert 'as COCO detections are' in line('3')
+    assert 'as COCO detections are' in line('[{"image_id": [1], "bbox": [0, 0, 5, 5]}]')
+    negative = '[{"image_id": 1, "bbox": [0, 0, -5, 5]}]'
+    assert 'with a size above 0, not [0.0, 0.0, -5.0, 5.0]' in line(negative)
 
 
 def test_exported_and_in_nnx(loaded):
     """The same heatmaps from a program for uint8 crops, and from a module of NNX."""
     from flax import nnx
 
-    crops = np.stack([segments.picture(i, 64, 32) for i in range(2)])
+    images = np.stack([segments.picture(i, 64, 32) for i in range(2)])
     program = hrnet_jax.export.export(
         loaded.model, loaded.variables, image_size=(64, 32), batch=2, transform=poses.SMALL
     )
-    x = (crops / np.float32(255) - np.float32(poses.SMALL.mean)) / np.float32(poses.SMALL.std)
+    x = (images / np.float32(255) - np.float32(poses.SMALL.mean)) / np.float32(poses.SMALL.std)
     expected = loaded(x)
-    assert close(program.call(crops), expected) < 1e-5
+    assert close(program.call(images), expected) < 1e-5
     module = hrnet_jax.nnx.from_linen(loaded.model, loaded.variables)
     assert close(nnx.jit(lambda module, x: module(x))(module, x), expected) < 1e-5

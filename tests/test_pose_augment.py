@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from hrnet_jax.data.coco_form import keypoints
 from hrnet_jax.data.heatmap_targets import targets
 from hrnet_jax.data.keypoint_sets import described, sets
 from hrnet_jax.data.pose_augment import Augmentation, noise
@@ -180,6 +181,20 @@ def test_half_bodies():
     assert kinds(every, dataclasses.replace(augment, upper=())) == {0}
 
 
+@pytest.mark.parametrize(
+    ('category', 'upper'),
+    [
+        ({}, (0, 2)),  # both are known from published sets
+        ({'upper_body': ['left_hip']}, (1,)),
+        ({'upper_body': []}, ()),
+    ],
+)
+def test_the_upper_body_of_own_keypoints(category, upper):
+    names = ('Nose', 'left_hip', 'left_wrist')
+    assert keypoints('own', names, category, 'a.json').upper == upper
+    assert keypoints('own', (*names, 'wheel'), {}, 'a.json').upper == ()
+
+
 def test_half_of_a_body_that_is_one_point():
     """Has no size: the crop is that of the whole."""
     example, _ = person()
@@ -214,4 +229,3 @@ def test_noise():
 def test_partners_by_name(names, pairs):
     found = described(names, [(0, 1)])
     assert (found.names, found.pairs, found.skeleton) == (tuple(names), pairs, ((0, 1),))
-    assert not found.upper

@@ -1,32 +1,23 @@
-"""eval.py of a pose network on made sets: AP beside pycocotools, suppression beside plain NumPy."""
+"""eval.py of a pose network on made sets, beside pycocotools; what is in a set; mistakes."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 
 import numpy as np
 import poses
 import pytest
 import runs
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from scipy.io import savemat
 
 import eval as eval_command
 import hrnet_jax
 from hrnet_jax.commands.arguments import given_to
 from hrnet_jax.data import coco_form, people, people_batches
 from hrnet_jax.data.evaluation import Share
-from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task
-from hrnet_jax.tasks.keypoint_metrics import NAMES, precision
-from hrnet_jax.tasks.similarity import person_score, suppressed
-
-SIGMAS = np.array(poses.COCO.sigmas)
+from hrnet_jax.tasks.similarity import person_score
 
 
 @pytest.fixture(scope='module')
@@ -61,26 +52,6 @@ def coco(ckpt, tmp_path_factory):
     return root, found
 
 
-def evaluated(command, ckpt, tmp_path, *more):
-    code, out, err = command(
-        eval_command.main, '--ckpt', ckpt, '--json', tmp_path / 'r.json', *more
-    )
-    assert code == 0, err
-    return json.loads((tmp_path / 'r.json').read_text()), out
-
-
-def by_pycocotools(file, rows, sigmas=SIGMAS):
-    """Its ten figures, asked as its own demo does."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(file))
-        asked = COCOeval(truth, truth.loadRes(rows), 'keypoints')
-        asked.params.kpt_oks_sigmas = np.array(sigmas)
-        asked.evaluate()
-        asked.accumulate()
-        asked.summarize()
-    return dict(zip(NAMES, asked.stats, strict=True))
-
-
 def rows_of(found):
     return [
         {
@@ -97,16 +68,19 @@ def rows_of(found):
 def test_as_pycocotools(command, ckpt, coco, tmp_path):
     """From the shell: what `predict` finds in the boxes of the annotations."""
     root, found = coco
-    result, out = evaluated(
+    result, out = poses.evaluated(
         command, ckpt, tmp_path, '--dataset', 'coco', '--data-dir', root,
         '--predictions', tmp_path / 'p.json', '--batch-size', 4,
     )  # fmt: skip
-    expected = by_pycocotools(root / 'annotations/person_keypoints_val2017.json', rows_of(found))
+    expected = poses.by_pycocotools(
+        root / 'annotations/person_keypoints_val2017.json', rows_of(found)
+    )
     assert 0.05 < expected['ap'] < 0.95
     assert result['metrics'] == pytest.approx(expected, abs=1e-6)
     assert (result['task'], result['num_examples'], result['partial']) == ('pose', 6, False)
     assert result['protocol'] == 'coco quarter 64 32 sigma 2 flip'
     assert f'{expected["ap"]:.3f}' in out
+    assert f'written: {tmp_path}/p.json\nwritten: {tmp_path}/r.json\n' in out
     people = json.loads((tmp_path / 'p.json').read_text())
     assert len(people) == 6
     best = max(people, key=lambda row: row['score'])
@@ -120,7 +94,9 @@ def test_two_processes(ckpt, coco, tmp_path):
     options += ('--json', tmp_path / 'r.json', '--predictions', tmp_path / 'p.json')
     ended = runs.finish(runs.start('eval', options, processes=2, devices=2))
     assert [code for code, *_ in ended] == [0, 0], ended
-    expected = by_pycocotools(root / 'annotations/person_keypoints_val2017.json', rows_of(found))
+    expected = poses.by_pycocotools(
+        root / 'annotations/person_keypoints_val2017.json', rows_of(found)
+    )
     result = json.loads((tmp_path / 'r.json').read_text())
     assert result['metrics'] == pytest.approx(expected, abs=1e-6)
     assert len(json.loads((tmp_path / 'p.json').read_text())) == 6
@@ -142,7 +118,7 @@ def test_boxes_of_a_detector(command, ckpt, coco, tmp_path):
         )
     ]
     (tmp_path / 'b.json').write_text(json.dumps(rows))
-    result, out = evaluated(
+    result, out = poses.evaluated(
         command, ckpt, tmp_path, '--dataset', 'coco', '--data-dir', root,
         '--boxes', tmp_path / 'b.json', '--predictions', tmp_path / 'p.json', '--codec', 'dark',
         '--no-flip', '--batch-size', 4,
@@ -153,7 +129,7 @@ def test_boxes_of_a_detector(command, ckpt, coco, tmp_path):
     people = json.loads((tmp_path / 'p.json').read_text())
     assert [row['image_id'] for row in people] == [1, 2, 3]
     file = root / 'annotations/person_keypoints_val2017.json'
-    assert result['metrics'] == pytest.approx(by_pycocotools(file, people), abs=1e-6)
+    assert result['metrics'] == pytest.approx(poses.by_pycocotools(file, people), abs=1e-6)
     scores = np.reshape(people[0]['keypoints'], (17, 3))[:, 2]
     assert people[0]['score'] == pytest.approx(0.9 * scores[scores > 0.2].mean(), rel=1e-5)
 
@@ -170,7 +146,7 @@ def test_an_image_that_cannot_be_read(command, ckpt, coco, tmp_path):
     source = people.open_people('coco', None, str(tmp_path))
     with pytest.raises(UserError, match='1 of 3 images cannot be read: .*000000000002.png'):
         list(people_batches.batches(source, poses.SMALL, Share(4)))
-    result, _ = evaluated(
+    result, _ = poses.evaluated(
         command, ckpt, tmp_path, '--dataset', 'coco', '--data-dir', tmp_path, '--max-corrupt', 0.2,
         '--batch-size', 4,
     )  # fmt: skip
@@ -180,7 +156,7 @@ def test_an_image_that_cannot_be_read(command, ckpt, coco, tmp_path):
     file = tmp_path / 'kept.json'
     file.write_text(json.dumps({**content, 'annotations': kept, 'images': images}))
     rows = [row for row in rows_of(found) if row['image_id'] != 2]
-    assert result['metrics'] == pytest.approx(by_pycocotools(file, rows), abs=1e-6)
+    assert result['metrics'] == pytest.approx(poses.by_pycocotools(file, rows), abs=1e-6)
 
 
 def test_who_is_evaluated(coco, tmp_path):
@@ -213,6 +189,12 @@ def spoiled(root, kind):
         content['annotations'] = []
     elif kind == 'keypoints':
         person['keypoints'] = [1, 2, 3]
+    elif kind == 'bbox':
+        person['bbox'] = [1, 2, 3]
+    elif kind == 'sigmas':
+        content['categories'][0]['sigmas'] = [0] * 17
+    elif kind == 'names':
+        content['categories'][0]['keypoints'] = list(range(17))
     elif kind == 'image':
         person['image_id'] = 9
     elif kind == 'form':
@@ -233,6 +215,9 @@ def spoiled(root, kind):
     [
         ('no one', 'has no person with a box and a keypoint'),
         ('keypoints', 'the keypoints of annotation 1 are not 17 times x, y and visibility'),
+        ('bbox', r'the bbox of annotation 1 is not \[x, y, width, height\]'),
+        ('sigmas', '"sigmas" are not 17 numbers above 0'),
+        ('names', '"keypoints" of the category are names'),
         ('image', 'people are in images 9, which it does not list'),
         ('form', 'is not in the form of COCO'),
         ('files', 'its first image absent.png is not in'),
@@ -316,177 +301,3 @@ def test_whole_bodies(tmp_path):
         'righthand': (112, 133),
     }  # fmt: skip
     assert len(truth.content['annotations'][0]['keypoints']) == 3 * 133
-
-
-def perturbed(seed, people_=40, images=8):
-    """A set, and results of several kinds of quality, some people twice, some missed."""
-    random = np.random.default_rng(seed)
-    annotations, rows = [], []
-    for i in range(people_):
-        x, y, width, height = [*random.uniform(0, 300, 2), *random.uniform(20, 250, 2)]
-        points = random.uniform([x, y], [x + width, y + height], (17, 2))
-        seen = random.integers(0, 3, 17)
-        annotations.append({
-            'id': i + 1, 'image_id': i % images + 1, 'category_id': 1, 'iscrowd': int(i % 11 == 7),
-            'bbox': [x, y, width, height], 'area': 0.5 * width * height,
-            'keypoints': np.column_stack([points, seen]).ravel().tolist(),
-            'num_keypoints': int((seen > 0).sum()),
-        })  # fmt: skip
-        for _ in range(random.integers(0, 3)):
-            noise = random.choice([1, 5, 20]) * random.standard_normal((17, 2))
-            found = np.column_stack([points + noise, random.random(17)])
-            rows.append({
-                'image_id': i % images + 1, 'category_id': 1, 'keypoints': found.ravel().tolist(),
-                'score': float(random.random()),
-            })  # fmt: skip
-    content = {
-        'images': [{'id': i + 1} for i in range(images)],
-        'annotations': annotations,
-        'categories': [{'id': 1, 'name': 'person'}],
-    }
-    return content, rows
-
-
-def test_precision_of_perturbed_truth(tmp_path):
-    content, rows = perturbed(0)
-    file = tmp_path / 'a.json'
-    file.write_text(json.dumps(content))
-    expected = by_pycocotools(file, rows)
-    assert 0.05 < expected['ap'] < 0.95
-    assert precision(content, rows, SIGMAS) == pytest.approx(expected, abs=1e-12)
-    other = by_pycocotools(file, rows, SIGMAS * 2)
-    assert precision(content, rows, SIGMAS * 2) == pytest.approx(other, abs=1e-12)
-    assert other['ap'] > expected['ap']
-
-
-def plain_suppression(keypoints, scores, areas, threshold):
-    """Person by person."""
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    kept = []
-    for i in order:
-        alike = []
-        for j in kept:
-            total = 0.0
-            for (xi, yi), (xj, yj), sigma in zip(keypoints[i], keypoints[j], SIGMAS, strict=True):
-                square = (xi - xj) ** 2 + (yi - yj) ** 2
-                area = (areas[i] + areas[j]) / 2 + np.spacing(1)
-                total += np.exp(-square / (2 * sigma) ** 2 / area / 2)
-            alike.append(total / 17)
-        if not alike or max(alike) <= threshold:
-            kept.append(i)
-    return kept
-
-
-@pytest.mark.parametrize('seed', range(5))
-def test_suppression(seed):
-    """Random people, many alike, many of equal scores."""
-    random = np.random.default_rng(seed)
-    centres = random.uniform(0, 400, (6, 17, 2))
-    keypoints = centres[random.integers(0, 6, 40)] + random.normal(0, 2, (40, 17, 2))
-    scores = random.integers(0, 5, 40) / 4
-    areas = random.uniform(50, 200, 40) ** 2
-    kept = suppressed(keypoints, scores, areas, SIGMAS)
-    assert kept.tolist() == plain_suppression(keypoints, scores, areas, 0.9)
-    assert 6 <= len(kept) < 40
-
-
-def test_score_of_a_person():
-    scores = np.array([[0.9, 0.5, 0.2, 0.1], [0.1, 0.0, 0.2, -1]])
-    assert person_score(np.array([0.5, 1.0]), scores).tolist() == [0.35, 0]
-
-
-def by_distance(points, sizes):
-    """A set of one image with these people; what `Distances` says of keypoints beside them."""
-    moved = points.copy()
-    moved[..., 0] += 0.3 * sizes[:, None]  # 0.3 of each size
-    moved[:, 0, 0] += sizes  # the first keypoint is far away
-    examples = {
-        'keypoints': moved[..., :2],
-        'centre': np.full((len(points), 2), 0.5, np.float32),
-        'scale': np.ones((len(points), 2), np.float32),
-        'mask': np.array([True] * (len(points) - 1) + [False]),
-    }
-    return examples, {'num_examples': len(points) - 1, 'seen': len(points) - 1, 'not_finite': 0}
-
-
-def test_mpii(tmp_path):
-    """PCKh, by the sizes of the heads, without pelvis and thorax."""
-    random = np.random.default_rng(0)
-    people_ = [
-        {
-            'image': f'{1:012d}.png',
-            'joints': random.uniform(10, 80, (16, 2)).tolist(),
-            'joints_vis': [1] * 15 + [0],
-            'center': [50.0, 40.0],
-            'scale': 0.4,
-        }
-        for _ in range(3)
-    ]
-    (tmp_path / 'annotations').mkdir()
-    (tmp_path / 'annotations/mpii_val.json').write_text(json.dumps(people_))
-    poses.make_images(tmp_path / 'images')
-    with pytest.raises(UserError, match='mpii_gt_val.mat is missing'):
-        people.open_people('mpii', None, str(tmp_path))
-    heads = np.zeros((2, 2, 3))
-    heads[1] = [[30, 6, 3], [40, 8, 4]]  # diagonals of 50, 10, 5
-    savemat(tmp_path / 'annotations/mpii_gt_val.mat', {'headboxes_src': heads})
-    source = people.open_people('mpii', None, str(tmp_path))
-    # 200 pixels a unit of scale; 15 times the scale lower; counted from 1.
-    np.testing.assert_allclose(source.read.boxes[0], [49 - 40, 45 - 40, 80, 80, 1])
-    np.testing.assert_allclose(source.truth.sizes, [30, 6, 3])
-    points = source.truth.keypoints
-    np.testing.assert_allclose(points[0, :, :2], np.array(people_[0]['joints']) - 1)
-    examples, totals = by_distance(points, source.truth.sizes)
-    metric = get_task('pose').metric(None, truth=source.truth)
-    result = metric.result(totals, examples)
-    # Of the 14 that count 13 are marked, one is too far away.
-    assert result.metrics == {'pckh': pytest.approx(12 / 13), 'pckh10': 0}
-    with pytest.raises(UserError, match='mpii is evaluated in the boxes of its annotations'):
-        people.open_people('mpii', None, str(tmp_path), 'b.json')
-    with pytest.raises(UserError, match='--predictions is for sets that are evaluated by AP'):
-        get_task('pose').metric(None, truth=source.truth, predictions=str(tmp_path / 'p'))
-
-
-def test_faces(command, tmp_path):
-    """NME, by the distance between the eyes; from the shell, of the HRNetV2 head."""
-    random = np.random.default_rng(0)
-    points = [
-        [np.column_stack([random.uniform(10, 60, (98, 2)), np.full(98, 1)]) for _ in rows]
-        for rows in poses.BOXES
-    ]
-    content = poses.annotations(points)
-    content['categories'] = [{'id': 1, 'name': 'person'}]
-    content['annotations'][0] |= {'center': [40.0, 30.0], 'scale': 0.25}
-    (tmp_path / 'annotations').mkdir()
-    file = tmp_path / 'annotations/face_landmarks_wflw_test.json'
-    file.write_text(json.dumps(content))
-    poses.make_images(tmp_path / 'images')
-    source = people.open_people('wflw', None, str(tmp_path))
-    assert source.num_classes == 98
-    np.testing.assert_allclose(source.read.boxes[0], [15, 5, 50, 50, 1])
-    first = points[0][0]
-    np.testing.assert_allclose(
-        source.truth.sizes[0], np.hypot(*(first[60, :2] - first[72, :2])), rtol=1e-6
-    )
-    examples, totals = by_distance(source.truth.keypoints, source.truth.sizes)
-    result = get_task('pose').metric(None, truth=source.truth).result(totals, examples)
-    assert result.metrics == {'nme': pytest.approx(30 + 100 / 98)}
-    model, variables = poses.network(num_keypoints=98, head='joined')
-    protocol = TopDown.of('wflw', input_size=(64, 64), flip=False)
-    poses.save(tmp_path / 'tiny', model, variables, protocol)
-    result, out = evaluated(
-        command, tmp_path / 'tiny', tmp_path, '--dataset', 'wflw', '--data-dir', tmp_path,
-        '--batch-size', 4,
-    )  # fmt: skip
-    assert list(result['metrics']) == ['nme']
-    assert 'NME' in out
-    assert 'AP' not in out
-    images = [np.asarray(source.read.image(i)) for i in (0, 3, 4)]
-    boxes = [source.read.boxes[:3, :4], source.read.boxes[3:4, :4], source.read.boxes[4:, :4]]
-    found = hrnet_jax.predict(
-        model, variables, images, boxes=[x.tolist() for x in boxes], transform=protocol
-    )
-    ours = np.stack([person.keypoints for one in found for person in one])
-    errors = np.linalg.norm(ours - source.truth.keypoints[..., :2], axis=-1)
-    expected = 100 * (errors / source.truth.sizes[:, None]).mean()
-    assert result['metrics']['nme'] == pytest.approx(expected, rel=1e-4)

@@ -21,7 +21,7 @@ from convert.conversion import convert, official
 from convert.formats import digest_of
 from convert.verification import verify
 from hrnet_jax import checkpoint
-from hrnet_jax.checkpoints.published import PUBLISHED, expected, find_published
+from hrnet_jax.checkpoints.published import all_published, expected, find_published
 from hrnet_jax.data import keypoint_sets, people
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.tasks import get_task
@@ -252,10 +252,10 @@ def test_the_initialisation_of_imagenet(command, refused, tmp_path):
 
 
 def test_published_files():
-    rows = {n: e for n, e in PUBLISHED.items() if e.task == 'pose'}
+    rows = {n: e for n, e in all_published().items() if e.task == 'pose'}
     assert len([n for n in rows if n.startswith('td-hm_')]) == 54
     assert len(rows) == 59
-    files = [file for entry in PUBLISHED.values() for file in entry.files]
+    files = [file for entry in all_published().values() for file in entry.files]
     assert len(files) == len(set(files))
     for entry in rows.values():
         entry.transform.check_outputs(entry.num_classes)
@@ -323,9 +323,9 @@ def test_a_hash_before_a_date(tmp_path):
 
 def test_a_published_name(command, tmp_path, monkeypatch):
     """It knows the codec, the size and the keypoints."""
-    entry, file = PUBLISHED['td-hm_hrnet-w32_dark-8xb64-210e_coco-384x288'], 'tiny_dark.pth'
+    entry, file = all_published()['td-hm_hrnet-w32_dark-8xb64-210e_coco-384x288'], 'tiny_dark.pth'
     small = entry.__class__(**vars(entry) | {'name': 'dark', 'arch': 'tiny', 'files': (file,)})
-    monkeypatch.setitem(PUBLISHED, 'dark', small)
+    monkeypatch.setitem(all_published(), 'dark', small)
     source = save(tmp_path / file, pose('mmpose', 'finest'))
     code, out, err = command(main, source, '--out', tmp_path / 'a')
     assert code == 0, err

@@ -30,9 +30,8 @@ def folder(once):
     return once('figures', lambda path: figures.make(path, {'train': 12, 'val': 2}))
 
 
-def launch(run, folder, *flags, **where):
-    data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
-    return runs.launch(run, folder, *data, recipe='pose', quick=True, **where)
+def train(run, folder):
+    return runs.train(run, folder, '--dataset', f'folder:{folder}', *SETTING.split(), recipe='pose')
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +39,7 @@ def straight(once, folder):
     """A run without interruption."""
 
     def make(run):
-        [(code, out, err)] = runs.finish(launch(run, folder))
-        assert (code, err) == (0, '')
+        out = train(run, folder)
         assert '24 images of 17 keypoints, 64 x 32; evaluated on 4 of val: coco quarter' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
@@ -49,13 +47,7 @@ def straight(once, folder):
 
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
-    again = runs.lose_checkpoints(straight, after=4)
-    [(code, out, err)] = runs.finish(launch(again, folder))
-    assert (code, err) == (0, '')
-    assert 'going on after 4' in out
-    assert runs.digests(again) == runs.digests(straight)
-    ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
-    assert ours['ap'] == theirs['ap']
+    runs.resumed(straight, lambda run: train(run, folder), 4, 'ap')
 
 
 def test_what_a_run_leaves_behind(straight):
@@ -80,11 +72,7 @@ def test_own_keypoints_from_a_classifier(tiny, folder, command, tmp_path):
         content['categories'][0] |= own
         (tmp_path / f'{split}.json').write_text(json.dumps(content))
     (tmp_path / 'images').symlink_to(folder / 'images')
-    model, variables = tiny
-    meta = checkpoint.describe(model) | {
-        'transform': {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
-    }
-    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    runs.save_classifier(tmp_path / 'tiny', tiny)
     code, out, err = command(
         train_command.main, '--recipe', 'pose', '--dataset', f'folder:{tmp_path}',
         *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard',
@@ -101,7 +89,7 @@ def test_own_keypoints_from_a_classifier(tiny, folder, command, tmp_path):
     transform = trained_model.transform
     assert (transform.pairs, transform.skeleton) == (((0, 1), (2, 3)), ((0, 2), (1, 3)))
     assert transform.keypoints[0] == 'l_arm'
-    before = variables['params']['backbone']
+    before = tiny[1]['params']['backbone']
     for path, x in jax.tree_util.tree_flatten_with_path(trained['params']['backbone'])[0]:
         y = before
         for key in path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
@@ -19,7 +18,6 @@ from convert.reference import HRNet
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.coco_form import keypoints
 from hrnet_jax.data.heatmap_targets import targets
-from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.sources import Dataset, Facts
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
@@ -162,13 +160,13 @@ def test_mistakes_in_a_recipe(given, said):
         dataclasses.replace(OwnPose(dataset='x'), **given)
 
 
-def test_a_set_that_is_evaluated_by_distances():
-    truth = Measured(np.zeros((1, 16, 3)), np.ones(1), (0,), heads=True)
-    with pytest.raises(UserError, match='mpii is evaluated by distances, and a run by AP'):
-        TASK.check_training(types.SimpleNamespace(truth=truth, dataset=Dataset('mpii')))
-
-
 @pytest.mark.parametrize('skeleton', [[[0, 1]], [[1, 3]], [[1]], [1, 2], ['ab']])
 def test_lines_that_join_nothing(skeleton):
     with pytest.raises(UserError, match='a.json: "skeleton" is not pairs of numbers from 1 to 2'):
         keypoints('own', ('a', 'b'), {'skeleton': skeleton}, 'a.json')
+
+
+@pytest.mark.parametrize('upper', ['a', ['c'], [0], {'a': 1}])
+def test_an_upper_body_of_nothing(upper):
+    with pytest.raises(UserError, match='a.json: "upper_body" is not a list of keypoints, but'):
+        keypoints('own', ('a', 'b'), {'upper_body': upper}, 'a.json')

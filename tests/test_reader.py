@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import signal
@@ -12,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import segments
 
 from hrnet_jax import data
+from hrnet_jax.commands.eval import reads_with_tensorflow
 from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.data.reader import Reader, Request
+from hrnet_jax.data.views import Views
 from hrnet_jax.errors import Unavailable, UserError
+from hrnet_jax.tasks import get_task
 
 SMALL = Transform(resize=32, crop=32)
 # Starts a reader, says which process that is, and waits to be killed.
@@ -49,9 +54,9 @@ import os, signal, sys
 from hrnet_jax.runtime import cli
 from hrnet_jax.commands import eval
 class Reader(eval.Reader):
-    def __init__(self):
+    def __init__(self, *args):
         assert not {'jax', 'tensorflow'} & sys.modules.keys()
-        super().__init__()
+        super().__init__(*args)
         print(self._process.pid, flush=True)
         os.killpg(0, signal.SIGINT)
 eval.Reader = Reader
@@ -149,6 +154,23 @@ def test_tensorflow_is_imported_before_it_is_needed(
     reader.read(Request('digits', None, digits_data, 10, SMALL, Share(1)))
     with pytest.raises(kind, match=f'(?s){words}.*no descriptors|no descriptors.*{words}'):
         reader.opened()
+
+
+def test_label_maps_need_no_tensorflow(once, tmp_path, monkeypatch):
+    (tmp_path / 'tensorflow.py').write_text(BROKEN.format(error='ImportError'))
+    monkeypatch.syspath_prepend(tmp_path)
+    made = segments.make_folder(tmp_path / 'set')
+    ckpt = once('segmenter', segments.make_checkpoint)
+    for place, needed in ((ckpt, False), (ckpt / 'tiny', False), (tmp_path, True)):
+        asked = argparse.Namespace(task=None, ckpt=str(place))
+        assert reads_with_tensorflow(asked) is needed
+    reader, task = Reader(tensorflow=False), get_task('segmentation')
+    name = f'folder:{tmp_path}/set'
+    reader.read(Request(name, 'val', None, 5, Views(), Share(3), opener=task))
+    assert reader.opened().total == 3
+    [batch] = reader.batches()
+    np.testing.assert_array_equal(batch['label'], np.stack([label for _, label in made]))
+    assert not (tmp_path / 'imported').exists()
 
 
 def test_an_interrupt_while_jax_is_imported(tmp_path):

@@ -175,6 +175,6 @@ def test_figures_that_can_say_something():
     class Model:
         num_classes = 5
 
-    assert [figure.name for figure in TASK.figures_of(Model)] == ['top1']
+    assert [figure.name for figure in TASK.figures_of(Model, None)] == ['top1']
     Model.num_classes = 6
-    assert [figure.name for figure in TASK.figures_of(Model)] == ['top1', 'top5']
+    assert [figure.name for figure in TASK.figures_of(Model, None)] == ['top1', 'top5']

@@ -4,86 +4,17 @@ from __future__ import annotations
 
 import pickle
 
+import layouts
 import numpy as np
 import pytest
 import segments
+from layouts import IMAGES, SIZE, ade20k, cityscapes, context, pairs, voc
 from PIL import Image
 
+from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.opencv import image_hw, read_rgb
 from hrnet_jax.data.segmentation import open_segmentation
-from hrnet_jax.data.segmentation_folders import TRAIN_IDS
 from hrnet_jax.errors import UserError
-
-SIZE = (40, 60)
-IMAGES = [segments.picture(i, *SIZE) for i in range(3)]
-
-
-def ids(seed, values):
-    return segments.label_map(seed, *SIZE, values)
-
-
-def cityscapes(root, form):
-    labels = [ids(i, [0, 7, 8, 33, 3]) for i in range(2)]
-    table = np.full(256, 255)
-    table[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
-    mapped = [table[label].astype(np.uint8) for label in labels]
-    for i, stem in enumerate(('aachen_000000_000019', 'ulm_000001_000019')):
-        city = stem.split('_')[0]
-        segments.write(root / f'leftImg8bit/val/{city}/{stem}_leftImg8bit.png', IMAGES[i])
-        stored = labels[i] if form == 'labelIds' else mapped[i]
-        segments.write(root / f'gtFine/val/{city}/{stem}_gtFine_{form}.png', stored)
-    return mapped
-
-
-def from_one(label):
-    return np.where((label == 0) | (label == 255), 255, label - 1).astype(np.uint8)
-
-
-def ade20k(root, _):
-    labels = [ids(i, [0, 1, 2, 150]) for i in range(2)]
-    base = root / 'ADEChallengeData2016'
-    for i, label in enumerate(labels):
-        (base / 'images/validation').mkdir(parents=True, exist_ok=True)
-        Image.fromarray(IMAGES[i]).save(base / f'images/validation/ADE_val_0000000{i}.jpg')
-        segments.write(base / f'annotations/validation/ADE_val_0000000{i}.png', label)
-    return [from_one(label) for label in labels]
-
-
-def voc(root, split):
-    """Images in one folder, names in a list, label maps with a palette; some augmented."""
-    base = root / 'VOCdevkit/VOC2012'
-    labels = [ids(i, [0, 1, 20, 255]) for i in range(2)]
-    for i, label in enumerate(labels):
-        (base / 'JPEGImages').mkdir(parents=True, exist_ok=True)
-        Image.fromarray(IMAGES[i]).save(base / f'JPEGImages/2007_00000{i}.jpg')
-        kind = 'SegmentationClassAug' if i == 1 and split == 'trainaug' else 'SegmentationClass'
-        segments.write(base / kind / f'2007_00000{i}.png', label, palette=True)
-    lists = {'val': {'val': '01'}, 'trainaug': {'train': '0', 'aug': '1'}}[split]
-    for name, numbers in lists.items():
-        path = base / f'ImageSets/Segmentation/{name}.txt'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(''.join(f'2007_00000{number}\n' for number in numbers))
-    return labels
-
-
-def context(root, name):
-    labels = [ids(i, [0, 1, 59]) for i in range(2)]
-    base = root / 'VOC2010'
-    for i, label in enumerate(labels):
-        (base / 'JPEGImages').mkdir(parents=True, exist_ok=True)
-        Image.fromarray(IMAGES[i]).save(base / f'JPEGImages/{i}.jpg')
-        segments.write(base / f'SegmentationClassContext/{i}.png', label)
-    (base / 'ImageSets/SegmentationContext').mkdir(parents=True)
-    (base / 'ImageSets/SegmentationContext/val.txt').write_text('0\n1\n')
-    return labels if name == 'pascal_context' else [from_one(label) for label in labels]
-
-
-def pairs(root, _):
-    labels = [ids(i, [0, 1, 7]) for i in range(2)]
-    for i, label in enumerate(labels):
-        segments.write(root / f'img_dir/val/{i}.png', IMAGES[i])
-        segments.write(root / f'ann_dir/val/{i}.png', label)
-    return [from_one(label) for label in labels]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +69,7 @@ def test_sizes_are_in_the_header(tmp_path):
     assert image_hw(str(tmp_path / 'a.png')) == SIZE
 
 
-@pytest.mark.parametrize('ending', ['jpg', 'png'])
+@pytest.mark.parametrize('ending', ['jpg', 'png', 'tif'])
 def test_a_photograph_that_is_turned(tmp_path, ending):
     """Label maps belong to what a person sees, as with OpenCV."""
     image = Image.fromarray(segments.picture(0, 40, 60))
@@ -177,7 +108,11 @@ def spoiled(root, kind):
 @pytest.mark.parametrize(
     ('kind', 'split', 'words'),
     [
-        ('missing', 'val', r'1 of 3 images have no label map in .*labels/val: p1.png'),
+        (
+            'missing',
+            'val',
+            r'1 of 3 images have no label map of .* in .*labels/val: p1.png',
+        ),
         ('size', 'val', r'p2.png has 96 x 127 pixels \(height x width\), its image 96 x 128'),
         ('twice', 'val', 'two images have the same name but for their endings'),
         (
@@ -185,7 +120,7 @@ def spoiled(root, kind):
             'val',
             'hold no class but 0; they are PNG files of class ids 0, 1, ...',
         ),
-        ('fine', None, 'name a split: val'),
+        ('fine', None, 'its splits are val'),
         ('fine', 'test', 'test has no folders images and labels'),
     ],
 )
@@ -210,6 +145,9 @@ def test_mistakes_in_a_label_map(tmp_path, kind, words):
     source = open_segmentation(f'folder:{tmp_path}', 'val', None)
     with pytest.raises(UserError, match=words):
         source.read(0)
+    if kind != 'damaged':  # those are counted when it is their turn
+        with pytest.raises(UserError, match=words):
+            source.read.check_values()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +163,21 @@ def test_mistakes_in_a_name(tmp_path, name, data_dir, words):
         open_segmentation(name, None, data_dir and str(tmp_path))
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    for name, folder in (('ade20k', 'gone'), ('folder:gone', None)):
+        with pytest.raises(UserError, match='^gone does not exist$'):
+            open_segmentation(name, 'val', folder)
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(UserError, match='images/validation does not exist'):
+        open_segmentation('ade20k', None, str(tmp_path))
+
+
+def test_a_classifier_is_told_what_the_folder_is_for(tmp_path):
+    segments.make_folder(tmp_path)
+    with pytest.raises(UserError, match='holds images and label maps, for segmentation'):
+        open_folder(str(tmp_path), None)
+
+
 def test_files_of_a_list_that_are_not_there(tmp_path):
     voc(tmp_path, 'val')
     (tmp_path / 'VOCdevkit/VOC2012/JPEGImages/2007_000001.jpg').unlink()
@@ -232,6 +185,18 @@ def test_files_of_a_list_that_are_not_there(tmp_path):
         open_segmentation('voc2012', 'val', str(tmp_path))
     with pytest.raises(UserError, match='has no split test; it has val, train, trainval'):
         open_segmentation('voc2012', 'test', str(tmp_path))
+
+
+def test_ids_for_a_test_server(tmp_path):
+    """Those of the published label maps, whichever are read, and in whichever order classes are."""
+    layouts.cityscapes(tmp_path / 'c', 'labelTrainIds')
+    layouts.ade20k(tmp_path, None)
+    city = open_segmentation('cityscapes', None, str(tmp_path / 'c'))
+    ade = open_segmentation('ade20k', None, str(tmp_path))
+    assert tuple(city.read.ids) == (*layouts.IDS, *[-1] * 237)
+    assert ade.read.ids[:151].tolist() == [*range(1, 151), -1]
+    assert city.read.renumbered(np.arange(19)[::-1]).ids[:19].tolist() == list(layouts.IDS[::-1])
+    assert city.read.renumbered(np.arange(19) + 2).ids[:4].tolist() == [-1, -1, 7, 8]
 
 
 def test_a_split_without_labels(tmp_path):

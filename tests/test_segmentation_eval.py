@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import jax
+import layouts
 import numpy as np
 import pytest
 import runs
@@ -15,10 +17,21 @@ import eval as eval_command
 import hrnet_jax
 import predict as predict_command
 from hrnet_jax.commands import export as export_command
+from hrnet_jax.data import segmentation_sets
+from hrnet_jax.data.opencv import read_rgb
 from hrnet_jax.data.views import Views
 from hrnet_jax.nnx import from_linen
+from hrnet_jax.tasks.confusion import Confusion
+from hrnet_jax.tasks.label_maps import files_of, write
 from hrnet_jax.tasks.overlay import blended, colours
-from hrnet_jax.tasks.segmentation import Confusion, label_files
+from hrnet_jax.tasks.segmentation import TASK
+
+SETS = {
+    'cityscapes': functools.partial(layouts.cityscapes, form='labelIds'),
+    'ade20k': functools.partial(layouts.ade20k, _=None),
+    'voc2012': functools.partial(layouts.voc, split='val'),
+    'pascal_context': functools.partial(layouts.context, name='pascal_context'),
+}
 
 
 @pytest.fixture(scope='module')
@@ -31,16 +44,6 @@ def many(tmp_path_factory):
     """Images of four sizes; and what predict finds in each."""
     folder = tmp_path_factory.mktemp('many')
     return folder, segments.make_folder(folder, segments.MANY)
-
-
-def counted(labels, predictions):
-    """A row for each label, a column for each prediction, in plain NumPy."""
-    matrix = np.zeros((5, 5), np.int64)
-    for label, predicted in zip(labels, predictions, strict=True):
-        for i in range(5):
-            for j in range(5):
-                matrix[i, j] += ((label == i) & (predicted == j)).sum()
-    return matrix
 
 
 def figures(matrix):
@@ -66,7 +69,7 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     assert code == 0, err
     assert 'note: images of 4 sizes are padded to 1 shape: 1 program is compiled' in out
     result = json.loads((tmp_path / 'r.json').read_text())
-    matrix = counted([label for _, label in made], found)
+    matrix = segments.counted([label for _, label in made], found)
     assert result['confusion'] == matrix.tolist()
     assert (matrix.sum(0) > 0).sum() > 2, 'the network finds one class alone'
     assert result['metrics'] == pytest.approx(figures(matrix))
@@ -74,21 +77,58 @@ def test_eval_and_predict_agree(command, ckpt, many, tmp_path):
     assert (result['task'], result['protocol']) == ('segmentation', 'whole')
     assert list(result['iou']) == list(segments.CLASSES)
     assert f'{result["metrics"]["miou"]:.3f}' in out
+    assert f'label maps of 4 images: {tmp_path / "ids"}' in out
     for i, ids in enumerate(found):
         with Image.open(tmp_path / 'ids' / f'p{i}.png') as file:
             assert file.mode == 'L'
             np.testing.assert_array_equal(np.asarray(file), ids)
 
 
-def test_two_processes_give_the_same_counts(ckpt, many, tmp_path):
+def test_two_processes_count_as_pytorch(ckpt, many, tmp_path):
     folder, made = many
     options = ('--ckpt', ckpt, '--dataset', f'folder:{folder}', '--split', 'val')
     options += ('--json', tmp_path / 'r.json', '--labels', tmp_path / 'ids')
     ended = runs.finish(runs.start('eval', options, processes=2, devices=2))
     assert [code for code, *_ in ended] == [0, 0], ended
     result = json.loads((tmp_path / 'r.json').read_text())
+    maps = segments.maps_of_torch(ckpt / 'tiny', [image for image, _ in made])
+    check(result['confusion'], [label for _, label in made], *maps)
     predictions = [np.asarray(Image.open(tmp_path / f'ids/p{i}.png')) for i in range(4)]
-    assert result['confusion'] == counted([label for _, label in made], predictions).tolist()
+    written = segments.counted([label for _, label in made], predictions)
+    assert result['confusion'] == written.tolist()
+
+
+@pytest.fixture(scope='module')
+def all_names(once):
+    """The checkpoint of a network that knows the classes of every set."""
+    names = {name: 0 for data in SETS for name in segmentation_sets.classes(data)}
+    return once('all_names', lambda path: segments.make_checkpoint(path, tuple(names), (90, 48)))
+
+
+@pytest.mark.parametrize('name', SETS)
+def test_published_layouts_are_counted_as_pytorch_does(command, tmp_path, all_names, name):
+    """Images are resized by OpenCV on the way to the network; classes are found by name."""
+    labels = SETS[name](tmp_path)
+    code, _, err = command(
+        eval_command.main, '--ckpt', all_names, '--dataset', name, '--data-dir', tmp_path,
+        '--json', tmp_path / 'r.json',
+    )  # fmt: skip
+    assert code == 0, err
+    images = [read_rgb(str(path)) for path in layouts.images(tmp_path)]
+    result = json.loads((tmp_path / 'r.json').read_text())
+    places = np.full(256, 255)
+    for i, one in enumerate(segmentation_sets.classes(name)):
+        places[i] = list(result['iou']).index(one)
+    found = segments.maps_of_torch(all_names / 'tiny', images, (48, 72))
+    check(result['confusion'], [places[label] for label in labels], *found)
+
+
+def check(confusion, labels, predictions, ties):
+    """Equal, but for the pixels that rounding may change."""
+    expected = segments.counted(labels, predictions, len(confusion))
+    assert np.abs(confusion - expected).sum() <= 2 * ties
+    assert ties < 0.002 * expected.sum()
+    assert (expected.sum(0) > 0).sum() > 2, 'the network finds one class alone'
 
 
 def test_predict(command, ckpt, tmp_path):
@@ -108,6 +148,7 @@ def test_predict(command, ckpt, tmp_path):
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(probabilities.argmax(-1), ids)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'ids/photo.png')), ids)
+    assert f'label maps of 1 image: {tmp_path / "ids"}' in out
     [row] = json.loads((tmp_path / 'p.json').read_text())
     found = {one['name']: one['part'] for one in row['predictions']}
     expected = {n: (ids == i).mean() for i, n in enumerate(segments.CLASSES) if (ids == i).any()}
@@ -191,10 +232,35 @@ def test_counts_are_whole_numbers():
     assert any(line.split() == ['c', '-', '-'] for line in result.lines)
 
 
-def test_names_of_label_files():
-    assert label_files(['a/x.jpg', 'b/y.png']) == ('x', 'y')
-    assert label_files(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
-    assert label_files(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+def test_names_of_files_of():
+    assert files_of(['a/x.jpg', 'b/y.png']) == ('x', 'y')
+    assert files_of(['a/x.jpg', 'b/x.jpg']) == ('a/x', 'b/x')
+    assert files_of(['/c/a/x.jpg', '/c/../c/b/x.jpg']) == ('a/x', 'b/x')
+
+
+def test_ids_of_the_data_set_are_written(tmp_path):
+    model, _ = segments.network()
+    held = {'ids': (7, 8, 11), 'files': ('a',), 'class_names': ('x', 'y', 'z')}
+    maps = np.array([[[0, 1], [2, 2]]], np.uint8)
+    for wanted, stored in ((None, [[0, 1], [2, 2]]), (True, [[7, 8], [11, 11]])):
+        folder = tmp_path / str(wanted)
+        flags = {'labels': str(folder)} | ({'label_ids': True} if wanted else {})
+        metric = TASK.metric(model, **held, **flags)
+        metric.collect({'mask': np.array([True]), 'index': np.array([0]), 'labels': maps})
+        assert np.asarray(Image.open(folder / 'a.png')).tolist() == stored
+    with pytest.raises(hrnet_jax.UserError, match='--label-ids is for --labels DIR'):
+        TASK.metric(model, **held, label_ids=True)
+    with pytest.raises(hrnet_jax.UserError, match='the data set has no id for some'):
+        TASK.metric(model, labels=str(tmp_path / 'b'), ids=(7, -1), label_ids=True)
+
+
+@pytest.mark.parametrize('classes', [256, 300])
+def test_many_classes(tmp_path, classes):
+    decode = TASK.decoder({'transform': Views(), 'probabilities': False})
+    labels = np.asarray(decode(np.eye(classes)[None])['labels'])[0]
+    assert labels.tolist() == list(range(classes))
+    write(str(tmp_path / 'a.png'), labels[None])
+    assert np.asarray(Image.open(tmp_path / 'a.png')).tolist() == [labels.tolist()]
 
 
 def test_label_maps_of_others_are_kept(refused, ckpt, tmp_path):

@@ -21,7 +21,7 @@ from convert.files import Written
 from convert.verification import verify
 from convert.writing import model_of
 from hrnet_jax import checkpoint
-from hrnet_jax.checkpoints.published import PUBLISHED, find_published
+from hrnet_jax.checkpoints.published import all_published, find_published
 from hrnet_jax.data import segmentation_sets
 
 BOTH = [(layout, head) for layout in ('official', 'mmseg') for head in ('fcn', 'ocr')]
@@ -226,7 +226,7 @@ def test_inplace_abn(command, tmp_path):
 
 
 def test_published_files():
-    rows = {n: e for n, e in PUBLISHED.items() if e.task == 'segmentation'}
+    rows = {n: e for n, e in all_published().items() if e.task == 'segmentation'}
     assert len([n for n in rows if n.startswith(('fcn_', 'ocrnet_'))]) == 58
     assert len(rows) == 74
     files = [file for entry in rows.values() for file in entry.files]
@@ -265,9 +265,9 @@ def test_published_files():
 
 def test_a_published_name(command, refused, tmp_path, monkeypatch):
     """It knows align_corners, the norms, the protocol and the names of the classes."""
-    entry, files = PUBLISHED['hrnet_ade20k_4312'], ('tiny_torch04.pth',)
+    entry, files = all_published()['hrnet_ade20k_4312'], ('tiny_torch04.pth',)
     small = entry.__class__(**vars(entry) | {'name': 'tiny_ade', 'arch': 'tiny', 'files': files})
-    monkeypatch.setitem(PUBLISHED, 'tiny_ade', small)
+    monkeypatch.setitem(all_published(), 'tiny_ade', small)
     state = counterless(made('official', 'fcn', classes=150))
     for file, flags in (('tiny_torch04.pth', ()), ('other.pth', ('--name', 'tiny_ade'))):
         source = save(tmp_path / file, state)

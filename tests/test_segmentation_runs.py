@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import signal
 import sys
@@ -19,7 +18,7 @@ import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.models import variable_shapes
-from hrnet_jax.tasks import recipes
+from hrnet_jax.tasks.segmentation_recipes import Segment
 from hrnet_jax.training.experiment import Experiment, Options
 
 sys.path.append(str(runs.ROOT / 'examples'))
@@ -38,9 +37,9 @@ def folder(once):
     return once('scenes', lambda path: scenes.make(path, {'train': 24, 'val': 4}))
 
 
-def launch(run, folder, *flags, **where):
+def train(run, folder, *flags, command=runs.train, **where):
     data = ('--dataset', f'folder:{folder}', *SETTING.split(), *flags)
-    return runs.launch(run, folder, *data, recipe='segment', quick=True, **where)
+    return command(run, folder, *data, recipe='segment', **where)
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +47,7 @@ def straight(once, folder):
     """A run without interruption."""
 
     def make(run):
-        [(code, out, err)] = runs.finish(launch(run, folder, *OCR.split()))
-        assert (code, err) == (0, '')
+        out = train(run, folder, *OCR.split())
         assert '24 images of 3 classes, 64 x 96; evaluated on 4 of val: whole' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
@@ -57,13 +55,7 @@ def straight(once, folder):
 
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
-    again = runs.lose_checkpoints(straight, after=4)
-    [(code, out, err)] = runs.finish(launch(again, folder, *OCR.split()))
-    assert (code, err) == (0, '')
-    assert 'going on after 4' in out
-    assert runs.digests(again) == runs.digests(straight)
-    ours, theirs = (runs.rows(run, 'eval')[-1] for run in (again, straight))
-    assert ours['miou'] == theirs['miou']
+    runs.resumed(straight, lambda run: train(run, folder, *OCR.split()), 4, 'miou')
 
 
 def test_what_a_run_leaves_behind(straight):
@@ -81,11 +73,7 @@ def test_what_a_run_leaves_behind(straight):
 
 def test_from_a_classifier(tiny, folder, command, tmp_path):
     """Its backbone is taken, the head is new, and both are told."""
-    model, variables = tiny
-    meta = checkpoint.describe(model) | {
-        'transform': {'resize': 32, 'crop': 32, 'mean': [0.4] * 3, 'std': [0.3] * 3}
-    }
-    checkpoint.save(tmp_path / 'tiny', variables, meta)
+    runs.save_classifier(tmp_path / 'tiny', tiny)
     flags = ('--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0')
     code, out, err = command(
         train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}',
@@ -98,25 +86,37 @@ def test_from_a_classifier(tiny, folder, command, tmp_path):
     assert re.search(r'loaded +265 +backbone', out)
     assert re.search(r'initialised +7 +head', out)
     _, trained = checkpoint.load(tmp_path / 'run')
-    assert _apart(trained['params']['backbone'], variables['params']['backbone']) == 0
+    assert _apart(trained['params']['backbone'], tiny[1]['params']['backbone']) == 0
 
 
-def test_from_a_segmenter_of_other_classes(folder, tmp_path):
-    """Both of its last layers are new; the rest of the head is taken."""
-    recipe = recipes()['segment']()
-    model = hrnet_jax.create_model('tiny', 5, task='segmentation', head='ocr')
+@pytest.mark.parametrize('given', [{}, {'align_corners': False}])
+def test_from_a_segmenter_of_other_classes(folder, tmp_path, given):
+    """Both of its last layers are new; the rest of the head is taken; maps are resized as it has
+    it, unless the recipe says otherwise."""
+    model = hrnet_jax.create_model(
+        'tiny', 5, task='segmentation', head='ocr', upsample='bilinear', align_corners=True
+    )
     variables = jax.tree.map(lambda s: np.full(s.shape, 0.5, s.dtype), variable_shapes(model))
-    transform = recipe.transform.to_json()
+    transform = Segment().transform.to_json()
     checkpoint.save(
         tmp_path / 'five', variables, checkpoint.describe(model) | {'transform': transform}
     )
-    recipe = dataclasses.replace(
-        recipe, init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
-        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4,
+    recipe = Segment(
+        init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
+        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4, **given,
     )  # fmt: skip
     said = []
     options = Options(tmp_path / 'run', None, tensorboard=False)
-    params = Experiment('tiny', recipe, options, said.append).start().params
+    experiment = Experiment('tiny', recipe, options, said.append)
+    params = experiment.start().params
+    align = not given
+    assert (experiment.model.upsample, experiment.model.align_corners) == ('bilinear', align)
+    assert experiment.config['recipe']['align_corners'] == align
+    assert any('five has align_corners True, this run False' in line for line in said) == (
+        not align
+    )
+    again = Experiment('tiny', recipe, options, said.append)  # as the run has it until now
+    assert again.recipe == experiment.recipe
     assert any('five, last layer new for 3 classes' in line for line in said)
     [report] = [line for line in said if line.startswith('loaded')]
     last = 'head/aux_head_3/bias, head/aux_head_3/kernel, head/cls_head/bias, head/cls_head/kernel'
@@ -130,20 +130,20 @@ def test_from_a_segmenter_of_other_classes(folder, tmp_path):
 def test_two_processes_killed_and_started_again(straight, folder, tmp_path):
     """Two processes see the images of one; as two, it is the same to the bit."""
     flags = ('--learning-rate', '1e-6', '--min-rate', '0', '--bn-group-size', '4')
+    two = {'command': runs.launch, 'processes': 2}
     whole, broken, one = (tmp_path / name for name in ('whole', 'broken', 'one'))
-    ended = runs.finish(launch(whole, folder, *flags, processes=2))
+    ended = runs.finish(train(whole, folder, *flags, **two))
     assert [code for code, _, _ in ended] == [0, 0], ended
-    started = launch(broken, folder, *flags, processes=2)
+    started = train(broken, folder, *flags, **two)
     runs.wait_for_checkpoint(broken, started)
     for process in started:
         process.send_signal(signal.SIGKILL)
         time.sleep(0.1)
     runs.finish(started)
-    ended = runs.finish(launch(broken, folder, *flags, processes=2))
+    ended = runs.finish(train(broken, folder, *flags, **two))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert runs.digests(broken) == runs.digests(whole)
-    [(code, _, err)] = runs.finish(launch(one, folder, *flags))
-    assert (code, err) == (0, '')
+    train(one, folder, *flags)
     first, last = (_params(Path(whole), step) for step in (2, 2 * EPOCH))
     moved, apart = _apart(first, last), _apart(_params(one, 2 * EPOCH), last)
     print(f'{apart:.1e} apart, {moved:.1e} moved')

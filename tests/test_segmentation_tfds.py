@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from hrnet_jax.checkpoints.published import expected, find_published
 from hrnet_jax.data import reader, segmentation_sets
 from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.records import examples
@@ -75,6 +76,7 @@ def test_parts_of_a_split(data_dir, split, numbers):
     assert part.names == tuple(whole.names[i] for i in numbers)
     np.testing.assert_array_equal(part.read(0)['label'], whole.read(numbers[0])['label'])
     assert part.is_partial == (len(numbers) < 5)
+    assert part.published == ('cityscapes', 'val')
 
 
 @pytest.mark.parametrize('colours', [True, False])
@@ -85,6 +87,7 @@ def test_scene_parse150(tmp_path, colours):
     assert source.num_classes == (100 if colours else 150)
     assert source.class_names == (None if colours else segmentation_sets.classes('ade20k'))
     assert bool(source.notes) == colours
+    assert source.published == (('scene_parse150', 'test') if colours else ('ade20k', 'val'))
     assert len(set(map(Path, source.names))) == source.num_examples == 5
     found = tfds.builder('scene_parse150', data_dir=folder).as_dataset('test')
     for i, theirs in enumerate(found.as_numpy_iterator()):
@@ -124,6 +127,17 @@ def test_what_evaluation_gets(data_dir):
     made = np.concatenate([mapped(x).reshape(-1) for _, x in prepared.pairs(prepared.IDS)])
     counts = [np.bincount(x, minlength=256)[:19].tolist() for x in (labels, made)]
     assert counts[0] == counts[1]
+
+
+def test_published_figures(data_dir):
+    """As of the folders of the same set; those of training are not known."""
+    entry = find_published('fcn_hr18_4xb2-80k_cityscapes-512x1024', '')
+    meta = {'published': entry.to_json()}
+    validation, train = (
+        open_segmentation(CITYSCAPES, split, data_dir) for split in ('validation', 'train')
+    )
+    assert expected(meta, entry.transform, *validation.published) == {'miou': 78.65}
+    assert expected(meta, entry.transform, *train.published) == {}
 
 
 def test_a_checkpoint_of_other_classes(tmp_path):

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from rules import image, weight
 from steps import nchw, precision, tensor
-from torch import nn
 
 from convert.layouts import canonical_key
-from convert.reference import HRNet, conv_norm
-from hrnet_jax.archs import ARCHS
+from convert.reference import Trunk, resized
+from convert.verification import reference
 from hrnet_jax.data.sources import Dataset, Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
@@ -27,61 +26,14 @@ from hrnet_jax.tasks.segmentation_recipes import Cityscapes, Segment
 from hrnet_jax.training.step import make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
-CLASSES, OCR, KEY = 5, 32, 16
-WIDTH = sum(ARCHS['tiny'].channels)
+CLASSES = 5
+WEIGHTS = (0.5, 1.0, 2.0, 1.5, 0.25)
+HARD = {'ohem': True, 'ohem_threshold': 0.2, 'ohem_kept': 1000}
 
 
-class Reference(nn.Module):
-    """The heads in PyTorch, with the official names: the logits of `Segmenter.heads`."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.backbone, self.head = HRNet(ARCHS['tiny'], 1), nn.Module()
-        if head == 'fcn':
-            self.head.last_layer = self.fcn()
-            return
-        self.head.aux_head = self.fcn()
-        self.head.conv3x3_ocr = nn.Sequential(*conv_norm(WIDTH, OCR, 3), nn.ReLU())
-        self.head.ocr_distri_head = nn.Module()
-        block = self.head.ocr_distri_head.object_context_block = nn.Module()
-        for name, widths in {
-            'f_pixel': (OCR, KEY, KEY), 'f_object': (OCR, KEY, KEY), 'f_down': (OCR, KEY),
-            'f_up': (KEY, OCR),
-        }.items():  # fmt: skip
-            layers = [self.conv(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-            setattr(block, name, nn.Sequential(*sum(layers, [])))
-        self.head.ocr_distri_head.conv_bn_dropout = nn.Sequential(*self.conv(2 * OCR, OCR))
-        self.head.cls_head = nn.Conv2d(OCR, CLASSES, 1)
-
-    def fcn(self):
-        layers = conv_norm(WIDTH, WIDTH, 1)
-        return nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(WIDTH, CLASSES, 1))
-
-    def conv(self, inputs, outputs):
-        conv, norm = conv_norm(inputs, outputs, 1)
-        return [conv, nn.Sequential(norm, nn.ReLU())]
-
-    def forward(self, images):
-        maps = self.backbone.stages(images)['stage4']
-        size = maps[0].shape[2:]
-        x = torch.cat([F.interpolate(m, size, mode='bilinear') for m in maps], 1)
-        if hasattr(self.head, 'last_layer'):
-            return [self.head.last_layer(x)]
-        rough, x = self.head.aux_head(x), self.head.conv3x3_ocr(x)
-        ocr = self.head.ocr_distri_head
-        block, pixels = ocr.object_context_block, x.flatten(2)
-        regions = torch.einsum('nkp,ncp->nck', rough.flatten(2).softmax(-1), pixels)[..., None]
-        query = block.f_pixel(x).flatten(2)
-        key, value = (f(regions).flatten(2) for f in (block.f_object, block.f_down))
-        likeness = torch.einsum('ncp,nck->npk', query, key) * KEY**-0.5
-        told = torch.einsum('npk,nck->ncp', likeness.softmax(-1), value)
-        told = block.f_up(told.unflatten(2, x.shape[2:]))
-        return [rough, self.head.cls_head(ocr.conv_bn_dropout(torch.cat([told, x], 1)))]
-
-
-def expected_loss(logits, label, ohem=None, weights=None):
+def expected_loss(logits, label, ohem=None, weights=None, align_corners=False):
     """mmsegmentation's mean over all pixels."""
-    logits = F.interpolate(logits, label.shape[1:], mode='bilinear')
+    logits = resized(logits, label[:, None], align_corners)
     each = F.cross_entropy(logits, label, weights, ignore_index=255, reduction='none')
     counted, hard = label != 255, torch.ones_like(each)
     if ohem:
@@ -97,11 +49,12 @@ def expected_loss(logits, label, ohem=None, weights=None):
     return (each * hard).sum() / total
 
 
-def labels(seed=0, size=64):
+def labels(seed=0, size=(64, 64)):
     """Blocks of classes, of which some count for nothing."""
     random = np.random.default_rng(seed)
-    blocks = random.choice([*range(CLASSES), 255], (4, size // 8, size // 8)).astype(np.uint8)
-    return blocks.repeat(8, 1).repeat(8, 2)
+    grid = [-(-edge // 8) for edge in size]
+    blocks = random.choice([*range(CLASSES), 255], (4, *grid)).astype(np.uint8)
+    return blocks.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]]
 
 
 def named(tree):
@@ -109,23 +62,33 @@ def named(tree):
     found = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         key, order = canonical_key(tuple(k.key for k in path), leaf.ndim)
+        key = key.removeprefix('backbone.').removeprefix('head.')
         found[key] = np.asarray(leaf).transpose(order)
     return found
 
 
 @pytest.mark.parametrize(
-    ('head', 'ohem'), [('fcn', None), ('ocr', (0.2, 3000))], ids=['fcn', 'ocr']
+    ('head', 'fields', 'size'),
+    [
+        ('fcn', {'upsample': 'nearest'}, (64, 64)),
+        ('fcn', {'align_corners': True, 'class_weights': WEIGHTS}, (61, 83)),
+        ('ocr', {'upsample': 'bilinear', 'align_corners': True} | HARD, (51, 37)),
+        ('ocr', {'class_weights': WEIGHTS}, (33, 49)),
+    ],
+    ids=['fcn', 'fcn_odd', 'ocr_hard', 'ocr'],
 )
-def test_loss_and_gradients_as_pytorchs(head, ohem):
+def test_loss_and_gradients_as_pytorchs(head, fields, size):
     """In float64, with ignored pixels; of OCR with its first guess, and of hard pixels alone."""
-    label = labels()
-    pixels = np.where(image(3, 4, 64, 64) > 0, 255, 0).astype(np.uint8)
-    hard = {'ohem': True, 'ohem_threshold': ohem[0], 'ohem_kept': ohem[1]} if ohem else {}
-    recipe = Segment(dataset='x', head=head, batch_size=4, bn_group_size=None, **hard)
+    label = labels(size=size)
+    pixels = image(3, 4, 96, 96)[:, : size[0], : size[1]]
+    pixels = np.where(pixels > 0, 255, 0).astype(np.uint8)
+    fields = {'crop_size': size, 'batch_size': 4, 'bn_group_size': None, **fields}
+    recipe = Segment(dataset='x', head=head, **fields)
+    align = bool(recipe.align_corners)
     with precision(64) as dtype:
         model = TASK.create_model(
-            'tiny', CLASSES, head=head, ocr_channels=OCR, key_channels=KEY, upsample='nearest',
-            dtype=dtype, param_dtype=dtype, bn_group_size=None,
+            'tiny', CLASSES, head=head, ocr_channels=32, key_channels=16, dtype=dtype,
+            param_dtype=dtype, bn_group_size=None, **recipe.filled(),
         )  # fmt: skip
 
         def rule(path, leaf):
@@ -141,33 +104,33 @@ def test_loss_and_gradients_as_pytorchs(head, ohem):
         (value, (stats, figures)), grads = jax.jit(loss)(*arguments)
         grads, stats = named({'params': grads}), named({'batch_stats': stats})
 
-    reference = Reference(head).double().train()
-    state = {k: tensor(v) for k, v in named(own).items()}
-    left = reference.load_state_dict(state, strict=False)
-    assert not left.unexpected_keys
-    assert not [k for k in left.missing_keys if k.startswith('head.') and 'tracked' not in k]
-    outputs = reference(nchw(pixels, torch.float64) / 127.5 - 1)
+    network = reference(model, named(own)).double().train()
+    maps = Trunk.stages(network, nchw(pixels, torch.float64) / 127.5 - 1)['stage4']
+    *rough, logits = network.heads(maps)
     target = torch.from_numpy(label).long()
-    expected = expected_loss(outputs[-1], target, ohem)
-    for rough in outputs[:-1]:
-        expected = expected + 0.4 * expected_loss(rough, target)
+    weights = tensor(recipe.class_weights) if recipe.class_weights else None
+    ohem = (recipe.ohem_threshold, recipe.ohem_kept) if recipe.ohem else None
+    expected = expected_loss(logits, target, ohem, weights, align)
+    for guess in rough:
+        expected = expected + 0.4 * expected_loss(guess, target, None, weights, align)
     expected.backward()
+    assert len(rough) == (head == 'ocr')
     assert abs(float(value) / expected.item() - 1) < 1e-12
     apart = {}
-    parameters, buffers = dict(reference.named_parameters()), dict(reference.named_buffers())
+    parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
     for ours, theirs in ((grads, parameters), (stats, buffers)):
         for name, x in ours.items():
             y = theirs[name].detach() if theirs is buffers else theirs[name].grad
             apart[name] = np.linalg.norm(x - y.numpy()) / np.linalg.norm(y)
     print(max(apart, key=apart.get), max(apart.values()))
-    assert len(apart) == len(state)
+    assert len(apart) == len(jax.tree.leaves(own))
     assert max(apart.values()) < 1e-10
-    up = F.interpolate(outputs[-1].detach(), target.shape[1:], mode='bilinear')
+    up = resized(logits.detach(), target[:, None], align)
     right = [(p.argmax(0)[t != 255] == t[t != 255]).double().mean() for p, t in zip(up, target)]  # noqa: B905
     assert float(figures['pixel_accuracy']) == pytest.approx(np.mean(right), abs=1e-6)
 
 
-@pytest.mark.parametrize('weights', [(), (0.5, 1.0, 2.0, 1.5, 0.25)], ids=['alike', 'weights'])
+@pytest.mark.parametrize('weights', [(), WEIGHTS], ids=['alike', 'weights'])
 @pytest.mark.parametrize(
     'ohem', [None, (0.3, 10), (0.01, 2000), (0.5, 10**6)], ids=['all', 'below', 'kept', 'most']
 )

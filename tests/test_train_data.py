@@ -20,8 +20,9 @@ from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training.prefetch import Prefetch
 
-RECIPE = Digits(batch_size=48, bn_group_size=None)
-EPOCH = 1198 // 48
+COUNT, BATCH = 150, 12
+RECIPE = Digits(batch_size=BATCH, bn_group_size=None)
+EPOCH = COUNT // BATCH
 
 
 def take(stream, count):
@@ -41,7 +42,7 @@ def source(request, digits_data):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == 'from files':
             patch.setattr(data_tfds, 'IN_MEMORY', 0)
-        opened = data.open_dataset('digits', 'train', digits_data)
+        opened = data.open_dataset('digits', f'train[:{COUNT}]', digits_data)
     assert (opened.pick is None) == (request.param == 'from files')
     return opened
 
@@ -52,7 +53,7 @@ def reference(source):
     return take(TrainData(source, RECIPE).batches(), 2 * EPOCH)
 
 
-@pytest.mark.parametrize('start', [1, EPOCH - 1, EPOCH, EPOCH + 7])
+@pytest.mark.parametrize('start', [1, EPOCH - 1, EPOCH + 7])
 def test_resumed_anywhere_they_are_the_same(source, reference, start):
     same(take(TrainData(source, RECIPE).batches(start), 3), reference[start : start + 3])
 
@@ -72,9 +73,10 @@ def test_any_number_of_processes_reads_the_same(source, reference):
 def test_more_processes_than_lanes_read_the_same(source, monkeypatch, processes):
     """6 lanes give 8 images each to a batch; with 16 processes a part is of one lane or of two."""
     monkeypatch.setattr(training, 'LANES', 6)
+    recipe = dataclasses.replace(RECIPE, batch_size=48)
 
     def names(index, count, part):
-        raw = TrainData(source, RECIPE, index, count)._raw(0, 1).take(2 * part)
+        raw = TrainData(source, recipe, index, count)._raw(0, 1).take(2 * part)
         return [x['name'] for x in raw.map(source.parse).as_numpy_iterator()]
 
     size = 48 // processes
@@ -88,20 +90,20 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own(source, monkeypatc
     names = [[], []]
     plain = TrainData(source, RECIPE)
     for epoch in range(2):
-        raw = plain._raw(epoch, 0).take(EPOCH * 48).map(source.parse)
+        raw = plain._raw(epoch, 0).take(EPOCH * BATCH).map(source.parse)
         names[epoch] = [example['name'] for example in raw.as_numpy_iterator()]
-        assert len(set(names[epoch])) == EPOCH * 48
+        assert len(set(names[epoch])) == EPOCH * BATCH
     assert names[0] != names[1]
     other = TrainData(source, dataclasses.replace(RECIPE, seed=1))
-    raw = other._raw(0, 0).take(48).map(source.parse)
-    assert [example['name'] for example in raw.as_numpy_iterator()] != names[0][:48]
+    raw = other._raw(0, 0).take(BATCH).map(source.parse)
+    assert [example['name'] for example in raw.as_numpy_iterator()] != names[0][:BATCH]
 
 
 def test_parts_of_a_step_are_batches_of_their_own(source, reference):
     """Accumulation cuts a step into parts, each with its own share of every lane."""
-    recipe = dataclasses.replace(RECIPE, batch_size=96, accumulate=2)
+    recipe = dataclasses.replace(RECIPE, batch_size=2 * BATCH, accumulate=2)
     [batch] = take(TrainData(source, recipe).batches(), 1)
-    assert batch['image'].shape == (2, 48, 32, 32, 3)
+    assert batch['image'].shape == (2, BATCH, 32, 32, 3)
     for part in range(2):
         np.testing.assert_array_equal(batch['label'][part], reference[part]['label'][0])
         np.testing.assert_array_equal(batch['image'][part], reference[part]['image'][0])
@@ -112,13 +114,13 @@ def test_augmentation_differs_between_epochs(source):
     first = take(TrainData(source, recipe).batches(), EPOCH + 1)
     again = take(TrainData(source, recipe).batches(EPOCH), 1)
     same(again, first[EPOCH:])
-    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) > 40
+    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) > 10
 
 
 @pytest.mark.parametrize(
     ('change', 'processes', 'said'),
     [
-        ({'batch_size': 1199}, 1, 'less than a batch of 1199'),
+        ({'batch_size': COUNT + 1}, 1, f'less than a batch of {COUNT + 1}'),
         ({'batch_size': 48}, 5, 'cannot be shared out among 5 processes'),
     ],
 )

@@ -12,7 +12,16 @@ import time
 
 import numpy as np
 import pytest
-from runs import ROOT, digests, finish, launch, rows, wait_for_checkpoint, wait_for_step
+from runs import (
+    ROOT,
+    digests,
+    finish,
+    launch,
+    rows,
+    train,
+    wait_for_checkpoint,
+    wait_for_step,
+)
 
 import eval as eval_command
 import predict as predict_command
@@ -20,8 +29,11 @@ import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
 
-EPOCH = 18  # steps of 64 of the 1,198 scans
-SETTING = ('--epochs', '2', '--accumulate', '2', '--ema', '0.9', '--checkpoint-steps', '9')
+EPOCH = 6  # steps of 64
+SETTING = (
+    '--split', 'train[:384]', '--eval-split', 'test[:256]', '--epochs', '2',
+    '--warmup-epochs', '0', '--ema', '0.9', '--checkpoint-steps', '5',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -29,15 +41,14 @@ def straight(once, digits_data):
     """A run of two epochs without interruption."""
 
     def make(run):
-        [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
-        assert (code, err) == (0, '')
-        assert '1 x cpu in 1 process, 32 images each: batch 64 in 2 parts' in out
+        out = train(run, digits_data, *SETTING)
+        assert '2 x cpu in 1 process, 32 images each: batch 64' in out
         assert (
-            'images of 10 classes, 32 x 32; evaluated on 599 of test: resize 32 crop 32 bilinear'
+            '384 images of 10 classes, 32 x 32; evaluated on 256 of test[:256]: resize 32 crop 32'
             in out
         )
         assert re.search(r'\ncompiling the training step; .*\ncompiled, after \d+ s\n', out)
-        assert 'step 36' in out
+        assert 'step 12' in out
 
     return once('straight', make)
 
@@ -45,7 +56,7 @@ def straight(once, digits_data):
 def test_stopped_and_killed_it_is_the_same_to_the_bit(straight, digits_data, tmp_path):
     """Asked to stop, then killed in the middle of an epoch, then to the end."""
     run = tmp_path / 'run'
-    started = launch(run, digits_data, *SETTING)
+    started = launch(run, digits_data, *SETTING, devices=2)
     wait_for_step(run, 2, started)
     started[0].terminate()
     [(code, out, err)] = finish(started)
@@ -55,14 +66,12 @@ def test_stopped_and_killed_it_is_the_same_to_the_bit(straight, digits_data, tmp
     asked = stopped['step']
     assert f'stopped after step {asked}' in out
     assert workdir.steps(run)[-1] == asked < 2 * EPOCH
-    started = launch(run, digits_data, *SETTING)
+    started = launch(run, digits_data, *SETTING, devices=2)
     wait_for_checkpoint(run, started, after=asked)
     started[0].send_signal(signal.SIGKILL)
     assert finish(started)[0][0] == -signal.SIGKILL
     killed = workdir.steps(run)[-1]
-    [(code, out, err)] = finish(launch(run, digits_data, *SETTING))
-    assert (code, err) == (0, '')
-    assert f'going on after {killed}' in out
+    assert f'going on after {killed}' in train(run, digits_data, *SETTING)
     assert [row['step'] for row in rows(run, 'resumed')] == [asked, killed]
     assert digests(run) == digests(straight)
     steps = [row['step'] for row in rows(run, 'train')]
@@ -75,8 +84,7 @@ def test_stopped_and_killed_it_is_the_same_to_the_bit(straight, digits_data, tmp
 def test_a_finished_run_has_nothing_to_do(straight, digits_data, tmp_path):
     """What only the evaluation depends on may change; it is said."""
     run = shutil.copytree(straight, tmp_path / 'run')
-    [(code, out, _)] = finish(launch(run, digits_data, *SETTING, '--eval-every', '7'))
-    assert code == 0
+    out = train(run, digits_data, *SETTING, '--eval-every', '7')
     assert 'note: until now the run was one with recipe.eval_every 5, not 7.0\n' in out
     assert 'best' in out
     assert 'compiling' not in out
@@ -100,7 +108,7 @@ def test_ctrl_c_while_the_first_step_is_compiled(digits_data, tmp_path):
 def test_eval_reads_the_run(straight, digits_data, folded_as_for_users, command, tmp_path):
     recorded = rows(straight, 'eval')
     best = max(recorded, key=lambda row: (row['top1'], row['step']))
-    common = ('--dataset', 'digits', '--split', 'test', '--data-dir', digits_data)
+    common = ('--dataset', 'digits', '--split', 'test[:256]', '--data-dir', digits_data)
     counts = {}
     for weights in (None, 'ema', 'raw'):
         flags = ('--weights', weights) if weights else ()
@@ -133,11 +141,11 @@ def test_what_a_run_leaves_behind(straight):
     assert names == {'config.json', 'checkpoints', 'metrics.jsonl', 'curves.png'}
     config = json.loads((straight / 'config.json').read_text())
     assert config['arch'] == 'tiny'
-    assert config['recipe']['accumulate'] == 2
+    assert config['recipe']['ema'] == 0.9
     assert config['recipe']['learning_rate'] == 0.05
     evaluated = [row['step'] for row in rows(straight, 'eval')]
     assert evaluated == [2 * EPOCH]
-    assert workdir.steps(straight) == [3 * 9, 2 * EPOCH]
+    assert workdir.steps(straight) == [2 * 5, 2 * EPOCH]
     row = rows(straight, 'train')[-1]
     assert row['skipped_images'] == 0
     assert {'loss', 'top1', 'learning_rate', 'images_per_second', 'data_wait'} <= set(row)
@@ -164,7 +172,7 @@ def test_another_recipe_is_refused(straight, digits_data, refused, flags, said):
 
 def test_a_loss_that_is_not_finite_stops_the_run(digits_data, tmp_path):
     flags = ('--learning-rate', '1e15', '--warmup-epochs', '0', '--checkpoint-steps', '1')
-    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9', quick=True))
+    [(code, out, err)] = finish(launch(tmp_path, digits_data, *flags, '--keep', '9'))
     assert code == 2
     assert 'not finite' in err
     assert 'Traceback' not in err
@@ -182,23 +190,15 @@ def _leaves(tree):
 
 def test_everything_else_at_once(straight, digits_data, tmp_path):
     """From a checkpoint, with a teacher, AdamW and every augmentation, in bfloat16."""
-    flags = [
-        '--recipe',
-        'finetune',
-        '--dataset',
-        'digits',
-        '--eval-split',
-        'test',
-        '--stop-at',
-        '3',
-    ]
+    flags = ['--recipe', 'finetune', '--dataset', 'digits', '--eval-split', 'test']
+    flags += ['--stop-at', '3', '--batch-size', '32', '--accumulate', '2']
     flags += ['--init', straight, '--teacher', straight, '--distill-weight', '0.5']
     flags += ['--mixup', '0.2', '--cutmix', '1', '--randaugment-ops', '1', '--optimizer', 'adamw']
     flags += ['--clip-norm', '1', '--no-decay-norms', '--image-size', '32', '--eval-crop', '32']
     flags += ['--eval-resize', '32', '--profile', '1', '2', '--remat', '--bn-group-size', 'none']
-    [(code, out, err)] = finish(launch(tmp_path / 'run', digits_data, *flags, quick=True))
-    assert (code, err) == (0, '')
+    out = train(tmp_path / 'run', digits_data, *flags)
     assert f'init    {straight}' in out
+    assert '2 x cpu in 1 process, 8 images each: batch 32 in 2 parts' in out
     assert 'bfloat16' in out
     assert np.isfinite(rows(tmp_path / 'run', 'train')[-1]['loss'])
     assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
@@ -211,25 +211,25 @@ def test_two_processes_killed_and_started_again_as_two_and_as_one(digits_data, t
     flags = ['--epochs', '1', '--bn-group-size', '16', '--learning-rate', '1e-6', '--keep', '9']
     flags += ['--warmup-epochs', '0', '--checkpoint-steps', '4']
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    ended = finish(launch(whole, digits_data, *flags, processes=2, devices=2))
+    two = {'processes': 2, 'devices': 2, 'quick': False}
+    ended = finish(launch(whole, digits_data, *flags, **two))
     assert [code for code, _, _ in ended] == [0, 0], ended
-    started = launch(broken, digits_data, *flags, processes=2, devices=2)
+    started = launch(broken, digits_data, *flags, **two)
     wait_for_checkpoint(broken, started)
     started[1].kill()
     time.sleep(1)
     started[0].kill()  # it would notice by its missing heartbeat, after 100 s
     finish(started)
     first = workdir.steps(broken)[-1]
-    assert 4 <= first < EPOCH
-    step = min(first + 4, EPOCH)
+    assert 4 <= first < 18  # steps of 64 of the 1,198 scans
+    step = min(first + 4, 18)
     states = {}
     for name, shape in {'two': (2, 2), 'one': (1, 4), 'alone': (1, 1)}.items():
         run = tmp_path / name
         subprocess.run(['cp', '-r', broken, run], check=True)
         more = ('--stop-at', str(step))
-        ended = finish(
-            launch(run, digits_data, *flags, *more, processes=shape[0], devices=shape[1])
-        )
+        where = {'processes': shape[0], 'devices': shape[1], 'quick': False}
+        ended = finish(launch(run, digits_data, *flags, *more, **where))
         assert {code for code, _, _ in ended} == {0}, ended
         states[name] = checkpoint.load(run / workdir.CHECKPOINTS / str(step))[1]
     assert digests(tmp_path / 'two', step) == digests(whole, step)

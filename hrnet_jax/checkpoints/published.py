@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -99,18 +100,21 @@ def expected(meta: Mapping[str, Any], transform: Protocol, dataset: str, split: 
 def find_published(name: str | None, origin: str) -> Published | None:
     """The entry of that name, or else of that file name or hub id (`hf:OWNER/REPO`)."""
     named = (name or '').removeprefix('timm/')
+    known = all_published()
     for spelling in (named, named.removeprefix('hrnet_')):
-        if spelling in PUBLISHED:
-            return PUBLISHED[spelling]
+        if spelling in known:
+            return known[spelling]
     hub = origin.removeprefix('hf:').split('@')[0] if origin.startswith('hf:') else None
     file = PurePosixPath(origin.replace('\\', '/')).name
-    for entry in PUBLISHED.values():
+    for entry in known.values():
         if (hub and hub == entry.hub) or (not hub and file in entry.files):
             return entry
     return None
 
 
-def _read() -> dict[str, Published]:
+@functools.cache
+def all_published() -> dict[str, Published]:
+    """Name -> entry; read when it is first asked for."""
     entries = {
         row['name']: Published(
             row['name'],
@@ -142,6 +146,3 @@ def _read() -> dict[str, Published]:
 def _rows(name: str) -> Iterator[dict[str, str]]:
     text = resources.files('hrnet_jax.checkpoints').joinpath(name).read_text()
     return csv.DictReader(text.splitlines())
-
-
-PUBLISHED = _read()

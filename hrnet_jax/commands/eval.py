@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrnet_jax.archs import STRIDE
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.checkpoints.published import expected
 from hrnet_jax.commands.arguments import (
     add_checkpoint,
@@ -25,10 +26,16 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.reader import Reader, Request
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime import cli, files
+from hrnet_jax.tasks import DEFAULT, get_task
 from hrnet_jax.tasks.flag import task_of_checkpoint
 
 if TYPE_CHECKING:
-    from hrnet_jax.tasks.base import Result, Task
+    from collections.abc import Sequence
+
+    from hrnet_jax.tasks.base import Figure, Result, Task
+
+# Files below --ckpt that name a task: of checkpoints, of a training folder, of a step in one.
+_DESCRIBED = ('checkpoint.json', '*/checkpoint.json', workdir.CONFIG, workdir.META)
 
 
 def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
@@ -96,8 +103,8 @@ def main() -> None:
     if args.json:
         files.refuse_unwritable(Path(args.json))
     with files.uninterrupted():  # extensions of JAX crash if they are interrupted
-        reader = Reader()
-        # Only now: this takes a second, in which the reader begins to import TensorFlow.
+        reader = Reader(reads_with_tensorflow(args))
+        # Only now: this takes a second, in which the reader begins to import what it needs.
         import jax
         import jax.numpy as jnp
 
@@ -169,7 +176,20 @@ def main() -> None:
     )
     result.check(total)
     if main_process:
-        report(args, meta, task, source, transform, result, total, fast.model)
+        figures = task.figures_of(fast.model, metric)
+        report(args, meta, task, source, transform, result, total, figures)
+
+
+def reads_with_tensorflow(args: argparse.Namespace) -> bool:
+    """Whether the task does, as far as one sees that without JAX."""
+    try:
+        if args.task:
+            return get_task(args.task).tensorflow
+        found = [file for name in _DESCRIBED for file in Path(args.ckpt).glob(name)]
+        names = {json.loads(file.read_text()).get('task', DEFAULT) for file in found}
+        return not names or any(get_task(name).tensorflow for name in names)
+    except (OSError, ValueError, AttributeError, UserError):  # of which `main` will hear
+        return True
 
 
 def default_batch() -> int:
@@ -192,14 +212,14 @@ def report(
     transform: Protocol,
     result: Result,
     total: int,
-    model: Any,
+    figures: Sequence[Figure],
 ) -> None:
     """Prints the table and writes the JSON."""
     from hrnet_jax.checkpoints.format import arch_name
 
     name, unreadable = source.dataset.name, result.unreadable
     partial = source.is_partial or total < source.num_examples or unreadable > 0
-    published = {} if partial else expected(meta, transform, name, source.split)
+    published = {} if partial else expected(meta, transform, *source.published)
     known = (meta['published'] or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
@@ -214,9 +234,8 @@ def report(
     if unreadable:
         print(f'* {unreadable:,} of {total:,} images cannot be read and are left out')
     rows = [['', 'measured', 'correct', 'published', 'difference']]
-    shown = task.figures_of(model)
-    for figure in task.figures:
-        if figure not in shown or figure.name not in result.metrics:
+    for figure in figures:
+        if figure.name not in result.metrics:  # of a split without labels
             continue
         value = result.metrics[figure.name]
         correct = result.counts.get(figure.count or '')
@@ -254,6 +273,7 @@ def report(
             'source_sha256': meta['source']['sha256'],
         }
         files.write(args.json, json.dumps(content, indent=1) + '\n')
+        print(f'written: {args.json}')
 
 
 def entry() -> None:

@@ -75,6 +75,7 @@ def main() -> None:
     if args.json:
         rows = task.json_rows(args.images, found, chosen)
         files.write(args.json, json.dumps(rows, indent=1) + '\n')
+        print(f'written: {args.json}')
     if args.out:
         with files.replacing(Path(args.out), force=True) as temporary:
             titles = [Path(path).name for path in args.images]

@@ -165,7 +165,7 @@ def run(args: argparse.Namespace, cls: type[Recipe], home: Home) -> int:
                 print(f'warning: {error}', file=sys.stderr)
     best = experiment.store.best()
     if best is not None:
-        figure = experiment.task.best
+        figure = experiment.best
         value = figure.text(experiment.store.figure(best), 3)
         say(f'best    {value} {figure.label} at step {best:,}')
     return code

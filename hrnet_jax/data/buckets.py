@@ -27,12 +27,14 @@ class Bucket:
         image_hw: of the array of the images' own size.
         numbers: of the images, rising.
         exact: all images are of this size.
+        small: a view of some is smaller than the window of 'slide'.
     """
 
     views: tuple[Size, ...]
     image_hw: Size
     numbers: np.ndarray
     exact: bool
+    small: bool
 
 
 def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Bucket]:
@@ -49,8 +51,14 @@ def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Buc
     exact = len(kinds) <= limit
     if not exact:
         kinds = _merged(kinds, limit)
+
+    def small(numbers: Sequence[int]) -> bool:
+        window = views.window or (0, 0)
+        every = (views.sizes((int(sizes[n][0]), int(sizes[n][1]))) for n in numbers)
+        return any(h < window[0] or w < window[1] for each in every for h, w in each)
+
     return [
-        Bucket(shapes[:-1], shapes[-1], np.array(sorted(numbers)), exact)
+        Bucket(shapes[:-1], shapes[-1], np.array(sorted(numbers)), exact, small(numbers))
         for shapes, numbers in sorted(kinds.items(), key=lambda item: min(item[1]))
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from hrnet_jax.data.measured import scaled_box
 from hrnet_jax.errors import UserError, listed
 
 MORE = ('foot_kpts', 'face_kpts', 'lefthand_kpts', 'righthand_kpts')  # of COCO-WholeBody
+CROWDED = {'easy': 0.2, 'medium': 0.8, 'hard': math.inf}  # below these crowd indices of CrowdPose
 _AREA = 0.53  # of a person, in parts of its box, where the set measures none
 _SIGMA = 0.05  # of a keypoint of which nobody has measured it
 Row = tuple[int, np.ndarray, int]  # place of the image, row of `Boxes`, number of the person
@@ -32,16 +34,19 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
         people = [x for x in content['annotations'] if x['category_id'] == category['id']]
         strangers = {x['image_id'] for x in people} - images.keys()
         named = all(isinstance(image.get('file_name'), str) for image in images.values())
+        words = all(isinstance(name, str) for name in category['keypoints'])
         odd = [f'image {x["id"]}' for x in images.values() if not _are_numbers(x, _OF_IMAGES)]
         odd += [f'annotation {x.get("id")}' for x in people if not _are_numbers(x, _OF_PEOPLE)]
         odd += ['ids of images'] * (
             len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0))
         )
-        odd += ['category'] * (not _is_category(category))
+        odd += ['category'] * (words and not _is_category(category))
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
         ) from None
+    if not words:
+        raise UserError(f'{path}: "keypoints" of the category are names')
     if odd:
         raise UserError(f'{path} is not in the form of COCO: {listed(odd)}')
     if strangers:
@@ -96,6 +101,17 @@ def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[st
     return joined, keypoint_sets.sets()['coco_wholebody'].names, parts
 
 
+def crowds(images: Mapping[Any, Any]) -> dict[str, frozenset[Any]]:
+    """Level -> ids of the images that are so crowded; none of a set that does not say it of all."""
+    if not all('crowdIndex' in image for image in images.values()):
+        return {}
+    found: dict[str, set[Any]] = {level: set() for level in CROWDED}
+    for identity, image in images.items():
+        level = next(name for name, below in CROWDED.items() if image['crowdIndex'] < below)
+        found[level].add(identity)
+    return {level: frozenset(ids) for level, ids in found.items()}
+
+
 def marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
     """float64 (K, 3)."""
     try:
@@ -110,6 +126,22 @@ def marked(person: Mapping[str, Any], count: int, path: str) -> np.ndarray:
     return found.reshape(count, 3)
 
 
+def box_of(person: Mapping[str, Any], path: str) -> list[float] | None:
+    """x, y, width and height; None where the annotation has none."""
+    box = person.get('bbox')
+    if box is None:
+        return None
+    try:
+        found = np.array(box, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.shape != (4,) or not np.isfinite(found).all():
+        raise UserError(
+            f'{path}: the bbox of annotation {person.get("id")} is not [x, y, width, height]'
+        )
+    return found.tolist()
+
+
 def annotated(
     people: Sequence[Any],
     marked: list[np.ndarray],
@@ -121,7 +153,7 @@ def annotated(
     place = {identity: i for i, identity in enumerate(images)}
     rows, left_out = [], 0
     for number, (person, points) in enumerate(zip(people, marked, strict=True)):
-        image, box = images[person['image_id']], person.get('bbox')
+        image, box = images[person['image_id']], box_of(person, path)
         if scaled and (whole := scaled_box(person)):
             rows.append((place[person['image_id']], np.array([*whole, 1.0]), number))
             continue
@@ -130,8 +162,8 @@ def annotated(
             continue
         corners = np.array(box, np.float64).reshape(2, 2)
         corners[1] += corners[0]
-        if 'width' in image and 'height' in image:
-            corners = np.clip(corners, 0, np.array([image['width'], image['height']]) - 1)
+        if (width := image.get('width')) and (height := image.get('height')):
+            corners = np.clip(corners, 0, np.array([width, height]) - 1)
         size = corners[1] - corners[0]
         if size.min() <= 0:
             left_out += 1
@@ -159,14 +191,21 @@ def detected(boxes: str, images: Mapping[Any, Any]) -> Found:
 
 
 def sigmas(
-    title: str, names: tuple[str, ...], category: Mapping[str, Any]
+    title: str, names: tuple[str, ...], category: Mapping[str, Any], path: str
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """And a remark where nobody has said them."""
     sets = keypoint_sets.sets()
     known = title if title in sets else keypoint_sets.known(names)
     for sigmas in (category.get('sigmas'), sets[known].sigmas if known else None):
-        if sigmas and len(sigmas) == len(names):
-            return tuple(map(float, sigmas)), ()
+        if not sigmas:
+            continue
+        try:
+            found = tuple(map(float, sigmas))
+        except (TypeError, ValueError):
+            found = ()
+        if len(found) != len(names) or min(found) <= 0:
+            raise UserError(f'{path}: "sigmas" are not {len(names)} numbers above 0')
+        return found, ()
     note = f'OKS with sigma {_SIGMA} for each keypoint; "sigmas" of the category says others'
     return (_SIGMA,) * len(names), (note,)
 
@@ -186,7 +225,10 @@ def keypoints(
         wrong = True
     if wrong:
         raise UserError(f'{path}: "skeleton" is not pairs of numbers from 1 to {len(names)}')
-    return keypoint_sets.described(names, lines)
+    upper = category.get('upper_body')
+    if upper is not None and not (isinstance(upper, list) and all(x in names for x in upper)):
+        raise UserError(f'{path}: "upper_body" is not a list of keypoints, but {upper!r:.80}')
+    return keypoint_sets.described(names, lines, upper)
 
 
 def content(
@@ -194,27 +236,35 @@ def content(
     people: Sequence[Any],
     marked: Sequence[np.ndarray],
     category: Mapping[str, Any],
+    path: str,
     areas: bool,
+    counted: bool,
 ) -> dict[str, Any]:
-    """What pycocotools needs."""
+    """What pycocotools needs.
 
-    def box(person: Any) -> list[float]:
-        return list(map(float, person.get('bbox') or (0, 0, 0, 0)))
-
+    Args:
+        areas: people have those of the file; else they are parts of the boxes.
+        counted: people without a keypoint that counts are those of whom the file says so.
+    """
+    boxes = [box_of(person, path) or [0.0] * 4 for person in people]
     annotations = [
         {
             'id': number,
             'image_id': person['image_id'],
             'category_id': category['id'],
-            'iscrowd': int(person.get('iscrowd') or 0),
-            'bbox': box(person),
+            'iscrowd': int(bool(person.get('iscrowd'))),
+            'bbox': box,
             'area': person['area']
-            if areas and 'area' in person
-            else box(person)[2] * box(person)[3] * _AREA,
+            if areas and person.get('area') is not None
+            else box[2] * box[3] * _AREA,
             'keypoints': points.ravel().tolist(),
-            'num_keypoints': int((points[:, 2] > 0).sum()),
+            'num_keypoints': int(
+                person['num_keypoints']
+                if counted and 'num_keypoints' in person
+                else (points[:, 2] > 0).sum()
+            ),
         }
-        for number, (person, points) in enumerate(zip(people, marked, strict=True), 1)
+        for number, (person, points, box) in enumerate(zip(people, marked, boxes, strict=True), 1)
     ]
     images = [{'id': identity} for identity in ids]
     return {'images': images, 'annotations': annotations, 'categories': [dict(category)]}

@@ -29,9 +29,14 @@ def checked_box(box: Any) -> np.ndarray:
 
 
 def centre_and_scale(box: Any, size: Size, padding: float) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of the box, and its (width, height), padded and made to the ratio of `size`."""
-    box = np.asarray(box, np.float64)
-    return box[:2] + box[2:] / 2, to_ratio(box[2:] * padding, size)
+    """The centre of the box, and its (width, height), padded and made to the ratio of `size`.
+
+    Of a float32 box both are computed in float32, as in mmpose: a few pixels depend on it.
+    """
+    box = np.asarray(box)
+    box = box if box.dtype == np.float32 else box.astype(np.float64)
+    corner = box[:2] + box[2:]
+    return (corner + box[:2]) * 0.5, to_ratio((corner - box[:2]) * padding, size)
 
 
 def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:
@@ -42,7 +47,7 @@ def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:
         height = width / ratio
     else:
         width = height * ratio
-    return np.array([width, height])
+    return np.array([width, height], scale.dtype)
 
 
 def affine(
@@ -60,12 +65,11 @@ def affine(
 
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    to = np.array(size[::-1], np.float64)
+    to = np.array(size[::-1], scale.dtype)
     if udp:
-        x, y = (to - 1) / scale
-        rows = np.array([[cos * x, -sin * x], [sin * y, cos * y]])
-        shift = np.array([x, y]) * (scale / 2) - rows @ centre
-        return np.column_stack([rows, shift]).astype(np.float32)
+        zoom, turn = (to - 1) / scale, np.array([[cos, -sin], [sin, cos]], scale.dtype)
+        shift = zoom * (scale / 2 - (turn * centre).sum(-1))
+        return np.column_stack([turn * zoom[:, None], shift]).astype(np.float32)
     left = np.array([cos, sin]) * (scale[0] * -0.5)
     here = _corners(centre, centre + left)
     there = _corners(to * 0.5, to * 0.5 + [to[0] * -0.5, 0])

@@ -16,12 +16,18 @@ from hrnet_jax.data.folder import open_folder
 from hrnet_jax.data.integrity import suspects
 from hrnet_jax.data.pixels import evaluation_image
 from hrnet_jax.data.preprocess import Transform
-from hrnet_jax.data.sources import DATASETS, Facts, Source, basename, opened, tensorflow
+from hrnet_jax.data.sources import (
+    DATASETS,
+    NAMED,
+    Source,
+    basename,
+    opened,
+    tensorflow,
+    too_many,
+)
 from hrnet_jax.data.tfds import open_tfds
-from hrnet_jax.errors import UserError, first_line, listed
+from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.runtime import cli
-
-NAMED = 100  # unreadable images that a message names
 
 
 def open_dataset(name: str, split: str | None = None, data_dir: str | None = None) -> Source:
@@ -277,7 +283,7 @@ def _batches(
         if missing:
             found = _unreadable(source, transform, first, stop, missing)
             if len(missing) > math.floor(max_corrupt * (stop - first)):
-                raise too_many(source, len(missing), stop - first, found)
+                raise too_many(source, f'{len(missing)} of {stop - first} images', found)
 
     return whole()
 
@@ -291,14 +297,6 @@ def _files_of(source: Source) -> Iterator[None]:
         raise UserError(
             f'{source.dataset.name}: cannot read a file: {first_line(error)}'
         ) from error
-
-
-def too_many(source: Facts, count: int, total: int, found: list[str]) -> UserError:
-    return UserError(
-        f'{source.dataset.name}: {count} of {total} images cannot be read: '
-        f'{listed(found, NAMED, "; ")}; remove them, or leave out a part of the images: '
-        '--max-corrupt (train.py: --eval-max-corrupt)'
-    )
 
 
 def check_files(source: Source, transform: Transform, max_corrupt: float) -> None:
@@ -321,7 +319,7 @@ def check_files(source: Source, transform: Transform, max_corrupt: float) -> Non
             path = source.paths[number]
             found.append(f'{path}: {first_line(error).removeprefix(f"{path}; ")}')
     if len(found) > math.floor(max_corrupt * total):
-        raise too_many(source, len(found), total, found)
+        raise too_many(source, f'{len(found)} of {total} images', found)
 
 
 def _unreadable(

@@ -56,6 +56,8 @@ def open_folder(path: str, split: str | None) -> Source:
                 f'{path} holds the classes themselves: name the folder above it, folder:{parent}, '
                 f'in which {name} is a split'
             )
+        elif split and (there := _splits(whole)):
+            hint = f'there are {", ".join(there)}'
         raise UserError(f'{root} is not a folder; {hint}')
     found = list_images(root)
     layout = _annotated(root, found) or _numbered(root, found) or _folders(root, found)
@@ -87,6 +89,11 @@ def _folders(root: str, found: Listing) -> Layout:
         raise UserError(f'{nothing}; name a split: {", ".join(splits)}')
     if not labels:
         raise UserError(nothing)
+    if set(found.folders) == {'images', 'labels'}:
+        raise UserError(
+            f'{root} holds images and label maps, for segmentation; a network that classifies '
+            'whole images needs a folder of images for each class'
+        )
     if len(found.folders) == 1 and found.folders[0].lower() in GENERIC:
         raise UserError(
             f'{root} holds one folder, {found.folders[0]}, which would be the only class; the '
@@ -138,6 +145,13 @@ def _annotated(root: str, found: Listing) -> Layout | None:
     classes, notes = in_order(sorted(set(named.values())))
     notes = (f'{root}: labels of {ANNOTATIONS}', *notes)
     return Layout({image: named[image] for image in found.images}, classes, notes)
+
+
+def _splits(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        return []
+    inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return [name for name in inner if _holds_classes(os.path.join(folder, name))]
 
 
 def _holds_classes(folder: str) -> bool:

@@ -42,7 +42,11 @@ def averaged(
 
 
 def decode_heatmaps(
-    heatmaps: Any, codec: str, input_size: tuple[int, int] = (256, 192), sigma: float = 2
+    heatmaps: Any,
+    codec: str,
+    input_size: tuple[int, int] = (256, 192),
+    sigma: float = 2,
+    blur: int | None = None,
 ) -> tuple[Array, Array]:
     """The keypoints that heatmaps show.
 
@@ -51,11 +55,12 @@ def decode_heatmaps(
         codec: 'quarter', 'official', 'dark' or 'udp': see `hrnet_jax.data.topdown.TopDown`.
         input_size: (height, width) of the picture that they are of.
         sigma: of the peaks that the network was trained with, in pixels of the heatmap.
+        blur: taps of the Gaussian of 'dark' and 'udp'; None: 11 for a sigma of 2, 17 for 3.
 
     Returns:
         keypoints, (N, K, 2), x and y in pixels of the picture; scores, (N, K), the maxima. A map
         without a value above 0 has no keypoint: of 'official' its place is 0, 0, of the others -1
-        pixel of the heatmap in both directions.
+        pixel of the heatmap in both directions; 'udp' takes its step from there.
 
     Raises:
         UserError: for an unknown codec, or another shape.
@@ -64,45 +69,49 @@ def decode_heatmaps(
         raise UserError(f'unknown codec {codec!r}; known: {", ".join(_REFINED)}')
     if np.ndim(heatmaps) != 4:
         raise UserError(f'heatmaps have shape (N, H, W, K), not {np.shape(heatmaps)}')
+    if blur is not None and (blur < 1 or blur % 2 == 0):
+        raise UserError(f'blur must be an odd number, not {blur}')
     height, width = input_size
-    return _decoded(jnp.asarray(heatmaps), codec, (int(height), int(width)), float(sigma))
+    taps = blur or max(2 * int(3 * sigma) - 1, 1)
+    return _decoded(jnp.asarray(heatmaps), codec, (int(height), int(width)), taps)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _decoded(
-    heatmaps: Array, codec: str, input_size: tuple[int, int], sigma: float
+    heatmaps: Array, codec: str, input_size: tuple[int, int], taps: int
 ) -> tuple[Array, Array]:
     n, height, width, k = heatmaps.shape
     maps = heatmaps.astype(at_least_float32(heatmaps.dtype))
     place = jnp.argmax(maps.reshape((n, height * width, k)), 1).astype(jnp.int32)
     scores = jnp.max(maps, (1, 2))
-    x, y = place % width, place // width
-    there = scores > 0
+    beside = 0 if codec == 'official' else -1
+    x, y = (jnp.where(scores > 0, at, beside) for at in (place % width, place // width))
 
     def around(maps: Array) -> At:
-        flat = maps.reshape((n, height * width, k))
+        padded = jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)), 'edge')
+        row = width + 2
+        flat = jnp.moveaxis(padded, 3, 1).reshape((n, k * (height + 2) * row))
+        first = (jnp.arange(k)[None] * (height + 2) + y + 1) * row + x + 1
 
         def at(right: int, down: int) -> Array:
-            """The values beside the maximum, at edges those of the edge."""
-            row = jnp.clip(y + down, 0, height - 1)
-            column = jnp.clip(x + right, 0, width - 1)
-            return jnp.take_along_axis(flat, (row * width + column)[:, None], 1)[:, 0]
+            """The values beside the maximum, at edges those of the edge. Where there is none it is
+            at -1, -1, and some lie in the map before, as in mmpose."""
+            return jnp.take_along_axis(flat, (first + right + down * row) % flat.shape[1], 1)
 
         return at
 
-    moved = _REFINED[codec](maps, around, x, y, sigma)
-    beside = 0 if codec == 'official' else -1
+    moved = _REFINED[codec](maps, around, x, y, taps)
     size = np.array([width, height]) - (codec == 'udp')  # between the outermost pixels
     scale = np.array(input_size[::-1]) / size
     found = [
-        jnp.where(there, at.astype(maps.dtype) + by, beside) * jnp.asarray(factor, maps.dtype)
+        (at.astype(maps.dtype) + by) * jnp.asarray(factor, maps.dtype)
         for at, by, factor in zip((x, y), moved, scale, strict=True)
     ]
     return jnp.stack(found, -1), scores
 
 
 def _quarter(
-    maps: Array, around: Callable[[Array], At], x: Array, y: Array, sigma: float
+    maps: Array, around: Callable[[Array], At], x: Array, y: Array, taps: int
 ) -> tuple[Array, Array]:
     """mmpose's rule: where each direction has room, whatever the other has."""
     height, width = maps.shape[1:3]
@@ -114,7 +123,7 @@ def _quarter(
 
 
 def _official(
-    maps: Array, around: Callable[[Array], At], x: Array, y: Array, sigma: float
+    maps: Array, around: Callable[[Array], At], x: Array, y: Array, taps: int
 ) -> tuple[Array, Array]:
     """In both directions or in none."""
     height, width = maps.shape[1:3]
@@ -131,11 +140,11 @@ def _towards(at: At, across: Array, down: Array) -> tuple[Array, Array]:
 
 
 def _dark(
-    maps: Array, around: Callable[[Array], At], x: Array, y: Array, sigma: float
+    maps: Array, around: Callable[[Array], At], x: Array, y: Array, taps: int
 ) -> tuple[Array, Array]:
     """A step of Newton on the logarithm of the blurred map, with stencils of two pixels."""
     height, width = maps.shape[1:3]
-    at = around(jnp.log(jnp.maximum(_blurred(maps, sigma), 1e-10)))
+    at = around(jnp.log(jnp.maximum(_blurred(maps, taps), 1e-10)))
     middle = 2 * at(0, 0)
     xx, yy = (at(2, 0) - middle + at(-2, 0)) / 4, (at(0, 2) - middle + at(0, -2)) / 4
     xy = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1)) / 4
@@ -145,10 +154,10 @@ def _dark(
 
 
 def _udp(
-    maps: Array, around: Callable[[Array], At], x: Array, y: Array, sigma: float
+    maps: Array, around: Callable[[Array], At], x: Array, y: Array, taps: int
 ) -> tuple[Array, Array]:
     """The same with stencils of one pixel, everywhere."""
-    at = around(jnp.log(jnp.clip(_blurred(maps, sigma), 1e-3, 50)))
+    at = around(jnp.log(jnp.clip(_blurred(maps, taps), 1e-3, 50)))
     middle, epsilon = 2 * at(0, 0), np.finfo(np.float32).eps
     across, down = at(1, 0) + at(-1, 0), at(0, 1) + at(0, -1)
     xx, yy = across - middle + epsilon, down - middle + epsilon
@@ -174,21 +183,29 @@ _REFINED: dict[str, Callable[..., tuple[Array, Array]]] = {
 }
 
 
-def _blurred(maps: Array, sigma: float) -> Array:
+def _blurred(maps: Array, taps: int) -> Array:
     """By OpenCV's Gaussian, with zeros around; each scaled to the maximum that it had."""
-    rows, columns = (jnp.asarray(_gaussian(size, sigma), maps.dtype) for size in maps.shape[1:3])
+    rows, columns = (jnp.asarray(_gaussian(size, taps), maps.dtype) for size in maps.shape[1:3])
     blurred = jnp.einsum('ih,nhwk,jw->nijk', rows, maps, columns, precision='highest')
     before, after = (jnp.max(x, (1, 2), keepdims=True) for x in (maps, blurred))
     return blurred * (before / (after + 1e-12))
 
 
+# OpenCV rounds the Gaussians of few taps.
+_SMALL = {
+    3: (1, 2, 1),
+    5: (1, 4, 6, 4, 1),
+    7: (2, 7, 14, 18, 14, 7, 2),
+    9: (4, 13, 30, 51, 60, 51, 30, 13, 4),
+}
+
+
 @functools.cache
-def _gaussian(size: int, sigma: float) -> np.ndarray:
-    """(size, size): the matrix that blurs along one axis, by 11 taps for sigma 2, 17 for 3."""
-    taps = 2 * int(3 * sigma) - 1
+def _gaussian(size: int, taps: int) -> np.ndarray:
+    """(size, size): the matrix that blurs along one axis."""
     spread = 0.3 * ((taps - 1) / 2 - 1) + 0.8  # OpenCV's for so many taps
     steps = np.arange(taps) - taps // 2
-    weights = np.exp(-(steps**2) / (2 * spread**2))
+    weights = np.array(_SMALL.get(taps, np.exp(-(steps**2) / (2 * spread**2))))
     table = np.zeros((size, size + taps - 1))
     for i in range(size):
         table[i, i : i + taps] = weights / weights.sum()

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data.buckets import Bucket, buckets
-from hrnet_jax.data.evaluation import Batches, Share, too_many
+from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.opencv import WrongLabel
-from hrnet_jax.data.views import Size, Views
+from hrnet_jax.data.sources import too_many
+from hrnet_jax.data.views import NOTHING, Size, Views
 from hrnet_jax.errors import UserError
 
 _CHANNELS = 32
@@ -36,12 +37,6 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
     """
     total = min(share.limit or source.num_examples, source.num_examples)
     sizes = source.image_hw(range(total))
-    window = views.window or (0, 0)
-    small = views.mode == 'slide' and any(
-        height < window[0] or width < window[1]
-        for size in sizes
-        for height, width in views.sizes((int(size[0]), int(size[1])))
-    )
     steps: list[tuple[Bucket, np.ndarray]] = []
     found = buckets(sizes.tolist(), views)
     for bucket in found:
@@ -59,7 +54,7 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
     programs = '1 program is' if len(found) == 1 else f'{len(found)} programs are'
     shapes = f'{len(found)} shape{"s" * (len(found) > 1)}'
     notes = (f'images of {kinds} sizes are padded to {shapes}: {programs} compiled',)
-    return Batches(len(steps), _batches(source, views, share, steps, small), notes * (kinds > 1))
+    return Batches(len(steps), _batches(source, views, share, steps), notes * (kinds > 1))
 
 
 def at_once(batch_size: int, shapes: Sequence[Size], views: Views, classes: int) -> int:
@@ -73,7 +68,6 @@ def _batches(
     views: Views,
     share: Share,
     steps: Sequence[tuple[Bucket, np.ndarray]],
-    small: bool,
 ) -> Iterator[dict[str, np.ndarray]]:
     def read(number: int) -> Any:
         if number < 0:
@@ -91,7 +85,7 @@ def _batches(
     broken: list[str] = []
     allowed = math.floor(share.max_corrupt * (numbers >= 0).sum())
     for bucket, own in steps:
-        batch = _empty(bucket, len(own), views, small)
+        batch = _empty(bucket, len(own))
         batch['index'][:] = own
         for i, number in enumerate(own):
             example = next(examples)
@@ -104,7 +98,7 @@ def _batches(
             batch['mask'][i] = number >= 0
         if len(broken) > allowed:
             broken += [str(x) for x in examples if isinstance(x, UserError)]
-            raise too_many(source, len(broken), (numbers >= 0).sum(), broken)
+            raise too_many(source, f'{len(broken)} of {(numbers >= 0).sum()} images', broken)
         yield batch
 
 
@@ -120,10 +114,8 @@ def _fill(batch: dict[str, np.ndarray], i: int, images: Sequence[Any], label: An
 def example_arrays(image: np.ndarray, bucket: Bucket, views: Views) -> dict[str, np.ndarray]:
     """What a batch has of one image, uint8 (H, W, 3), without labels."""
     images = list(views.views(image))
-    window = views.window or (0, 0)
-    small = views.mode == 'slide' and any(min(np.subtract(x.shape[:2], window)) < 0 for x in images)
-    batch = _empty(bucket, 1, views, small)
-    _fill(batch, 0, images, np.full(image.shape[:2], 255, np.uint8))
+    batch = _empty(bucket, 1)
+    _fill(batch, 0, images, np.full(image.shape[:2], NOTHING, np.uint8))
     beside = ('index', 'mask', 'unreadable')
     return {name: array[0] for name, array in batch.items() if name not in beside}
 
@@ -146,18 +138,18 @@ def _names(count: int) -> list[str]:
     return ['image', *(f'image_{i}' for i in range(1, count))]
 
 
-def _empty(bucket: Bucket, size: int, views: Views, small: bool) -> dict[str, np.ndarray]:
+def _empty(bucket: Bucket, size: int) -> dict[str, np.ndarray]:
     """A batch of padding."""
     batch: dict[str, np.ndarray] = {
         name: np.zeros((size, *shape, 3), np.uint8)
         for name, shape in zip(_names(len(bucket.views)), bucket.views, strict=True)
     }
-    batch['label'] = np.full((size, *bucket.image_hw), 255, np.uint8)
+    batch['label'] = np.full((size, *bucket.image_hw), NOTHING, np.uint8)
     batch['index'] = np.full(size, -1, np.int32)
     batch['mask'], batch['unreadable'] = np.zeros(size, bool), np.zeros(size, bool)
     if not bucket.exact:
         batch['sizes'] = np.tile(np.array(bucket.views, np.int32), (size, 1, 1))
         batch['image_hw'] = np.tile(np.array(bucket.image_hw, np.int32), (size, 1))
-    if small:
+    if bucket.small:
         batch['small'] = np.zeros(size, bool)
     return batch

@@ -80,16 +80,36 @@ def sets() -> dict[str, KeypointSet]:
     return found
 
 
-def described(names: Sequence[str], skeleton: Sequence[Sequence[int]]) -> KeypointSet:
+def described(
+    names: Sequence[str], skeleton: Sequence[Sequence[int]], upper: Sequence[str] | None = None
+) -> KeypointSet:
     """A set of which only the names and the lines are known. In a mirror `left_eye` changes places
-    with `right_eye`, and `L_Eye` with `R_Eye`."""
+    with `right_eye`, and `L_Eye` with `R_Eye`.
+
+    Args:
+        upper: names of the keypoints of the upper body; None: as in the published sets, if these
+            have keypoints of all these names.
+    """
     lower = [name.lower() for name in names]
     partners = [
         (i, lower.index(other)) for i, x in enumerate(lower) if (other := _other(x)) in lower
     ]
     pairs = tuple((i, partner) for i, partner in partners if i < partner)
     lines = tuple((int(a), int(b)) for a, b in skeleton)
-    return KeypointSet(tuple(names), pairs, lines, (), (), (), ())
+    above = _upper(names) if upper is None else tuple(names.index(name) for name in upper)
+    return KeypointSet(tuple(names), pairs, lines, (), above, (), ())
+
+
+def _upper(names: Sequence[str]) -> tuple[int, ...]:
+    """See `described`."""
+    known = {
+        name.lower(): i in held.upper
+        for held in sets().values()
+        if held.upper
+        for i, name in enumerate(held.names)
+    }
+    found = [known.get(name.lower()) for name in names]
+    return () if None in found else tuple(i for i, above in enumerate(found) if above)
 
 
 _SIDES = {'left': 'right', 'right': 'left', 'l': 'r', 'r': 'l'}

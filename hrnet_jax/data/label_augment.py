@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data.segmentation_folders import NOTHING
-from hrnet_jax.data.views import Size, Views
+from hrnet_jax.data.views import NOTHING, Size, Views
 
 Array = np.ndarray
 Random = np.random.Generator

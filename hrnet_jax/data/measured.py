@@ -31,7 +31,7 @@ class Measured:
 
     Attributes:
         keypoints: (N, K, 3): x, y, and 0 where it is not marked.
-        sizes: (N,), by which the distances are divided.
+        sizes: (N,), by which the distances are divided; 0 where they are not known.
         counted: the keypoints that count.
         heads: 'pckh', the part of the keypoints that are near; else 'nme', the mean distance.
     """
@@ -66,7 +66,9 @@ def scaled_box(person: Mapping[str, Any]) -> list[float] | None:
 
 
 def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
-    """Names of the images, boxes (N, 5) and truth of the official annotations of MPII.
+    """Names of the images, boxes (N, 5) and truth of MPII, from the annotations in mmpose's form.
+
+    Heads have sizes in the split 'val' alone.
 
     Raises:
         UserError: if files are missing or of another form.
@@ -90,8 +92,10 @@ def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
     centres = centres + np.stack([0 * scales, 15 * scales], -1) - 1
     sides = np.repeat(scales[:, None] * PIXELS, 2, 1)
     boxes = np.concatenate([centres - sides / 2, sides, np.ones((len(names), 1))], -1)
-    heads = _heads(heads_path, len(names), path)
-    sizes = _MPII_HEAD * np.linalg.norm(heads[1] - heads[0], axis=0)
+    sizes = np.zeros(len(names))
+    if split == 'val':
+        heads = _heads(heads_path, len(names), path)
+        sizes = _MPII_HEAD * np.linalg.norm(heads[1] - heads[0], axis=0)
     counted = tuple(i for i in range(count) if i not in _MPII_LEFT_OUT)
     keypoints = np.concatenate([points - 1, seen[..., None]], -1)
     return names, boxes, Measured(keypoints, sizes, counted, heads=True)

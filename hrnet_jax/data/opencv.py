@@ -94,6 +94,7 @@ def image_hw(place: Place, turn: bool = True) -> tuple[int, int]:
     """Height and width of what `read_rgb` (without `turn`: `read_ids`) gives, from the header."""
     with _header(place) as image:
         width, height = image.size
+        turn = turn and image.format != 'TIFF'  # of which PIL gives the size after it is turned
         if turn and image.format == 'PNG':  # whose tags PIL looks for behind the pixels, decoded
             turn = _has_chunk(place, b'eXIf')
         turned = turn and image.getexif().get(_ORIENTATION) in _TURNED

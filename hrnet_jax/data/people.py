@@ -63,7 +63,11 @@ LAYOUTS: dict[str, Layout] = {
     'cofw': _faces('annotations/cofw_{split}.json'),
     '300w': _faces('annotations/face_landmarks_300w_{split}.json', valid='valid', test='test'),
     'aflw': _faces('annotations/face_landmarks_aflw_{split}.json'),
-    'mpii': Layout(('annotations/mpii_{split}.json',), 'images', {'val': 'val'}),
+    'mpii': Layout(
+        ('annotations/mpii_{split}.json',),
+        'images',
+        {name: name for name in ('val', 'train', 'trainval')},
+    ),
 }
 
 
@@ -108,13 +112,15 @@ class Truth:
         boxes: of `People`.
         sigmas: of the keypoints.
         parts: name -> the keypoints of a part of the body that is evaluated by itself, too.
+        crowds: see `coco_form.crowds`; each level is evaluated by itself, too.
     """
 
     content: dict[str, Any]
     image_ids: tuple[Any, ...]
     boxes: np.ndarray
     sigmas: tuple[float, ...]
-    parts: Mapping[str, tuple[int, int]]
+    parts: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    crowds: Mapping[str, frozenset[Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +182,11 @@ def open_people(
         sizes = face_sizes(title, [people[i] for i in chosen], points, path)
         truth = Measured(points, sizes, tuple(range(len(keypoint_names))))
     else:
-        sigmas, remark = coco_form.sigmas(title, keypoint_names, category)
+        sigmas, remark = coco_form.sigmas(title, keypoint_names, category, path)
         notes = (*notes, *remark)
-        held = coco_form.content(ids, people, marked, category, areas)
-        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts)
+        crowds = coco_form.crowds(images)
+        held = coco_form.content(ids, people, marked, category, path, areas, bool(crowds))
+        truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts, crowds)
     reader = People(
         _paths(path, folders, [str(images[i]['file_name']) for i in ids]),
         places,

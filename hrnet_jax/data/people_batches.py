@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data.evaluation import Batches, Share, too_many
+from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import ahead
+from hrnet_jax.data.sources import too_many
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
 
@@ -79,5 +80,5 @@ def _batches(
         if len(broken) > allowed:
             broken += [str(x) for x in found if isinstance(x, UserError)]
             files = list(dict.fromkeys(broken))
-            raise too_many(source, len(files), len(groups), files)
+            raise too_many(source, f'{len(files)} of {len(groups)} images', files)
         yield batch

@@ -106,14 +106,18 @@ class Reader:
 
     Started here, it imports TensorFlow until `read` says what for. It knows the data sets of
     `sources.DATASETS` and of tfds, none that a script has added.
+
+    Args:
+        tensorflow: False: it is imported only where the data needs it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tensorflow: bool = True) -> None:
         # `multiprocessing` would import the command there, and JAX with it. Standard output is not
         # used, because libraries print to it.
         results, theirs = os.pipe()
         paths = [path for path in sys.path if isinstance(path, str)]
-        code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; r.main({theirs})'
+        code = f'import sys; sys.path[:] = {paths}; import {__name__} as r; '
+        code += f'r.main({theirs}, {tensorflow})'
         self._process = subprocess.Popen(
             [sys.executable, '-c', code],
             stdin=subprocess.PIPE,
@@ -173,7 +177,7 @@ def _end(process: subprocess.Popen[bytes], results: BinaryIO) -> None:
         process.kill()
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, tensorflow: bool) -> None:
     """What the other process does: it writes an `Opened`, the batches, None; or an exception."""
     cli.prepare()
     results = os.fdopen(descriptor, 'wb')
@@ -186,8 +190,9 @@ def main(descriptor: int) -> None:
             os._exit(1)  # without another attempt to write
 
     try:
-        with contextlib.suppress(ImportError):  # not every task needs it
-            sources.tensorflow()  # takes longest, and the same for most requests
+        if tensorflow:
+            with contextlib.suppress(ImportError):  # said where it is needed
+                sources.tensorflow()  # takes longest
         try:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:  # the first process has ended without one
@@ -218,7 +223,8 @@ def parts(request: Request) -> Iterator[Any]:
     count = None if source.num_classes is None else opener.num_outputs(source)
     if None not in (count, request.num_classes) and count != request.num_classes:
         numbers = f'{count} {opener.outputs}, the checkpoint {request.num_classes}'
-        raise UserError('; '.join((f'{request.name} has {numbers}', *source.notes)))
+        hint = 'train.py --init makes a checkpoint for other data'
+        raise UserError('; '.join((f'{request.name} has {numbers}', *source.notes, hint)))
     source = evaluation.competing(source, request.restrict)
     total = min(request.share.limit or source.num_examples, source.num_examples)
     context = opener.context(source, request.data_dir)

@@ -15,7 +15,6 @@ from hrnet_jax.data.indexed import Example, Indexed
 from hrnet_jax.data.opencv import Place, WrongLabel, image_hw, read_ids, read_rgb
 from hrnet_jax.data.segmentation_folders import (
     LAYOUTS,
-    NOTHING,
     Found,
     class_names,
     find_root,
@@ -24,11 +23,12 @@ from hrnet_jax.data.segmentation_folders import (
 )
 from hrnet_jax.data.segmentation_tfds import PREPARED, prepared_set
 from hrnet_jax.data.sources import Dataset, Field
-from hrnet_jax.data.views import SMALLEST
+from hrnet_jax.data.views import NOTHING, SMALLEST
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.cli import progress
 
 LABEL = Field('label', 'uint8', padding=NOTHING)
+_LOOKED = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Files:
         images, labels: where they lie.
         classes: int16 (256,), the class of each value; -1 of one that is none.
         allowed: what the values may be, for the message.
+        ids: int16 (256,), the value of each class in the published label maps, which need not be
+            those that are read; -1 where there is none.
         red: they are the red ones of the label maps.
     """
 
@@ -46,28 +48,35 @@ class Files:
     labels: tuple[Place, ...]
     classes: np.ndarray
     allowed: str
+    ids: np.ndarray
     red: bool = False
 
     def __call__(self, number: int) -> Example:
         image, path = read_rgb(self.images[number]), self.labels[number]
         if path == '':  # of a test split
             return {'image': image, 'label': np.full(image.shape[:2], NOTHING, np.uint8)}
+        label = self._label(path)
+        if label.shape != image.shape[:2]:
+            raise _misfit(path, label.shape, image.shape)
+        return {'image': image, 'label': label}
+
+    def _label(self, path: Place) -> np.ndarray:
         ids = read_ids(path, self.red)
-        if ids.shape != image.shape[:2]:
-            raise _misfit(path, ids.shape, image.shape)
         label = self.classes[ids]
         if label.min(initial=0) < 0:
             raise WrongLabel(
                 f'{path} holds the value {ids[label < 0].min()}; its values are {self.allowed}'
             )
-        return {'image': image, 'label': label.astype(np.uint8)}
+        return label.astype(np.uint8)
 
     def renumbered(self, places: np.ndarray) -> Files:
         """With class i as places[i]."""
         table = self.classes.copy()
         counts = (table >= 0) & (table != NOTHING)
         table[counts] = places[table[counts]]
-        return dataclasses.replace(self, classes=table)
+        ids = np.full_like(self.ids, -1)
+        ids[places] = self.ids[: len(places)]
+        return dataclasses.replace(self, classes=table, ids=ids)
 
     def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
         """Of an image that cannot be read those of its labels: it will be counted as such."""
@@ -78,6 +87,24 @@ class Files:
 
         with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
             return np.array(list(pool.map(one, numbers)), np.int32).reshape(-1, 2)
+
+    def check_values(self) -> None:
+        """Raises UserError at a value that is no class, in up to `_LOOKED` label maps."""
+        count = len(self.labels)
+        paths = [self.labels[i * count // _LOOKED] for i in range(_LOOKED)]
+        paths = [path for path in dict.fromkeys(paths) if path != '']
+
+        def look(path: Place) -> None:
+            try:
+                self._label(path)
+            except WrongLabel:
+                raise
+            except UserError:  # unreadable ones are counted when it is their turn
+                return
+
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in progress(pool.map(look, paths), total=len(paths), desc='labels'):
+                pass
 
     def check(self) -> None:
         """Raises UserError at a label map of another size than its image."""
@@ -131,11 +158,11 @@ def open_segmentation(name: str, split: str | None, data_dir: str | None) -> Ind
     names = None if isinstance(found.classes, int) else found.classes
     count = found.classes if isinstance(found.classes, int) else len(found.classes)
     stems, images, labels = zip(*found.pairs, strict=True)
-    files = Files(images, labels, *_table(count, found), found.red)
+    files = Files(images, labels, *_table(count, found), _ids(count, found), found.red)
     files.check()
     split, whole = found.whole or (found.split, len(stems))
     return Indexed(
-        dataset=Dataset(found.title, split, whole),
+        dataset=Dataset(found.title, split, whole, published=found.published),
         split=found.split,
         num_examples=len(stems),
         num_classes=count,
@@ -169,7 +196,7 @@ def _published_set(name: str, split: str | None, data_dir: str | None) -> Found:
     split = next(name for name, known in layout.splits.items() if known == folder)
     pairs, mapping, notes = published_pairs(root, layout, folder)
     names = segmentation_sets.classes(name) or ()
-    return Found(name, split, pairs, names, notes, mapping, layout.from_one)
+    return Found(name, split, pairs, names, notes, mapping, layout.from_one, ids=layout.ids)
 
 
 def _table(count: int, found: Found) -> tuple[np.ndarray, str]:
@@ -187,3 +214,10 @@ def _table(count: int, found: Found) -> tuple[np.ndarray, str]:
         table[:count] = np.arange(count)
     table[NOTHING] = NOTHING
     return table, values
+
+
+def _ids(count: int, found: Found) -> np.ndarray:
+    """See `Files`."""
+    ids = np.full(256, -1, np.int16)
+    ids[:count] = found.ids or tuple(found.mapping) or np.arange(count) + found.from_one
+    return ids

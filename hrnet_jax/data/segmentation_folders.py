@@ -12,10 +12,10 @@ import numpy as np
 
 from hrnet_jax.data.listing import list_images, read_text
 from hrnet_jax.data.opencv import Place, read_ids
+from hrnet_jax.data.views import NOTHING
 from hrnet_jax.errors import UserError, listed
 from hrnet_jax.runtime.cli import progress
 
-NOTHING = 255  # the label of pixels that do not count
 CLASSES = 'classes.txt'  # of a folder of one's own: a class a line
 # Cityscapes' ids of objects -> the 19 classes of its benchmark.
 TRAIN_IDS = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))
@@ -35,6 +35,8 @@ class Layout:
         lists: text file of the names of a split's images.
         from_one: zero means nothing, the classes are numbered from 1.
         prepared: its name as tfds prepares it.
+
+    `ids` are those of the classes in the label maps, in their order; empty where they are equal.
     """
 
     images: str
@@ -47,6 +49,10 @@ class Layout:
     lists: str | None = None
     from_one: bool = False
     prepared: str | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return next((tuple(mapping) for _, _, mapping in self.labels if mapping), ())
 
 
 def _pairs(suffix: str = '.png', **more: Any) -> Layout:
@@ -110,11 +116,14 @@ class Found:
         split, pairs, notes: of `Facts`, and its images.
         classes: their names, or their number.
         mapping: ids -> classes; empty where they are equal.
+        ids: of the classes, as a test server wants them; empty where they are as `mapping` or
+            `from_one` say.
         from_one: zero means nothing, the classes are numbered from 1.
         red: the ids are the red values of the label maps.
         whole: the split that published figures are of, and its number of examples, if the split
             may be a part.
         version: of the copy that tfds has prepared.
+        published: the set and split that the split of `whole` is a copy of.
     """
 
     title: str
@@ -127,10 +136,13 @@ class Found:
     red: bool = False
     whole: tuple[str, int] | None = None
     version: str | None = None
+    published: tuple[str, str] | None = None
+    ids: tuple[int, ...] = ()
 
 
 def find_root(data_dir: str, layout: Layout) -> str:
     """The folder of the set in the one that the user names, or that itself."""
+    _require(data_dir)
     top = layout.images.split('/')[0]
     places = [os.path.join(data_dir, inner) for inner in ('', *layout.inside)]
     found = next((place for place in places if os.path.isdir(os.path.join(place, top))), None)
@@ -142,6 +154,12 @@ def find_root(data_dir: str, layout: Layout) -> str:
     return os.path.normpath(found)
 
 
+def _require(folder: str) -> None:
+    if not os.path.isdir(folder):
+        what = 'is not a folder' if os.path.exists(folder) else 'does not exist'
+        raise UserError(f'{folder} {what}')
+
+
 def published_pairs(
     root: str, layout: Layout, split: str
 ) -> tuple[Sequence[Pair], Mapping[int, int], tuple[str, ...]]:
@@ -151,8 +169,7 @@ def published_pairs(
     if layout.lists:
         stems = _listed(root, layout.lists, split)
     else:
-        if not os.path.isdir(folder):
-            raise UserError(f'{folder} is not a folder')
+        _require(folder)
         found = list_images(folder)
         notes = found.notes
         stems = [x.removesuffix(layout.suffix) for x in found.images if x.endswith(layout.suffix)]
@@ -203,6 +220,7 @@ def _listed(root: str, lists: str, split: str) -> list[str]:
 
 def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[str, ...]]:
     """The split, its pairs, and remarks, of a folder of one's own."""
+    _require(root)
     forms = ('{kind}/{split}', '{split}/{kind}') if split else ('{kind}',)
     for form in forms:
         folders = [
@@ -215,8 +233,8 @@ def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[
         place = os.path.join(root, split or '')
         hint = _splits_of(root)
         raise UserError(
-            f'{place} has no folders images and labels'
-            + (f'; name a split: {", ".join(sorted(hint))}' if hint and not split else '')
+            f'{place} has no folders images and labels, or is not there'
+            + (f'; its splits are {", ".join(sorted(hint))}' if hint else '')
         )
     images, labels = map(list_images, folders)
 
@@ -230,8 +248,8 @@ def own_pairs(root: str, split: str | None) -> tuple[str, Sequence[Pair], tuple[
         raise UserError(f'{root}: name a split: {", ".join(sorted(hint))}')
     if missing := sorted(set(images.images) - set(found)):
         raise UserError(
-            f'{len(missing)} of {len(images.images)} images have no label map in {folders[1]}: '
-            f'{listed(missing)}'
+            f'{len(missing)} of {len(images.images)} images have no label map of the same name in '
+            f'{folders[1]}: {listed(missing)}'
         )
     if len(set(map(stem, found))) < len(found):
         raise UserError(f'{folders[0]}: two images have the same name but for their endings')

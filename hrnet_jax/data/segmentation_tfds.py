@@ -22,7 +22,7 @@ class Prepared:
     Attributes:
         image, label, name: their features; without `name` an example is named by its place.
         split: that of evaluation, also called val.
-        classes: the set of `segmentation_sets` that names them.
+        classes: the set of `segmentation_sets` that it is a copy of, which names them.
         mapping: ids -> classes, where they differ.
         from_one: zero means nothing, the classes are numbered from 1.
         archives: what the user downloads, not tfds.
@@ -79,9 +79,12 @@ def prepared_set(name: str, split: str | None, data_dir: str | None) -> Found:
         from_one=row.from_one,
         whole=(row.split, base.num_examples),
         version=str(info.version),
+        published=(row.classes, 'val'),
     )
     if pairs and has_colours(pairs[0][2]):
-        return dataclasses.replace(found, classes=_INSTANCES, red=True, notes=(_NOTE,))
+        return dataclasses.replace(
+            found, classes=_INSTANCES, red=True, notes=(_NOTE,), published=None
+        )
     return found
 
 

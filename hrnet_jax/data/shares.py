@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from hrnet_jax.data.sources import Field
+from hrnet_jax.data.sources import Field, too_many
 from hrnet_jax.errors import UserError
 
-NAMED = 5  # unreadable images that a message names
+NAMED = 5  # unreadable images that a message names: their names are looked for anew
 
 
 class Plan(Protocol):
@@ -80,8 +80,5 @@ class Shares:
         return math.ceil(self.recipe.max_corrupt * self.source.num_examples / self.process_count)
 
     def too_many(self, epoch: int, count: int, named: Sequence[str]) -> UserError:
-        return UserError(
-            f'{self.source.dataset.name}: {count} images of epoch {epoch} cannot be read, more '
-            f'than --max-corrupt {self.recipe.max_corrupt:g} allows: {", ".join(named)}; '
-            'remove them or allow more'
-        )
+        what, allowed = f'{count} images of epoch {epoch}', self.recipe.max_corrupt
+        return too_many(self.source, what, named, f'--max-corrupt, which is {allowed:g}')

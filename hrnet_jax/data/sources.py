@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, listed
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -34,6 +35,7 @@ class Dataset:
         restricted: only the classes that occur are told apart, 200 of the 1000.
         original: the feature with the class that ILSVRC2012 gives to the image.
         numbered: the images are those of ILSVRC2012_img_val.tar: a file name tells the class.
+        published: the set and split that `split` is a copy of; None: it is itself.
     """
 
     name: str
@@ -44,8 +46,10 @@ class Dataset:
     restricted: bool = False
     original: str = 'label'
     numbered: bool = False
+    published: tuple[str, str] | None = None
 
 
+NAMED = 100  # unreadable images that a message names
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
@@ -125,6 +129,12 @@ class Facts:
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Facts)}
         )
 
+    @property
+    def published(self) -> tuple[str, str]:
+        """The set and split that published figures of these examples name."""
+        whole = re.split(r'[\[+]', self.split)[0] == self.dataset.split
+        return (whole and self.dataset.published) or (self.dataset.name, self.split)
+
     def noted(self, *notes: str) -> Self:
         """This one with more of `notes`."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
@@ -176,6 +186,19 @@ def readable(name: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:
             text = f'{error.filename}: {error.strerror}'
         raise UserError(f'cannot read {name}: {text or type(error).__name__}') from error
+
+
+def too_many(
+    source: Facts,
+    what: str,
+    found: Sequence[str],
+    flag: str = '--max-corrupt (train.py: --eval-max-corrupt)',
+) -> UserError:
+    """That images cannot be read, such as '3 of 40 images', more than the flag allows."""
+    return UserError(
+        f'{source.dataset.name}: {what} cannot be read: {listed(found, NAMED, "; ")}; remove '
+        f'them, or leave out a part of the images: {flag}'
+    )
 
 
 def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:

@@ -30,6 +30,7 @@ class TopDown(Protocol):
             official code; 'dark': Zhang et al., CVPR 2020; 'udp': Huang et al., CVPR 2020, also the
             geometry of the crop.
         sigma: of the peaks that the network was trained with, in pixels of the heatmap.
+        blur: taps of the Gaussian of 'dark' and 'udp'; None: 11 for a sigma of 2, 17 for 3.
         input_size: of the crop.
         padding: factor on the box.
         flip: the mean with the mirrored crop's heatmaps.
@@ -45,6 +46,7 @@ class TopDown(Protocol):
 
     codec: Codec = 'quarter'
     sigma: float = 2.0
+    blur: int | None = None
     input_size: crops.Size = (256, 192)
     padding: float = 1.25
     flip: bool = True
@@ -64,6 +66,8 @@ class TopDown(Protocol):
         for name in ('sigma', 'padding'):
             if not getattr(self, name) > 0:
                 raise UserError(f'{name} must be above 0, not {getattr(self, name)!r}')
+        if self.blur is not None and (self.blur < 3 or self.blur % 2 == 0):
+            raise UserError(f'blur must be an odd number from 3 on, not {self.blur!r}')
         size = tuple(self.input_size)
         if len(size) != 2 or min(size) < 32 or any(edge % 32 for edge in size):
             raise UserError(f'input_size must be two multiples of 32, not {size!r}')
@@ -87,6 +91,7 @@ class TopDown(Protocol):
         """Such as 'coco quarter 256 192 sigma 2 flip'."""
         dataset = keypoint_sets.known(self.keypoints) or f'{len(self.keypoints)}-keypoints'
         words = [dataset, self.codec, *self.input_size, 'sigma', format(self.sigma, 'g')]
+        words += ['blur', str(self.blur)] * (self.blur is not None)
         words += ['padding', format(self.padding, 'g')] * (self.padding != 1.25)
         words += ['flip'] * self.flip
         if self.shift is not None:
@@ -104,6 +109,7 @@ class TopDown(Protocol):
             codec=codec,
             input_size=(int(height), int(width)),
             sigma=float(values['sigma']),
+            blur=int(values['blur']) if 'blur' in values else None,
             padding=float(values.get('padding', 1.25)),
             flip='flip' in words,
             shift=True if 'shift' in words else False if 'unshifted' in words else None,
@@ -115,6 +121,13 @@ class TopDown(Protocol):
             '--codec',
             choices=get_args(Codec),
             help="how heatmaps become keypoints, instead of the checkpoint's way",
+        )
+        group.add_argument(
+            '--blur',
+            type=int,
+            metavar='TAPS',
+            help='of the Gaussian of dark and udp (default: 11 for a sigma of 2, 17 for 3; mmpose '
+            '1.x has 11 for its HRNets of both)',
         )
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
@@ -234,7 +247,9 @@ class TopDown(Protocol):
         order = self.swap if self.flip else None
         shift = not self.udp if self.shift is None else self.shift
         found = heatmaps.averaged(forward, batch['image'], order, shift, len(self.keypoints))
-        decoded = heatmaps.decode_heatmaps(found, self.codec, self.input_size, self.sigma)
+        decoded = heatmaps.decode_heatmaps(
+            found, self.codec, self.input_size, self.sigma, self.blur
+        )
         return dict(zip(('keypoints', 'scores'), decoded, strict=True))
 
 

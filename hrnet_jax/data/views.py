@@ -20,6 +20,7 @@ Mode = Literal['whole', 'slide']
 Average = Literal['softmax', 'exp']
 Size = tuple[int, int]
 SMALLEST = 32  # edge of an image that a network takes
+NOTHING = 255  # the label of pixels that do not count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def predict(
         transform: by default that of the checkpoint, where the model is of `hrnet_jax.load`; else
             the task's: 256, 224, bilinear.
         class_names: by default likewise; else ImageNet's for 1000 classes, numbers for others.
-        batch_size: images at a time.
+        batch_size: images, or people of 'pose', at a time.
         **options: of the task, as named above.
 
     Raises:
@@ -72,13 +72,17 @@ def predict(
     facts: list[list[Any]] = []
     waiting: dict[Any, list[tuple[tuple[int, int], dict[str, np.ndarray]]]] = {}  # by shapes
 
+    sizes: dict[Any, int] = {}  # of the batches, by shapes: that of the first
+
     def most(arrays: dict[str, np.ndarray]) -> int:
-        return kind.at_once(min(batch_size, len(images)), arrays, chosen)
+        return kind.at_once(batch_size, arrays, chosen)
 
     def compute(shapes: Any) -> None:
         places, parts = zip(*waiting.pop(shapes), strict=True)
         first = parts[0]
-        missing = most(first) - len(parts)
+        # A power of two: calls with other numbers of images shall not compile a program each.
+        rounded = 1 << (len(parts) - 1).bit_length()
+        missing = sizes.setdefault(shapes, min(rounded, most(first))) - len(parts)
         batch = {k: np.stack([*(p[k] for p in parts), *[first[k]] * missing]) for k in first}
         arrays = jax.device_get(step(variables, batch))
         for i, place in enumerate(places):

@@ -6,7 +6,6 @@ one vector an image. docs/tasks.md makes one in a hundred lines.
 
 from __future__ import annotations
 
-import abc
 import argparse
 import dataclasses
 import operator
@@ -23,110 +22,18 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts, Source
 from hrnet_jax.errors import UserError
 
-if TYPE_CHECKING:
-    import jax
+# Tasks take these from here, too.
+from hrnet_jax.tasks.metric import Array, Batch, Figure, Metric, Result, Totals  # noqa: F401
 
+if TYPE_CHECKING:
     from hrnet_jax.data.sources import Field
     from hrnet_jax.tasks.recipe import Group, Recipe
-
-    Array = jax.Array
-else:
-    Array = Any
 Opened = Any  # a `Source` or an `Indexed`, as the task opens it
-Totals = dict[str, Any]
-Batch = Mapping[str, Any]
 Variables = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One number of an evaluation.
-
-    Attributes:
-        name: its key; `label`: what people call it.
-        unit: '%' where 0 to 1 of a training step is shown as 0 to 100.
-        higher_is_better: for the choice of the best checkpoint.
-        count: the name of the count behind it, which is printed beside it.
-    """
-
-    name: str
-    label: str
-    unit: str = '%'
-    higher_is_better: bool = True
-    count: str | None = None
-
-    def text(self, value: float, digits: int = 2) -> str:
-        return f'{value:.{digits}f}{" " * bool(self.unit)}{self.unit}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What an evaluation found; its `metrics` and `counts` are attributes, too: result.top1.
-
-    Attributes:
-        num_examples: examples that count.
-        seen: examples that went through the network, counted or not.
-        not_finite: examples with NaN or infinity in the network's output; `evaluate` refuses them.
-        metrics: `Figure.name` -> value, in the figure's unit.
-        counts: integers behind them.
-        details: what is for the JSON alone, such as a figure for each class: JSON types.
-        unreadable: examples that were left out, because their images cannot be read.
-        lines: what is printed below the metrics.
-    """
-
-    num_examples: int
-    seen: int
-    not_finite: int = 0
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    unreadable: int = 0
-    lines: Sequence[str] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        for held in ('metrics', 'counts'):
-            if name in (values := self.__dict__.get(held, {})):
-                return values[name]
-        raise AttributeError(f'no metric or count {name!r}')
-
-    def check(self, total: int) -> None:
-        """Raises RuntimeError unless every one of `total` examples was seen or cannot be read."""
-        if self.seen + self.unreadable != total:
-            raise RuntimeError(f'counted {self.seen} of {total} examples')
 
 
 class Unknown(UserError):
     """A checkpoint is of a model that this program does not know."""
-
-
-class Metric(abc.ABC):
-    """Sums over a set, made in the compiled step and added up exactly on the host."""
-
-    @abc.abstractmethod
-    def update(self, outputs: Any, batch: Batch) -> Totals:
-        """The sums of one batch, traced: int32 or float32 arrays of any shapes.
-
-        Args:
-            outputs: of the model, float32.
-            batch: the fields, and mask, bool (N,), False for padding; index, int32 (N,), the place
-                of an example in the set.
-
-        The key 'examples', if there, holds a dict of arrays (N, ...) that `result` needs whole;
-        'collected' one of arrays that `collect` is given after each step.
-        """
-
-    def collect(self, arrays: Mapping[str, np.ndarray]) -> None:  # noqa: B027
-        """Takes what `update` gave as 'collected', of all hosts, on process 0; to write it."""
-
-    @abc.abstractmethod
-    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
-        """The result, on the host of process 0.
-
-        Args:
-            totals: the sums over all batches and hosts, int64 or float64; with num_examples (of
-                the mask, unless `update` has its own), seen and not_finite.
-            examples: those of all hosts, without padding, in the order of the set.
-        """
 
 
 class TrainingData(typing.Protocol):
@@ -171,7 +78,7 @@ class Task:
 
     name: in checkpoint.json and in recipes.
     recipes: name -> `Recipe`, what --recipe takes.
-    figures: of an evaluation; the first decides which checkpoint is best; none without one.
+    figures: of an evaluation; none without one. See `figures_of`.
     training_figures: of them those that `loss` gives for each step.
     default_dataset: what eval.py takes where neither flag nor training folder says one.
     datasets: names that it takes beside those of tfds, for the help of eval.py.
@@ -180,6 +87,7 @@ class Task:
         converter, such as 'classifier'.
     protocol: the class of what a checkpoint's `transform` holds.
     outputs: what a number of the network's outputs is called, for messages.
+    tensorflow: its data is read with TensorFlow, which is imported while JAX is.
     """
 
     name: ClassVar[str]
@@ -192,6 +100,7 @@ class Task:
     heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
     outputs: ClassVar[str] = 'classes'
+    tensorflow: ClassVar[bool] = True
 
     def refuse(self, what: str) -> NoReturn:
         """Raises UserError: the task has no `what`, such as evaluation."""
@@ -318,12 +227,9 @@ class Task:
     def metric(self, model: Any, **context: Any) -> Metric:
         self.refuse('evaluation')
 
-    @property
-    def best(self) -> Figure:
-        return self.figures[0]
-
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
-        """Those of `figures` that can say something of this model; they are shown."""
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
+        """Those of `figures` that `metric` gives and that can say something of this model: they are
+        shown, and the first decides which checkpoint is best."""
         return self.figures
 
     # Training
@@ -492,8 +398,3 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
         'bn_group_size': recipe.bn_group_size,
         'remat': recipe.remat,
     }
-
-
-def percent(part: float, whole: float) -> float:
-    """0 of nothing is 0."""
-    return 100 * part / max(whole, 1)

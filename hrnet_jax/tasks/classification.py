@@ -21,9 +21,9 @@ from hrnet_jax.tasks.base import (
     Result,
     Task,
     Totals,
-    percent,
 )
 from hrnet_jax.tasks.classification_recipes import RECIPES
+from hrnet_jax.tasks.metric import percent
 
 if TYPE_CHECKING:
     import jax
@@ -139,7 +139,7 @@ class Classification(Task):
     def context(self, source: Source, data_dir: str | None) -> dict[str, Any]:
         return {'classes': evaluation.competing_classes(source, data_dir)}
 
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
         return self.figures if model.num_classes > TOP else self.figures[:1]
 
     def metric(self, model: Any, **context: Any) -> Metric:

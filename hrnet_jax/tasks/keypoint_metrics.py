@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.boxes import write_json
 from hrnet_jax.data.crops import placed
 from hrnet_jax.data.measured import Measured
 from hrnet_jax.data.people import Truth
@@ -18,6 +19,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import Array, Batch, Metric, Result, Totals
 from hrnet_jax.tasks.similarity import person_score, suppressed
 
+BY_AREA = ('apm', 'apl', 'arm', 'arl')  # of medium and of large people
 NAMES = ('ap', 'ap50', 'ap75', 'apm', 'apl', 'ar', 'ar50', 'ar75', 'arm', 'arl')  # COCO's order
 PCKH = {'pckh': 0.5, 'pckh10': 0.1}  # parts of the head within which a keypoint is near
 
@@ -34,6 +36,27 @@ class Precision(Metric):
     truth: Truth
     predictions: str | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics; of CrowdPose, as its own code, levels of crowds instead of sizes."""
+        if not self.truth.crowds:
+            return NAMES
+        levels = (f'ap_{level}' for level in self.truth.crowds)
+        return (*(name for name in NAMES if name not in BY_AREA), *levels)
+
+    def metrics(
+        self, people: Sequence[Mapping[str, Any]], images: Set[Any] | None = None
+    ) -> dict[str, float]:
+        """`names` -> values; see `precision` for the arguments."""
+
+        def found(images: Set[Any] | None) -> dict[str, float]:
+            return precision(self.truth.content, people, self.truth.sigmas, images)
+
+        values = found(images)
+        for level, ids in self.truth.crowds.items():
+            values[f'ap_{level}'] = found(ids if images is None else ids & images)['ap']
+        return {name: values[name] for name in self.names}
+
     def update(self, outputs: Any, batch: Batch) -> Totals:
         return {'examples': kept(outputs, batch)}
 
@@ -41,25 +64,24 @@ class Precision(Metric):
         if not examples['mask'].any():
             raise UserError('no image of a person could be read')
         people = _people(self.truth, examples)
-        if self.predictions:
-            from hrnet_jax.data.boxes import write_json
-
-            write_json(self.predictions, people)
         numbers = np.flatnonzero(examples['mask'])
         whole = len(numbers) == len(self.truth.image_ids)
         images = None if whole else {self.truth.image_ids[i] for i in numbers}
-        metrics = precision(self.truth.content, people, self.truth.sigmas, images)
         parts = {
             name: precision(*_part(self.truth, people, *ends), images)
             for name, ends in self.truth.parts.items()
         }
+        lines = _lines(parts)
+        if self.predictions:
+            write_json(self.predictions, people)
+            lines.append(f'written: {self.predictions}')
         return Result(
             int(totals['num_examples']),
             int(totals['seen']),
             int(totals['not_finite']),
-            metrics,
+            self.metrics(people, images),
             details={'parts': parts} if parts else {},
-            lines=_lines(parts),
+            lines=lines,
         )
 
 
@@ -110,7 +132,7 @@ def precision(
     content: Mapping[str, Any],
     people: Sequence[Mapping[str, Any]],
     sigmas: Sequence[float],
-    images: set[Any] | None = None,
+    images: Set[Any] | None = None,
 ) -> dict[str, float]:
     """The ten figures of pycocotools.
 
@@ -164,9 +186,21 @@ class Distances(Metric):
 
     Attributes:
         truth: of the set.
+
+    Raises:
+        UserError: if it has no sizes.
     """
 
     truth: Measured
+
+    def __post_init__(self) -> None:
+        if not self.truth.sizes.all():
+            raise UserError('nobody has published the sizes of the heads in this split')
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the metrics."""
+        return tuple(PCKH) if self.truth.heads else ('nme',)
 
     def update(self, outputs: Any, batch: Batch) -> Totals:
         return {'examples': kept(outputs, batch)}

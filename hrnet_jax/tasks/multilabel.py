@@ -12,8 +12,9 @@ import numpy as np
 from hrnet_jax.data import classes
 from hrnet_jax.data.sources import Facts, Source, tensorflow
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Prediction, Result, Totals, percent
+from hrnet_jax.tasks.base import Array, Batch, Figure, Metric, Prediction, Result, Totals
 from hrnet_jax.tasks.classification import Classification, mixed, names_of
+from hrnet_jax.tasks.metric import percent
 from hrnet_jax.tasks.multilabel_data import open_multilabel
 from hrnet_jax.tasks.recipe import LabelRecipe, Pair, Schedule, setting
 
@@ -169,7 +170,7 @@ class MultilabelClassification(Classification):
                 'order; a file classes.txt beside the CSV says which there are'
             )
 
-    def figures_of(self, model: Any) -> tuple[Figure, ...]:
+    def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:
         return self.figures
 
     def metric(self, model: Any, **context: Any) -> Metric:

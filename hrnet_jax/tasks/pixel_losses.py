@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax.data.segmentation_folders import NOTHING
+from hrnet_jax.data.views import NOTHING
 from hrnet_jax.upsampling import resize_bilinear
 
 Array = jax.Array

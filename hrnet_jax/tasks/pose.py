@@ -80,6 +80,9 @@ class Pose(Task):
         Figure('apm', 'AP, medium', unit=''),
         Figure('apl', 'AP, large', unit=''),
         Figure('ar', 'AR', unit=''),
+        Figure('ap_easy', 'AP, easy', unit=''),
+        Figure('ap_medium', 'AP, medium', unit=''),
+        Figure('ap_hard', 'AP, hard', unit=''),
         Figure('pckh', 'PCKh at 0.5', unit=''),
         Figure('pckh10', 'PCKh at 0.1', unit=''),
         Figure('nme', 'NME', higher_is_better=False),
@@ -87,6 +90,7 @@ class Pose(Task):
     protocol = TopDown
     recipes = RECIPES
     outputs = 'keypoints'
+    tensorflow = False
 
     # The model
 
@@ -144,6 +148,9 @@ class Pose(Task):
             return Distances(**context)
         return Precision(**context)
 
+    def figures_of(self, model: Any, metric: Any) -> tuple[Figure, ...]:
+        return tuple(figure for figure in self.figures if figure.name in metric.names)
+
     def output_names(self, meta: Mapping[str, Any]) -> Sequence[str] | None:
         return (meta.get('transform') or {}).get('keypoints')
 
@@ -163,13 +170,6 @@ class Pose(Task):
         return dataclasses.replace(
             recipe.transform, keypoints=held.names, pairs=held.pairs, skeleton=held.skeleton
         )
-
-    def check_training(self, source: Any) -> None:
-        if isinstance(source.truth, Measured):
-            raise UserError(
-                f'{source.dataset.name} is evaluated by distances, and a run by AP: train on '
-                'annotations in the form of COCO'
-            )
 
     def training_data(self, source: OpenedPeople, recipe: PoseRecipe, *share: int) -> TrainingData:
         from hrnet_jax.data.indexed_training import IndexedData

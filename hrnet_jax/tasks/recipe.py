@@ -23,9 +23,13 @@ Similarity = Literal['js', 'kl']
 Pair = tuple[float, float]
 
 
-def setting(default: Any, help: str, evaluation: bool = False, none: str = '') -> Any:
-    """A field; of `evaluation` if no training step depends on it; `none`: what None means."""
-    metadata = {'help': help, 'evaluation': evaluation, 'none': none}
+def setting(
+    default: Any, help: str, evaluation: bool = False, none: str = '', inherited: bool = False
+) -> Any:
+    """A field; of `evaluation` if no training step depends on it; `none`: what None means;
+    `inherited`: where it is None or (), the transform of the checkpoint `init` decides, or its
+    network, if that is of the same task."""
+    metadata = {'help': help, 'evaluation': evaluation, 'none': none, 'inherited': inherited}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -70,9 +74,10 @@ class Recipe:
     seed: int = setting(0, 'of initialisation, order of the data and augmentation')
 
     mean: tuple[float, ...] = setting(
-        (), "of the images' channels, R G B, from 0 to 1; none: that of init, or of ImageNet"
-    )
-    std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise')
+        (), "of the images' channels, R G B, from 0 to 1; none: that of init, or of ImageNet",
+        inherited=True,
+    )  # fmt: skip
+    std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise', inherited=True)
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum), adam or adamw')
     learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
@@ -117,8 +122,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, hint in hints(type(self)).items():
             value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise UserError(f'{name} must be one of {get_args(hint)}, not {value!r}')
+            kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
+            known = [x for kind in kinds if get_origin(kind) is Literal for x in get_args(kind)]
+            if known and value not in (known if len(kinds) == 1 else [*known, None]):
+                raise UserError(f'{name} must be one of {tuple(known)}, not {value!r}')
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name, None)
             values = value if isinstance(value, tuple) else (value,)
@@ -363,6 +370,11 @@ def flags(cls: type[Recipe]) -> list[str]:
 def evaluation_fields(cls: type[Recipe]) -> set[str]:
     """Those that may change while a run goes on: no step of the training depends on them."""
     return {f.name for f in dataclasses.fields(cls) if metadata(cls, f.name).get('evaluation')}
+
+
+def inherited_fields(cls: type[Recipe]) -> set[str]:
+    """Those that `init` may decide."""
+    return {f.name for f in dataclasses.fields(cls) if metadata(cls, f.name).get('inherited')}
 
 
 def metadata(cls: type[Recipe], name: str) -> Mapping[str, Any]:

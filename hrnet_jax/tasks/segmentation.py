@@ -20,19 +20,18 @@ from hrnet_jax.data.segmentation_tfds import PREPARED
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.data.views import Views
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import label_maps
 from hrnet_jax.tasks.base import (
     Array,
-    Batch,
     Figure,
     Metric,
-    Result,
     Task,
-    Totals,
     TrainingData,
     Variables,
     arch_of,
     options_of,
 )
+from hrnet_jax.tasks.confusion import Confusion
 from hrnet_jax.tasks.recipe import Group
 from hrnet_jax.tasks.segmentation_recipes import RECIPES, PixelRecipe
 
@@ -44,130 +43,8 @@ _FIELDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Confusion(Metric):
-    """Counts of pixels by label and prediction: a row for each label.
-
-    Attributes:
-        class_names: of the classes.
-        labels: folder in which the predicted class ids are written.
-        files: for each image the name of the file there, without its ending.
-    """
-
-    class_names: tuple[str, ...]
-    labels: str | None = None
-    files: tuple[str, ...] = ()
-
-    def update(self, outputs: Array, batch: Batch) -> Totals:
-        import jax.numpy as jnp
-
-        count, label = len(self.class_names), batch['label'].astype(jnp.int32)
-        predicted = jnp.argmax(outputs, -1)
-        counts = (label != segmentation.NOTHING) & batch['mask'][:, None, None]
-        place = jnp.where(counts, label * count + predicted, count * count).reshape(-1)
-        pixels = jnp.zeros(count * count + 1, jnp.int32).at[place].add(1)[:-1]
-        totals: Totals = {'confusion': pixels.reshape((count, count))}
-        if self.labels:
-            kept = {name: batch[name] for name in ('mask', 'index', 'image_hw') if name in batch}
-            totals['collected'] = {**kept, 'labels': predicted.astype(jnp.uint8)}
-        return totals
-
-    def collect(self, arrays: Mapping[str, np.ndarray]) -> None:
-        assert self.labels
-        for i in np.flatnonzero(arrays['mask']):
-            ids = arrays['labels'][i]
-            if 'image_hw' in arrays:
-                height, width = arrays['image_hw'][i]
-                ids = ids[:height, :width]
-            write_ids(os.path.join(self.labels, self.files[arrays['index'][i]] + '.png'), ids)
-
-    def result(self, totals: Totals, examples: Mapping[str, np.ndarray]) -> Result:
-        matrix = np.asarray(totals['confusion'], np.int64)
-        right, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-        with np.errstate(invalid='ignore', divide='ignore'):
-            iou = 100 * right / (labelled + predicted - right)
-            accuracy = 100 * right / labelled
-        if not labelled.any() and not self.labels:
-            raise UserError(
-                'no pixel of the data has a label: there is no mean IoU; --labels DIR writes what '
-                'the network predicts'
-            )
-        metrics = {}
-        if labelled.any():
-            metrics = {
-                'miou': float(np.nanmean(iou)),
-                'mean_accuracy': float(np.nanmean(accuracy)),
-                'pixel_accuracy': float(100 * right.sum() / labelled.sum()),
-            }
-
-        def by_class(values: np.ndarray) -> dict[str, float | None]:
-            each = zip(self.class_names, values, strict=True)
-            return {name: None if np.isnan(x) else float(x) for name, x in each}
-
-        details = {
-            'iou': by_class(iou),
-            'accuracy': by_class(accuracy),
-            'confusion': matrix.tolist(),
-        }
-        return Result(
-            int(totals['num_examples']),
-            int(totals['seen']),
-            int(totals['not_finite']),
-            metrics,
-            {},
-            details,
-            lines=_lines(self.class_names, iou, accuracy),
-        )
-
-
-def _lines(names: Sequence[str], iou: np.ndarray, accuracy: np.ndarray) -> list[str]:
-    """A table of the classes."""
-    width = max(14, *map(len, names))
-
-    def cell(value: float) -> str:
-        return f'{"-" if np.isnan(value) else format(value, ".3f"):>12}'
-
-    rows = zip(names, iou, accuracy, strict=True)
-    head = f'{"":{width}}{"IoU":>12}{"accuracy":>12}'
-    return ['', head, *(f'{name:{width}}{cell(a)}{cell(b)}' for name, a, b in rows)]
-
-
-def write_ids(path: str, ids: np.ndarray) -> None:
-    """A grey PNG file of class ids, complete or not at all."""
-    from PIL import Image
-
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    temporary = f'{path}.part'
-    Image.fromarray(ids.astype(np.uint8)).save(temporary, 'png')
-    os.replace(temporary, path)
-
-
-def label_files(images: Sequence[str]) -> tuple[str, ...]:
-    """A name for the labels of each image: its stem; where stems are not unique, its path in the
-    folder that holds all."""
-    paths = [os.path.splitext(image)[0] for image in images]
-    stems = [os.path.basename(path) for path in paths]
-    if len(set(stems)) == len(stems):
-        return tuple(stems)
-    whole = [os.path.abspath(path) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in whole])
-    return tuple(os.path.relpath(path, common) for path in whole)
-
-
-def check_labels_folder(folder: str) -> None:
-    """Raises UserError for a folder that cannot be written, or that holds PNG files: they might be
-    somebody's own label maps."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        held = [name for _, _, names in os.walk(folder) for name in names if name.endswith('.png')]
-    except OSError as error:
-        raise UserError(f'--labels {folder}: {error.strerror}') from None
-    if held:
-        raise UserError(f'--labels {folder} holds {len(held)} PNG files; name a new folder')
-
-
-@dataclasses.dataclass(frozen=True)
 class Decoded:
-    """The outputs of `views` -> labels, uint8 (N, H, W), and float32 probabilities if asked."""
+    """The outputs of `views` -> labels, (N, H, W), and float32 probabilities if asked."""
 
     views: Views
     probabilities: bool
@@ -176,7 +53,8 @@ class Decoded:
         import jax
         import jax.numpy as jnp
 
-        found = {'labels': jnp.argmax(outputs, -1).astype(jnp.uint8)}
+        dtype = jnp.uint8 if outputs.shape[-1] <= 256 else jnp.uint16
+        found = {'labels': jnp.argmax(outputs, -1).astype(dtype)}
         if self.probabilities:
             # The average over several views holds probabilities already, up to a factor.
             whole = outputs / jnp.sum(outputs, -1, keepdims=True)
@@ -195,6 +73,7 @@ class Segmentation(Task):
     heads = ('fcn', 'ocr')
     training_figures: ClassVar[tuple[str, ...]] = ('pixel_accuracy',)
     protocol = Views
+    tensorflow = False
     datasets = (*LAYOUTS, *PREPARED)
 
     # The model
@@ -209,8 +88,8 @@ class Segmentation(Task):
         return segmentation_sets.classes(dataset)
 
     def build(self, arch: Any, recipe: Any, source: Facts) -> Any:
-        fields = ('head', 'dropout', 'upsample', 'align_corners', 'frozen_norm')
-        own = {name: getattr(recipe, name) for name in fields}
+        fields = ('head', 'dropout', 'frozen_norm')
+        own = {name: getattr(recipe, name) for name in fields} | recipe.filled()
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
 
     def describe(self, model: Any) -> dict[str, Any]:
@@ -234,23 +113,43 @@ class Segmentation(Task):
             source, num_classes=len(names), class_names=tuple(names), read=read
         )
 
+    def check_training(self, source: Facts) -> None:
+        _check_values(source)
+
+    def check_files(self, source: Any, transform: Any, max_corrupt: float) -> None:
+        _check_values(source)
+
     def batches(self, source: Any, transform: Any, share: evaluation.Share) -> evaluation.Batches:
         return batches(source, transform, share)
 
     def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
         names = source.class_names or tuple(map(str, range(source.num_classes)))
-        return {'class_names': names, 'files': label_files(source.names)}
+        ids = tuple(map(int, source.read.ids[: source.num_classes]))
+        return {'class_names': names, 'files': label_maps.files_of(source.names), 'ids': ids}
 
     # Evaluation
 
-    def metric(self, model: Any, **context: Any) -> Metric:
+    def metric(
+        self, model: Any, *, label_ids: bool = False, ids: tuple[int, ...] = (), **context: Any
+    ) -> Metric:
+        if label_ids:
+            if not context.get('labels'):
+                raise UserError('--label-ids is for --labels DIR')
+            if min(ids, default=-1) < 0:
+                raise UserError('--label-ids: the data set has no id for some of the classes')
+            context['ids'] = ids
         if context.get('labels'):
-            check_labels_folder(context['labels'])
+            label_maps.check_folder(context['labels'])
         names = context.pop('class_names', None) or tuple(map(str, range(model.num_classes)))
         return Confusion(tuple(names), **context)
 
     def add_evaluation_flags(self, group: Any) -> None:
         self._add_labels(group)
+        group.add_argument(
+            '--label-ids', action='store_const', const=True,
+            help="--labels: the ids that the data set's own label maps have, such as 7 for a road "
+            'of Cityscapes, as test servers want them',
+        )  # fmt: skip
 
     def _add_labels(self, group: Any) -> None:
         group.add_argument(
@@ -287,8 +186,8 @@ class Segmentation(Task):
         """That of the last logits, and of those before `recipe.aux_weight` times."""
         from hrnet_jax.tasks import pixel_losses
 
-        label = batch['label']
-        *rough, logits = (pixel_losses.at_labels(x, label, recipe.align_corners) for x in outputs)
+        label, align = batch['label'], bool(recipe.align_corners)
+        *rough, logits = (pixel_losses.at_labels(x, label, align) for x in outputs)
         ohem = (recipe.ohem_threshold, recipe.ohem_kept) if recipe.ohem else None
         loss = pixel_losses.pixel_loss(logits, label, recipe.class_weights, ohem)
         for guess in rough:
@@ -308,7 +207,7 @@ class Segmentation(Task):
             raise UserError(f'{len(names)} class names for {model.num_classes} classes')
         names = tuple(map(str, names))
         if labels:
-            check_labels_folder(labels)
+            label_maps.check_folder(labels)
         return {'names': names, 'labels': labels, 'probabilities': probabilities}
 
     def open_image(self, path: str, **flags: Any) -> np.ndarray:
@@ -334,7 +233,8 @@ class Segmentation(Task):
         return Decoded(options['transform'], options['probabilities'])
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> Any:
-        """Labels, uint8 (H, W); with `probabilities` these, too, float32 (H, W, classes)."""
+        """Labels, uint8 (H, W), or uint16 of more than 256 classes; with `probabilities` these,
+        too, float32 (H, W, classes)."""
         [(decoded, (height, width))] = parts
         labels, *more = (
             decoded[name][:height, :width]
@@ -352,8 +252,9 @@ class Segmentation(Task):
 
     def write(self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]) -> None:
         if options['labels']:
-            for name, labels in zip(label_files(paths), found, strict=True):
-                write_ids(os.path.join(options['labels'], name + '.png'), labels)
+            for name, labels in zip(label_maps.files_of(paths), found, strict=True):
+                label_maps.write(os.path.join(options['labels'], name + '.png'), labels)
+            print(label_maps.written(len(paths), options['labels']))
 
     def draw(
         self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
@@ -365,6 +266,12 @@ class Segmentation(Task):
 
     def add_prediction_flags(self, group: Any) -> None:
         self._add_labels(group)
+
+
+def _check_values(source: Facts) -> None:
+    """Of a user's own source there is nothing to check."""
+    if isinstance(source, Indexed) and isinstance(source.read, segmentation.Files):
+        source.read.check_values()
 
 
 def present(labels: np.ndarray) -> list[tuple[int, float]]:

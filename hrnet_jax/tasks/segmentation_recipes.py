@@ -19,10 +19,14 @@ class PixelRecipe(Recipe):
     head_lr: float = setting(1.0, 'factor on the learning rate of the head')
     head: Literal['fcn', 'ocr'] = setting('fcn', 'what makes classes of the maps: fcn or ocr')
     dropout: float = setting(0.0, 'ocr: part of the channels that a step leaves out')
-    upsample: Literal['nearest', 'bilinear', 'bilinear_two_step'] = setting(
-        'bilinear_two_step', 'how the network upsamples: see hrnet_jax.HRNet'
-    )
-    align_corners: bool = setting(False, "PyTorch's flag of that name, wherever maps are resized")
+    upsample: Literal['nearest', 'bilinear', 'bilinear_two_step'] | None = setting(
+        None, 'how the network upsamples: see hrnet_jax.HRNet', inherited=True,
+        none='as the segmentation network of --init, or bilinear_two_step',
+    )  # fmt: skip
+    align_corners: bool | None = setting(
+        None, "PyTorch's flag of that name, wherever maps are resized", inherited=True,
+        none='as the segmentation network of --init, or no',
+    )  # fmt: skip
     frozen_norm: bool = setting(False, 'BatchNorm keeps and uses the statistics of --init')
 
     crop_size: Size = setting((512, 512), 'height and width of the training images')
@@ -60,6 +64,12 @@ class PixelRecipe(Recipe):
         if self.upsample == 'nearest':
             for edge in self.crop_size:
                 check_multiple(crop_size=edge)
+
+    def filled(self) -> dict[str, Any]:
+        return {
+            'upsample': self.upsample or 'bilinear_two_step',
+            'align_corners': bool(self.align_corners),
+        }
 
     @property
     def size(self) -> Size:

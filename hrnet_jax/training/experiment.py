@@ -26,8 +26,8 @@ from hrnet_jax.layers import Blocks
 from hrnet_jax.models import Variables, variable_shapes
 from hrnet_jax.runtime import distributed
 from hrnet_jax.tasks import get_task, task_of
-from hrnet_jax.tasks.base import Opened
-from hrnet_jax.tasks.recipe import Recipe, evaluation_fields
+from hrnet_jax.tasks.base import Figure, Opened
+from hrnet_jax.tasks.recipe import Recipe, evaluation_fields, inherited_fields
 from hrnet_jax.training import saving
 from hrnet_jax.training.home import Home
 from hrnet_jax.training.step import (
@@ -77,7 +77,7 @@ class Experiment:
         self.mesh = data_mesh()
         self.whole = NamedSharding(self.mesh, P())
         with distributed.fail_together():
-            self.recipe = recipe = self._normalising(recipe)
+            self.recipe = recipe = self._inheriting(recipe)
             self._open_data()
             self.model = self.task.build(arch, recipe, self.source)
             self.teacher, teacher_variables = self._load_teacher()
@@ -110,14 +110,14 @@ class Experiment:
             fields=[field.name for field in self.data.fields],
         )  # fmt: skip
         self.metric = self.task.metric(self.model, **self.context)
-        self.figures = self.task.figures_of(self.model)
+        self.figures = self.task.figures_of(self.model, self.metric)
         self.eval_step = make_eval_step(self.model, self.transform, self.mesh, self.metric)
         self.store = saving.Store(
             self.home,
             self._describe(),
             options.keep,
             lambda line: say(f'warning: {line}'),
-            self.task.best.higher_is_better,
+            self.best.higher_is_better,
         )
 
     @property
@@ -130,6 +130,11 @@ class Experiment:
             'training_images': self.source.num_examples,
             'recipe': self.recipe.to_json(),
         }
+
+    @property
+    def best(self) -> Figure:
+        """That which decides which checkpoint is best."""
+        return self.figures[0]
 
     def start(self) -> TrainState:
         """The newest checkpoint's state on all devices, or a new one."""
@@ -256,23 +261,29 @@ class Experiment:
             source = self.task.renumbered(source, read_names(self.recipe.class_names))
         return source
 
-    def _normalising(self, recipe: Recipe) -> Recipe:
-        """With the mean and std that the run has until now, or else those of what it starts from.
-        One of a release without these fields goes on without them."""
-        own = {name: getattr(recipe, name) for name in ('mean', 'std')}
+    def _inheriting(self, recipe: Recipe) -> Recipe:
+        """With what the run has until now, or else what it starts from, in the fields that the
+        recipe leaves open. One of a release without these fields goes on without them."""
+        names = {x for x in inherited_fields(type(recipe)) if getattr(recipe, x) in (None, ())}
         self.pixels_as = ''
-        if not recipe.init or all(own.values()):
+        if not recipe.init or not names:
             return recipe
-        self.pixels_as = f', as of {recipe.init}'
+        if names & {'mean', 'std'}:
+            self.pixels_as = f', as of {recipe.init}'
         before = saving.read_config(self.options.workdir)
         if before:
-            known: dict[str, Any] = {k: tuple(before.get('recipe', {}).get(k, ())) for k in own}
+            known = before.get('recipe', {})
         else:
             meta = checkpoint.read_json(loading.find(recipe.init, self.arch))
-            transform = task_of(meta).protocol.from_json(meta.get('transform'))
-            known = {name: getattr(transform, name) for name in own}
-        known |= {name: value for name, value in own.items() if value}
-        return dataclasses.replace(recipe, **known)
+            task = task_of(meta)
+            known = task.protocol.from_json(meta.get('transform')).to_json()
+            known |= meta if task is self.task else {}
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value := known[name], list) else value
+            for name in names
+            if known.get(name) is not None
+        }
+        return dataclasses.replace(recipe, **given)
 
     def _load_teacher(self) -> tuple[Any, Variables]:
         self.taught_by = getattr(self.recipe, 'teacher', None)  # few recipes have one

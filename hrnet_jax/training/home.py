@@ -7,7 +7,6 @@ training goes on; a checkpoint counts in the bucket once its JSON, which is copi
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import threading
@@ -16,13 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.runtime.buckets import Bucket, is_url
 
 _PATIENCE = 10  # seconds until a network file system shows what another host wrote
 _EVERY = 60  # seconds between copies of metrics and curves
-_SCRATCH = 'hrnet_jax_run_'  # then the number of the process
+_SCRATCH = 'hrnet_jax_run_'
+_LOCK = '.lock'  # held by the process whose copy it is; a killed one holds none
 
 
 class Home:
@@ -80,7 +82,9 @@ class BucketHome(Home):
     def __init__(self, url: str):
         self.bucket, self.name = Bucket(url), url
         _remove_left()
-        self.path = Path(tempfile.mkdtemp(prefix=f'{_SCRATCH}{os.getpid()}_'))
+        self.path = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        self._own = filelock.FileLock(self.path / _LOCK)
+        self._own.acquire()
         try:
             self._pull()
         except BaseException:
@@ -132,8 +136,12 @@ class BucketHome(Home):
                 with self._one:
                     self._copy()
         except UserError as error:
-            raise UserError(f'{error}; what is missing there is in {self.path}') from error
+            # Under a name that the next run does not remove.
+            self._own.release()
+            kept = self.path.rename(self.path.with_name(f'kept_{self.path.name}'))
+            raise UserError(f'{error}; what is missing there is in {kept}') from error
         shutil.rmtree(self.path, ignore_errors=True)
+        self._own.release()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Closes, and names the bucket in an error, not the copy."""
@@ -232,14 +240,11 @@ def _is_ours(name: str) -> bool:
 
 def _remove_left() -> None:
     """Removes the copies of processes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f'{_SCRATCH}*_*'):
-        number = folder.name.removeprefix(_SCRATCH).partition('_')[0]
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError):
-            continue
+    for folder in Path(tempfile.gettempdir()).glob(f'{_SCRATCH}*'):
+        with contextlib.suppress(OSError, filelock.Timeout):  # of another user, or in use
+            if time.time() - folder.stat().st_mtime > _PATIENCE and (folder / _LOCK).exists():
+                with filelock.FileLock(folder / _LOCK, timeout=0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _appears(file: Path) -> bool:

@@ -45,7 +45,8 @@ def prepare(
     """
     file = path / workdir.CONFIG
     ours = file.exists() or (path / workdir.CHECKPOINTS).exists()
-    if path.is_dir() and not ours and any(path.iterdir()) and not force:
+    held = path.is_dir() and any(not file.name.startswith('.') for file in path.iterdir())
+    if held and not ours and not force:
         raise UserError(f'{path} holds something else; take a new folder, or --force')
     try:
         (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)

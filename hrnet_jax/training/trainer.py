@@ -205,7 +205,7 @@ class Trainer:
         )
         result.check(source.num_examples)
         seconds = time.perf_counter() - start
-        self.store.note(step, result.metrics[self.experiment.task.best.name])
+        self.store.note(step, result.metrics[self.experiment.best.name])
         if self.reporter:
             values = {**result.metrics, 'num_examples': result.num_examples, **result.counts}
             values |= {'unreadable': result.unreadable} if result.unreadable else {}

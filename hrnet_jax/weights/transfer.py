@@ -88,7 +88,8 @@ def transfer(
         theirs, ours = theirs[:-1], ours[:-1]
     result: dict[Path, Any] = {}
     done: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Transferred)}
-    problems, taken = [], set()
+    problems: dict[str, str] = {}
+    taken = set()
     for (collection, *rest), leaf in flat_target.items():
         path = tuple(rest)
         key = (collection, *path)
@@ -103,14 +104,15 @@ def transfer(
         if value.shape != leaf.shape and path[-2:] == ('conv1', 'kernel') and value.ndim == 4:
             value, how = _adapted(value, leaf.shape), 'adapted'
         if value.shape != leaf.shape:
-            problems.append(f'{name} {value.shape} for {leaf.shape}')
+            problems[name] = f'{name} {value.shape} for {leaf.shape}'
         taken.add(from_)
         result[key] = jax.numpy.asarray(value, leaf.dtype)
         done[how].append(name)
     if problems:
+        layers = list(dict.fromkeys(name.rpartition('/')[0] for name in problems))
         raise UserError(
-            f'the source does not fit: {listed(problems, separator="; ")}; '
-            "name in fresh what is to stay as it is, such as fresh='head/classifier'"
+            f'the source does not fit: {listed(list(problems.values()), separator="; ")}; name in '
+            f'fresh what is to stay as it is, such as fresh={layers[:5]}'
         )
     done['left'] = ['/'.join(path[1:]) for path in flat_source if path not in taken]
     report = Transferred(**{name: tuple(names) for name, names in done.items()})

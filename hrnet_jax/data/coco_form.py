@@ -60,7 +60,7 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
 # Field -> how many numbers it has.
 _OF_IMAGES = {'width': (1,), 'height': (1,)}
 _OF_PEOPLE = {
-    'bbox': (4,), 'area': (1,), 'iscrowd': (1,), 'center': (2,), 'scale': (1, 2), 'box_size': (1,)
+    'area': (1,), 'iscrowd': (1,), 'center': (2,), 'scale': (1, 2), 'box_size': (1,)
 }  # fmt: skip
 _MOST = 1e12  # of a number; NaN is not below it, either
 
@@ -82,14 +82,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_category(held: Mapping[str, Any]) -> bool:
-    names, sigmas = held['keypoints'], held.get('sigmas') or []
-    return (
-        _is_id(held['id'])
-        and isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(sigmas, list)
-        and all(isinstance(x, int | float) and 0 < x <= _MOST for x in sigmas)
-    )
+    return _is_id(held['id']) and isinstance(held['keypoints'], list)
 
 
 def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:

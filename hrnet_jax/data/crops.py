@@ -28,10 +28,26 @@ def checked_box(box: Any) -> np.ndarray:
     return found
 
 
-def centre_and_scale(box: Any, size: Size, padding: float) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of the box, and its (width, height), padded and made to the ratio of `size`."""
-    box = np.asarray(box, np.float64)
-    return box[:2] + box[2:] / 2, to_ratio(box[2:] * padding, size)
+def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """float64 (4,): the box between two corners. The data sets of mmpose have these in float32, and
+    the differences of such numbers are exact here."""
+    low, high = (corner.astype(np.float32).astype(np.float64) for corner in (low, high))
+    return np.concatenate([low, high - low])
+
+
+def centre_and_scale(
+    box: Any, size: Size, padding: float, dtype: Any = np.float64
+) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of the box, and its (width, height), padded and made to the ratio of `size`.
+
+    Args:
+        dtype: in which this is computed, as is the matrix that `affine` makes of it: float32 where
+            mmpose evaluates data sets, float64 where it predicts.
+    """
+    low, size_of_box = np.asarray(box, np.float64).reshape(2, 2)
+    high = low + size_of_box
+    centre, scale = (values.astype(dtype) for values in ((low + high) / 2, high - low))
+    return centre, to_ratio(scale * padding, size)
 
 
 def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:
@@ -60,12 +76,12 @@ def affine(
 
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    to = np.array(size[::-1], np.float64)
+    to = np.array(size[::-1], scale.dtype)
     if udp:
-        x, y = (to - 1) / scale
-        rows = np.array([[cos * x, -sin * x], [sin * y, cos * y]])
-        shift = np.array([x, y]) * (scale / 2) - rows @ centre
-        return np.column_stack([rows, shift]).astype(np.float32)
+        turn = np.array([[cos, -sin], [sin, cos]], scale.dtype)
+        by = (to - 1) / scale
+        shift = by * (scale / 2 - turn @ centre)
+        return np.column_stack([by[:, None] * turn, shift]).astype(np.float32)
     left = np.array([cos, sin]) * (scale[0] * -0.5)
     here = _corners(centre, centre + left)
     there = _corners(to * 0.5, to * 0.5 + [to[0] * -0.5, 0])

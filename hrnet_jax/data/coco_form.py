@@ -10,6 +10,7 @@ import numpy as np
 
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import keypoint_sets
+from hrnet_jax.data.crops import between
 from hrnet_jax.data.measured import scaled_box
 from hrnet_jax.errors import UserError, listed
 
@@ -125,8 +126,7 @@ def annotated(
         if size.min() <= 0:
             left_out += 1
             continue
-        row = np.concatenate([corners[0], size, [1.0]])
-        rows.append((place[person['image_id']], row, number))
+        rows.append((place[person['image_id']], np.append(between(*corners), 1.0), number))
     if not rows:
         raise UserError(f'{path} has no person with a box and a keypoint')
     note = f'{left_out} people without a keypoint or a box in their image, or crowds: not evaluated'
@@ -137,7 +137,11 @@ def detected(boxes: str, images: Mapping[Any, Any]) -> Found:
     """The people of a detector, in the images that there are."""
     place = {identity: i for i, identity in enumerate(images)}
     found = box_files.detections(boxes)
-    rows = [(place[image], row, 0) for image, row in found if image in place and min(row[2:4]) > 0]
+    rows = []
+    for image, row in found:
+        if image in place and min(row[2:4]) > 0:
+            low, size = row[:4].astype(np.float32).reshape(2, 2)
+            rows.append((place[image], np.append(between(low, low + size), row[4]), 0))
     if not rows:
         raise UserError(
             f'{boxes} has no box of a person in these images; it has {len(found)} boxes of people'

@@ -108,7 +108,8 @@ def parser() -> tuple[cli.Parser, list[str]]:
     g.add_argument(
         '--ignore-digest',
         action='store_true',
-        help='take a file of a published name though its content has another hash',
+        help='take a file though its content has another hash than its published name, or the JSON '
+        'that this program wrote beside it, says',
     )
     g.add_argument(
         '--verify',

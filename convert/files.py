@@ -14,7 +14,7 @@ from convert.writing import to_torch
 from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints.format import model_of
 from hrnet_jax.checkpoints.published import all_published
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, first_line
 from hrnet_jax.models import Variables
 from hrnet_jax.runtime.files import refuse_existing, replacing
 from hrnet_jax.tasks import task_of
@@ -81,7 +81,13 @@ class Written:
                 temporary = stack.enter_context(replacing(config, self.force))
                 temporary.write_text(json.dumps(self.content, indent=1) + '\n')
             temporary = stack.enter_context(replacing(self.out, self.force))
-            _save(state, temporary, self.out.suffix)
+            temporary.touch()  # the error of a place that cannot be written is the system's
+            try:
+                _save(state, temporary, self.out.suffix)
+            except (OSError, UserError):
+                raise
+            except Exception as error:  # of a full disk, the libraries have their own kinds
+                raise UserError(f'cannot write {self.out}: {first_line(error)}') from error
             beside.write(stack, self.out, temporary, self.meta, self.force, layout=self.layout)
         names = [path.name for path in (beside.place(self.out), *self._configs())]
         size = self.out.stat().st_size / 1e6

@@ -17,7 +17,7 @@ from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
 from hrnet_jax.checkpoints.published import Published, find_published
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks import DEFAULT, get_task
+from hrnet_jax.tasks import DEFAULT, get_task, task_of
 from hrnet_jax.tasks.base import Task
 from hrnet_jax.upsampling import Upsample
 from hrnet_jax.version import __version__
@@ -71,7 +71,7 @@ class File:
     def task(self, asked: str | None = None) -> Task:
         """What it is for: as `asked`, or as what lies beside the file says, or as is usual."""
         known = self.known.task if self.known else self.done.model.task
-        return get_task(asked or self.told.get('task', known))
+        return get_task(asked) if asked else task_of({'task': known} | self.told)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -256,11 +256,11 @@ def _of_use(told: dict[str, Any], done: Converted) -> dict[str, Any]:
 
 def _misfit(content: dict[str, Any], done: Converted) -> str | None:
     """What cannot be right in the JSON beside a file."""
-    task, transform = content.get('task', DEFAULT), content.get('transform')
+    transform = content.get('transform')
     layouts = {layout.name for kind in KINDS for layout in kind.layouts}
     names, published = content.get('class_names'), content.get('published') or {}
     fits = {
-        'task': isinstance(task, str),
+        'task': isinstance(content.get('task', DEFAULT), str),
         'layout': content.get('layout') in list(layouts),
         'class_names': names is None
         or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
@@ -275,7 +275,7 @@ def _misfit(content: dict[str, Any], done: Converted) -> str | None:
         return f'it has {len(names)} class names, the file has {done.num_classes} classes'
     try:
         if transform:
-            get_task(task).protocol.from_json(transform).check_outputs(done.num_classes)
+            task_of(content).protocol.from_json(transform).check_outputs(done.num_classes)
     except (UserError, TypeError) as error:
         return str(error)
     return None

@@ -91,6 +91,8 @@ def read_zip(path: Path) -> tuple[Any, list[str]]:
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         # torch.save compresses nothing; a small file that unpacks to gigabytes is an attack.
         raise UserError('is a compressed archive, which torch.save does not write: save it again')
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise EOFError('records that overlap, or are cut off')
     if not any(record.CRC for record in records):
         # set_crc32_options(False) writes zeros; by chance it needs 32 zero bits in every record.
         remarks = ['the file was written without checksums, so damage cannot be seen']

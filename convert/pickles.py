@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from hrnet_jax.errors import UserError, listed
+from hrnet_jax.errors import UserError, first_line, listed
 
 _SHOWN = 6  # inert names in a note
 _TYPES = (
@@ -47,7 +47,8 @@ class LazyTensor:
             return self.read()
         except Exception as error:
             raise UserError(
-                f'tensor {self.name!r} cannot be read: {error}; the file is damaged, get it again'
+                f'tensor {self.name!r} cannot be read: {first_line(error)}; the file is damaged, '
+                'get it again'
             ) from error
 
 

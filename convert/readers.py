@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -14,11 +15,14 @@ import numpy as np
 
 from convert.formats import digest_of, find_format
 from convert.pickles import Inert, LazyTensor
+from hrnet_jax.checkpoints import beside
 from hrnet_jax.checkpoints.hub_files import download
 from hrnet_jax.checkpoints.published import find_published
 from hrnet_jax.errors import UserError, listed
 
 _DEPTH = 3  # of mappings in mappings
+_LONG = 200  # characters of a name, above which it is none that a script has given
+_MOST = 100_000  # tensors; the largest network has 3,000
 _SHOWN = 6  # names in a message
 _SHARED = 4  # times that the bytes of a file may be shared by its tensors
 # Of the last step, in order of preference.
@@ -90,6 +94,11 @@ def read(
         if promised and check_digest and find_published(None, origin):
             raise UserError(
                 f'is damaged or renamed: {promised}; get it again, or say --ignore-digest'
+            )
+        if check_digest and beside.digest(path) not in (None, sha256):
+            raise UserError(
+                f'is damaged or was changed since {beside.place(path).name} was written: get it '
+                'again, remove that JSON, or say --ignore-digest'
             )
         try:
             tree, remarks = reader(path)
@@ -178,7 +187,9 @@ def resolve(tree: Any, origin: str = 'the state dict', weights: str | None = Non
             break
         path.append(taken)
         tree = tree[taken]
-    tensors = dict(_tensors(tree))
+    tensors = dict(itertools.islice(_tensors(tree), _MOST + 1))
+    if len(tensors) > _MOST:  # a few dicts, each many times in another, make names without end
+        raise UserError(f'{origin} is no checkpoint: it claims more than {_MOST} tensors')
     if not tensors:
         raise UserError(
             f'{origin} holds no tensors with names, only {_described(tree)}; '
@@ -202,7 +213,7 @@ def resolve(tree: Any, origin: str = 'the state dict', weights: str | None = Non
 
 def is_averaged(name: Any) -> bool:
     """Whether a name is one under which scripts keep averaged weights."""
-    return isinstance(name, str) and bool(_AVERAGED.fullmatch(name))
+    return isinstance(name, str) and len(name) < _LONG and bool(_AVERAGED.fullmatch(name))
 
 
 def which_weights(kind: str, taken: str, other: str) -> str:
@@ -224,13 +235,27 @@ def require_weights(wanted: str | None, found: str | None) -> None:
         raise UserError('the file holds only averaged weights; leave out --weights raw')
 
 
-def _tensors(tree: Any, prefix: str = '', depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
-    """Names and tensors; a mapping inside gives its key to the names."""
+def _tensors(
+    tree: Any, prefix: str = '', depth: int = _DEPTH, empty: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Names and tensors; a mapping inside gives its key to the names.
+
+    Args:
+        empty: (id of a mapping, depth) of those without tensors, which are not searched twice.
+    """
+    empty, found = set() if empty is None else empty, False
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         if isinstance(key, str) and _is_tensor(value):
+            found = True
             yield prefix + key, value
-        elif isinstance(key, str) and depth > 1 and not _is_extra(key):
-            yield from _tensors(value, f'{prefix}{key}.', depth - 1)
+        elif isinstance(value, Mapping) and isinstance(key, str) and depth > 1:
+            if (id(value), depth - 1) in empty or _is_extra(key):
+                continue
+            for item in _tensors(value, f'{prefix}{key}.', depth - 1, empty):
+                found = True
+                yield item
+    if not found:
+        empty.add((id(tree), depth))
 
 
 def _is_tensor(value: Any) -> bool:

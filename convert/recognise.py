@@ -89,7 +89,8 @@ def recognise(shapes: Shapes, kind: Kind) -> Model:
 
     def count(pattern: str) -> int:
         matches = (re.match(pattern, key) for key in shapes)
-        return 1 + max((int(m.group(1)) for m in matches if m), default=-1)
+        numbers = (m.group(1) for m in matches if m)
+        return 1 + max((int(number) for number in numbers if len(number) < 10), default=-1)
 
     stages = (2, 3, 4)
     widths = (f'backbone.stage4.0.branches.{i}.0.conv1.weight' for i in range(4))

@@ -27,7 +27,7 @@ def models() -> dict[str, tuple[str, bool]]:
 
 def config(meta: dict[str, Any], head_bias: bool) -> dict[str, Any] | None:
     """The content for a checkpoint with this JSON; None where timm has no such model."""
-    arch, transform = meta['arch'], Transform.from_json(meta['transform'])
+    arch, transform = meta['arch'], Transform.from_json(meta.get('transform'))
     wanted = (arch['name'], head_bias)
     name = next((name for name, has in models().items() if has == wanted), None)
     if name is None or meta['in_channels'] != 3:

@@ -1,9 +1,9 @@
-"""The names of `checkpoints.format` and `weights.loading`, where the documentation has them."""
+"""The names of `checkpoints` and `weights.loading`, where the documentation has them."""
 
+from hrnet_jax.checkpoints.description import VERSION, with_digest
 from hrnet_jax.checkpoints.format import (
     ARRAYS,
     JSON,
-    VERSION,
     Misfit,
     describe,
     differing,
@@ -13,7 +13,6 @@ from hrnet_jax.checkpoints.format import (
     read_json,
     restore,
     save,
-    with_digest,
 )
 from hrnet_jax.weights.loading import (
     find,

@@ -18,7 +18,7 @@ def first_line(error: BaseException) -> str:
     what it is meant to say."""
     text = str(getattr(error, 'message', None) or error).strip()
     inner = (
-        r'{{.*?}}|\[Op:.*|Error in user-defined function .*?Iterator::\S+: |'
+        r'{{.*?}}|\[Op:.*|\[tensorstore_spec=.*|Error in user-defined function .*?Iterator::\S+: |'
         r'assertion failed: \[|\] \[Condition .*'
     )
     line = re.sub(inner, '', text.partition('\n')[0]).strip().rstrip(' .')

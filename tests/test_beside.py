@@ -97,7 +97,7 @@ def test_there_and_back(tiny_checkpoint, command, tmp_path, layout, ending):
     assert changed['task'] == 'classification'
 
 
-def test_without_it_or_with_that_of_another_file(tiny_checkpoint, command, tmp_path):
+def test_without_it_or_with_that_of_another_file(tiny_checkpoint, command, refused, tmp_path):
     """Its absence shows; wrong names are worse than none."""
     file = tmp_path / 'a.safetensors'
     command(main, tiny_checkpoint, '--to', 'timm', '--out', file)
@@ -112,7 +112,11 @@ def test_without_it_or_with_that_of_another_file(tiny_checkpoint, command, tmp_p
         (tmp_path / 'other.pth', 'other.pth.json: other.pth has changed since'),
         (tmp_path / 'third.pth', 'third.pth.json: it is not of this program'),
     ):
-        code, out, err = command(main, source, '--out', tmp_path / 'out', '--force')
+        if note and 'changed' in note:
+            line = refused(main, source, '--out', tmp_path / 'out', '--force')
+            assert 'is damaged or was changed since other.pth.json was written' in line
+        flags = ('--force', '--ignore-digest')
+        code, out, err = command(main, source, '--out', tmp_path / 'out', *flags)
         assert code == 0, err
         assert '10 classes, official or timm layout\n' in out
         assert 'images are taken to be' in out

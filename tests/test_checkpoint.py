@@ -15,7 +15,7 @@ from flax import linen as nn
 
 import hrnet_jax
 from hrnet_jax import checkpoint
-from hrnet_jax.checkpoints.format import _digest as digest
+from hrnet_jax.checkpoints.description import _digest as digest
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks import classification
@@ -252,7 +252,29 @@ def test_what_a_killed_process_left_is_no_checkpoint(copy):
     assert hrnet_jax.load(copy.parent)[0].arch.name == 'tiny'
 
 
-def test_bfloat16_variables_can_be_saved(tmp_path):
+def test_bfloat16_variables_can_be_saved_and_loaded(tmp_path):
     model = create_model('tiny', 10, param_dtype=jnp.bfloat16)
-    checkpoint.save(tmp_path / 'half', init(model, jax.random.key(0)), checkpoint.describe(model))
-    assert checkpoint.read_json(tmp_path / 'half')['num_classes'] == 10
+    variables = init(model, jax.random.key(0))
+    checkpoint.save(tmp_path / 'half', variables, checkpoint.describe(model))
+    loaded = hrnet_jax.load(tmp_path / 'half')[1]  # in float32, which loses nothing
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert loaded['params']['backbone']['conv1']['kernel'].dtype == np.float32
+    same = hrnet_jax.load(tmp_path / 'half', param_dtype=jnp.bfloat16)[1]
+    assert same['params']['backbone']['conv1']['kernel'].dtype == jnp.bfloat16
+
+
+def test_pieces_larger_than_their_array(copy):
+    """As only a hostile file has them: to make room, TensorStore would end the process."""
+    import tensorstore
+
+    arrays = copy / 'arrays'
+    store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{arrays}/'}}
+    values = tensorstore.KvStore.open(store).result()
+    key = 'params.backbone.conv2.kernel/.zarray'
+    content = json.loads(values[key])
+    for change in ({'chunks': [2**40, 3, 16, 16]}, {'dtype': '|V1000000000'}):
+        values[key] = json.dumps(content | change).encode()
+        with pytest.raises(hrnet_jax.UserError, match='is damaged'):
+            hrnet_jax.load(copy)
+    values[key] = json.dumps(content).encode()
+    hrnet_jax.load(copy)

@@ -386,3 +386,12 @@ def test_notebook(tmp_path, monkeypatch, capsys, standard_promotion):
     assert scope['right'].mean() > 0.9
     assert scope['logits'].shape == (4, 2)
     assert '99.17 % of 599 scans' in capsys.readouterr().out
+
+
+def test_every_promise_has_its_test():
+    """Of docs/reliability.md."""
+    named = set(re.findall(r'`(test_\w+)`', (ROOT / 'docs/reliability.md').read_text()))
+    texts = [file.read_text() for file in (ROOT / 'tests').glob('test_*.py')]
+    there = {name for text in texts for name in re.findall(r'^def (test_\w+)', text, re.MULTILINE)}
+    assert len(named) > 60
+    assert not named - there

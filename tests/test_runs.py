@@ -255,8 +255,9 @@ def test_the_order_of_classes_stays(tmp_path, before, now, said):
     for step, names in ((1, ['x'] * len(now or '')), (2, before)):  # the newest counts
         file = tmp_path / workdir.CHECKPOINTS / str(step) / workdir.META
         file.parent.mkdir(parents=True)
-        meta = {'class_names': names, 'num_classes': len(now or ''), 'training': {'scores': {}}}
-        file.write_text(json.dumps(meta))
+        training = {'step': step, 'scores': {}}
+        meta = {'class_names': names, 'num_classes': len(now or ''), 'training': training}
+        file.write_text(json.dumps(checkpoint.with_digest(meta)))
     if said is None:
         saving.require_classes(tmp_path, now)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hrnet_jax.checkpoints.format import of_the_model
 from hrnet_jax.errors import listed
-from hrnet_jax.runtime.files import replacing
+from hrnet_jax.runtime.files import read_json, replacing
 from hrnet_jax.tasks import task_of
 
 
@@ -39,10 +39,16 @@ def write(
         **more: other fields.
     """
     with written.open('rb') as opened:
-        digest = hashlib.file_digest(opened, 'sha256').hexdigest()
-    content = {'file': file.name, 'sha256': digest, **more, **step_of(meta), **of_the_model(meta)}
+        sha256 = hashlib.file_digest(opened, 'sha256').hexdigest()
+    content = {'file': file.name, 'sha256': sha256, **more, **step_of(meta), **of_the_model(meta)}
     temporary = stack.enter_context(replacing(place(file), force))
     temporary.write_text(json.dumps(content, indent=1) + '\n')
+
+
+def digest(file: Path) -> str | None:
+    """The sha256 that the JSON beside a file says, if there is one of this program."""
+    said = parsed(place(file)).get('sha256')
+    return said if isinstance(said, str) else None
 
 
 def read(file: Path, sha256: str) -> tuple[dict[str, Any] | None, str | None]:
@@ -51,7 +57,7 @@ def read(file: Path, sha256: str) -> tuple[dict[str, Any] | None, str | None]:
     if not beside.is_file():
         return None, None
     content = parsed(beside)
-    if not isinstance(content.get('sha256'), str):
+    if digest(file) is None:
         return None, f'nothing is taken from {beside.name}: it is not of this program'
     if content['sha256'] != sha256:
         return None, f'nothing is taken from {beside.name}: {file.name} has changed since'
@@ -61,7 +67,7 @@ def read(file: Path, sha256: str) -> tuple[dict[str, Any] | None, str | None]:
 def parsed(file: Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is none."""
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

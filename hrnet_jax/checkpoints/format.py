@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from hrnet_jax.checkpoints import workdir
+from hrnet_jax.checkpoints import description, workdir
+from hrnet_jax.checkpoints.description import REMEDY, with_digest
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.models import Variables, flat
 from hrnet_jax.runtime.buckets import Bucket, is_url
@@ -29,14 +31,11 @@ from hrnet_jax.tasks.base import Task, Unknown
 
 JSON = 'checkpoint.json'
 ARRAYS = 'arrays'
-VERSION = 1
+_FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 class Misfit(UserError):
     """The arrays are not those of the model or the optimiser."""
-
-
-_REMEDY = '; convert again, take another step of the run, or remove a cached folder'
 
 
 def save(
@@ -85,12 +84,6 @@ def entries(tree: Variables) -> dict[str, Any]:
     return {name: _entry(np.asarray(leaf)) for name, leaf in named(tree)}
 
 
-def with_digest(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON with its version, and with a digest of itself; NumPy's arrays become lists."""
-    content = json.loads(json.dumps({'version': VERSION, **content}, default=_plain))
-    return {**content, 'digest': _digest(content)}
-
-
 def describe(model: Any, task: str | Task | None = None) -> dict[str, Any]:
     """The part of the JSON that says which model the arrays are of, and what it is for: by default
     what the model says.
@@ -117,24 +110,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path) / JSON
     if not file.is_file() and (Path(path) / workdir.META).is_file():
         file = Path(path) / workdir.META
-    try:
-        meta = json.loads(file.read_text())
-        version, digest = meta['version'], meta.pop('digest', None)
-    except OSError as error:
-        raise UserError(f'cannot read {file}: {error.strerror}') from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f'{file} is damaged or not of this program{_REMEDY}') from None
-    if version != VERSION:
-        raise UserError(f'{file} has format {version}, this program reads {VERSION}{_REMEDY}')
-    if digest != _digest(meta):
-        raise UserError(f'{file} is damaged or was edited: its digest differs{_REMEDY}')
-    return meta
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f'{type(value).__name__} is no JSON: {value!r:.60}')
+    return description.read(file)
 
 
 def arch_name(meta: dict[str, Any]) -> str | None:
@@ -142,10 +118,6 @@ def arch_name(meta: dict[str, Any]) -> str | None:
     arch = meta.get('arch')
     name = arch.get('name') if isinstance(arch, dict) else arch
     return name if isinstance(name, str) else None
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variables:
@@ -163,17 +135,33 @@ def restore(path: Path, target: Variables, expected: dict[str, Any]) -> Variable
     damaged = [name for name, leaf in named(tree) if _entry(leaf) != expected[name]]
     if damaged:
         raise UserError(
-            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{_REMEDY}'
+            f'{path.parent} is damaged: {listed(damaged)} do not match their digests{REMEDY}'
         )
     return tree
+
+
+def as_written(shapes: Variables, expected: dict[str, Any]) -> Variables:
+    """`jax.ShapeDtypeStruct` of each array, of the type in its entry; float32 by default."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        said = expected.get('/'.join(str(key.key) for key in path), {}).get('dtype')
+        return jax.ShapeDtypeStruct(leaf.shape, said if said in _FLOATS else 'float32')
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def model_of(meta: dict[str, Any], **options: Any) -> Any:
     """The model that a checkpoint's JSON describes."""
     try:
-        return task_of(meta).model_of(meta, **options)
+        model = task_of(meta).model_of(meta, **options)
+        hash(model)  # of what is in no JSON of ours
+        return model
     except Unknown as error:
-        raise UserError(f'the checkpoint describes {error}{_REMEDY}') from None
+        raise UserError(f'the checkpoint describes {error}{REMEDY}') from None
+    except (AttributeError, LookupError, OverflowError, TypeError) as error:
+        raise UserError(
+            f'the checkpoint describes no model: {first_line(error)}{REMEDY}'
+        ) from error
 
 
 def _restore(path: Path, shapes: Variables) -> Variables:
@@ -181,6 +169,7 @@ def _restore(path: Path, shapes: Variables) -> Variables:
 
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     try:
+        _check_chunks(path, target)
         # Every process reads by itself: one that fails must not leave the others in a barrier.
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(process, {process}, f'process{process}')
@@ -188,7 +177,26 @@ def _restore(path: Path, shapes: Variables) -> Variables:
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(path.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and TensorStore raise many kinds for missing or cut files
-        raise UserError(f'{path} is damaged ({first_line(error)}){_REMEDY}') from error
+        raise UserError(f'{path} is damaged ({first_line(error)}){REMEDY}') from error
+
+
+def _check_chunks(path: Path, target: Variables) -> None:
+    """Raises ValueError where the file of an array claims pieces that are larger than the array:
+    to make room for them, TensorStore would end the process."""
+    import tensorstore
+
+    context = tensorstore.Context()
+    base = {'driver': 'file', 'path': f'{path.absolute()}/'}
+    opened = {}
+    for name, _ in named(target):
+        store = {'driver': 'ocdbt', 'base': base, 'path': f'{name.replace("/", ".")}/'}
+        spec = {'driver': 'zarr', 'kvstore': store}
+        opened[name] = tensorstore.open(spec, open=True, context=context)
+    for name, leaf in named(target):
+        array = opened[name].result()
+        piece: Any = array.chunk_layout.read_chunk.shape or ()  # None of a scalar
+        if math.prod(piece) * array.dtype.numpy_dtype.itemsize > max(leaf.nbytes, 8):
+            raise ValueError(f'{name} claims pieces of {piece}')
 
 
 def _check_shapes(folder: Path, arrays: dict[str, Any], shapes: Variables) -> None:

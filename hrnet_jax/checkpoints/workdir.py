@@ -10,9 +10,12 @@ tensorboard/, curves.png, profile/
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from hrnet_jax.checkpoints import description
+from hrnet_jax.errors import UserError
+from hrnet_jax.runtime.files import read_json
 
 CONFIG = 'config.json'
 CHECKPOINTS = 'checkpoints'
@@ -34,7 +37,7 @@ def steps(workdir: Path) -> list[int]:
 def recipe(workdir: Path) -> dict[str, Any]:
     """The recipe in config.json; empty where there is none, or none that can be read."""
     try:
-        return dict(json.loads((workdir / CONFIG).read_text())['recipe'])
+        return dict(read_json(workdir / CONFIG)['recipe'])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -43,11 +46,9 @@ def described(workdir: Path) -> dict[str, Any]:
     """The JSON of the newest checkpoint where that can be read; empty where there is none."""
     for step in reversed(steps(workdir)):
         try:
-            meta = json.loads((workdir / CHECKPOINTS / str(step) / META).read_text())
-            scores(meta['training'])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # `format.read_json` says what is wrong with it
-        return meta
+            return description.read(workdir / CHECKPOINTS / str(step) / META)
+        except UserError:
+            continue  # who reads the checkpoint will hear
     return {}
 
 
@@ -59,7 +60,7 @@ def evaluations(workdir: Path) -> dict[int, float]:
 
 def scores(training: dict[str, Any]) -> dict[int, float]:
     """Step -> score, from a checkpoint's JSON; the first release named it after what it was."""
-    found = training['scores'] if 'scores' in training else training['top1']
+    found = training.get('scores', training.get('top1', {}))
     return {int(step): value for step, value in found.items()}
 
 

@@ -120,7 +120,7 @@ def main() -> None:
         task = task_of_checkpoint(args.task, meta)
         if not task.figures:
             task.refuse('evaluation')
-        transform = task.protocol.from_json(meta['transform'])
+        transform = task.protocol.from_json(meta.get('transform'))
         transform = transform.override(STRIDE, **given(args, of_protocol))
         if args.dataset is None:
             recipe = meta.get('training', {}).get('recipe', {})

@@ -76,7 +76,7 @@ def main() -> None:
         refuse_unwritable(path)
         refuse_existing(path, args.force)
     folder, meta = loading.described(args.ckpt, args.arch, args.weights)
-    transform = task_of_checkpoint(args.task, meta).protocol.from_json(meta['transform'])
+    transform = task_of_checkpoint(args.task, meta).protocol.from_json(meta.get('transform'))
     given = args.image_size
     size = transform.image_size if given is None else (given[0], given[-1])
     if size is None or len(given or ()) > 2:

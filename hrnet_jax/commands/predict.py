@@ -48,7 +48,7 @@ def main() -> None:
         raise UserError(f'--out {args.out}: the ending must be .png, .pdf, .svg or .jpg')
     folder, meta = loading.described(args.ckpt, args.arch, args.weights)
     task = task_of_checkpoint(args.task, meta)
-    transform = task.protocol.from_json(meta['transform'])
+    transform = task.protocol.from_json(meta.get('transform'))
     transform = transform.override(STRIDE, **given(args, of_protocol))
     options = task.file_options(args.images, given(args, of_prediction))
     described = checkpoint.model_of(meta)

@@ -43,7 +43,7 @@ def main() -> None:
     require_classifier(task_of_checkpoint(args.task, meta))
     names = readable(meta.get('class_names') or default_class_names(meta['num_classes']))
     target = None if args.target is None else find_class(args.target, names)
-    transform = Transform.from_json(meta['transform'])
+    transform = Transform.from_json(meta.get('transform'))
     transform = transform.override(STRIDE, resize=args.resize, crop=args.crop)
     compilation.enable_cache()
     image = open_image(args.image)

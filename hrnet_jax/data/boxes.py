@@ -28,10 +28,10 @@ def checked_boxes(boxes: Any) -> Boxes:
     rows = [list(row) if isinstance(row, Sequence | np.ndarray) else [row] for row in boxes]
     found = [[*checked_box(row[:4]), *(row[4:] or [1.0])] for row in rows]
     try:
-        array = np.array(found, np.float64).reshape(-1, 5)
+        array = np.array(found, np.float64).reshape(len(found), 5)
     except (TypeError, ValueError):
         array = np.full((1, 5), np.nan)
-    if len(array) != len(found) or not np.isfinite(array).all():
+    if not np.isfinite(array).all():
         raise UserError('a box is [x, y, width, height], or these and a score')
     return array
 
@@ -39,8 +39,7 @@ def checked_boxes(boxes: Any) -> Boxes:
 def read_json(path: str) -> Any:
     """The content of a JSON file; raises UserError."""
     try:
-        with open(os.path.expanduser(path), encoding='utf-8') as file:
-            return json.load(file)
+        return files.read_json(os.path.expanduser(path))
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
     except ValueError as error:

@@ -34,20 +34,63 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
         images = {image['id']: image for image in content['images']}
         people = [x for x in content['annotations'] if x['category_id'] == category['id']]
         strangers = {x['image_id'] for x in people} - images.keys()
-        named = all('file_name' in image for image in images.values())
         words = all(isinstance(name, str) for name in category['keypoints'])
+        named = all(isinstance(image.get('file_name'), str) for image in images.values())
+        odd = [f'image {x["id"]}' for x in images.values() if not _are_numbers(x, _OF_IMAGES)]
+        odd += [f'annotation {x.get("id")}' for x in people if not _are_numbers(x, _OF_PEOPLE)]
+        odd += ['ids of images'] * (
+            len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0))
+        )
+        odd += ['category'] * (not _is_category(category))
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
         ) from None
     if not words:
         raise UserError(f'{path}: "keypoints" of the category are names')
+    if odd:
+        raise UserError(f'{path} is not in the form of COCO: {listed(odd)}')
     if strangers:
         ids = listed(sorted(map(str, strangers)))
         raise UserError(f'{path}: people are in images {ids}, which it does not list')
     if not images or not named:
         raise UserError(f'{path} lists no images with a file_name')
     return images, people, category
+
+
+# Field -> how many numbers it has.
+_OF_IMAGES = {'width': (1,), 'height': (1,)}
+_OF_PEOPLE = {
+    'bbox': (4,), 'area': (1,), 'iscrowd': (1,), 'center': (2,), 'scale': (1, 2), 'box_size': (1,)
+}  # fmt: skip
+_MOST = 1e12  # of a number; NaN is not below it, either
+
+
+def _are_numbers(held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]]) -> bool:
+    for name, lengths in fields.items():
+        value = held.get(name)
+        row = value if isinstance(value, list) and lengths != (1,) else [value]
+        good = len(row) in lengths and all(
+            isinstance(x, int | float) and abs(x) <= _MOST for x in row
+        )
+        if value is not None and not good:
+            return False
+    return True
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def _is_category(held: Mapping[str, Any]) -> bool:
+    names, sigmas = held['keypoints'], held.get('sigmas') or []
+    return (
+        _is_id(held['id'])
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(sigmas, list)
+        and all(isinstance(x, int | float) and 0 < x <= _MOST for x in sigmas)
+    )
 
 
 def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:

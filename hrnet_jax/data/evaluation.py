@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -340,7 +341,7 @@ def _unreadable(
     names = chosen.map(lambda number, parts: source.parse(*parts)['name'])
     found, fine = [], []
     with _files_of(source):
-        named = [name.numpy().decode() for name in names]
+        named = [os.fsdecode(name.numpy()) for name in names]
     images = iter(chosen.map(tf.autograph.experimental.do_not_convert(decode)))
     for name in named:
         try:

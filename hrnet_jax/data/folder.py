@@ -11,7 +11,7 @@ import numpy as np
 
 from hrnet_jax.data import imagenet
 from hrnet_jax.data.classes import in_order
-from hrnet_jax.data.listing import Listing, is_image, list_images
+from hrnet_jax.data.listing import Listing, is_image, list_images, read_text
 from hrnet_jax.data.sources import LABEL, Dataset, Facts, Field, Source, check_labels, tensorflow
 from hrnet_jax.data.tfds import official_labels
 from hrnet_jax.errors import UserError, listed
@@ -136,8 +136,7 @@ def _annotated(root: str, found: Listing) -> Layout | None:
     file = os.path.join(root, ANNOTATIONS)
     if found.folders != ('images',) or not os.path.isfile(file):
         return None
-    with open(file, encoding='utf-8') as lines:
-        rows = [line.split('\t') for line in lines if line.strip()]
+    rows = [line.split('\t') for line in read_text(file).split('\n') if line.strip()]
     if short := [row[0] for row in rows if len(row) < 2]:
         raise UserError(f'{file}: no class for {listed(short)}')
     named = {os.path.join('images', row[0]): row[1].strip() for row in rows}
@@ -193,7 +192,7 @@ def open_files(
     split = ((path, *os.path.split(path)) for path in paths)
     if absent := [path for path, folder, name in split if name not in held[folder]]:
         raise UserError(f'{dataset.name}: these images are not there: {listed(absent)}')
-    names = np.array(paths)
+    names = np.array([os.fsencode(path) for path in paths], object)  # perhaps no Unicode
 
     def pick(numbers):
         tf = tensorflow()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from pathlib import Path
 from typing import NoReturn
 
 from hrnet_jax.errors import UserError, listed
@@ -72,6 +73,16 @@ def list_images(root: str) -> Listing:
         kinds = listed([f'{others[kind]} {kind}' for kind in order])
         notes.append(f'{root}: {others.total()} other files left out: {kinds}')
     return Listing(tuple(folders), tuple(sorted(images)), tuple(notes))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The content of a text file in UTF-8; raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding='utf-8-sig')
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+    except ValueError as error:
+        raise UserError(f'cannot read {path}: {error}') from None
 
 
 def _holds(path: str, name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import keypoint_sets
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, first_line
 
 PIXELS = 200  # of a scale of 1 in such annotations
 # Set -> the two keypoints whose distance is the size of a face, or the annotation that is it.
@@ -100,22 +100,27 @@ def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
     boxes = np.column_stack([_around(centres - 1, sides), np.ones(len(names))])
     sizes = np.zeros(len(names))
     if split == 'val':
-        heads = _heads(heads_path)
-        if heads.shape != (2, 2, len(names)):
-            raise UserError(f'{heads_path} has not the heads of the {len(names)} people of {path}')
+        heads = _heads(heads_path, len(names), path)
         sizes = _MPII_HEAD * np.linalg.norm(heads[1] - heads[0], axis=0)
     counted = tuple(i for i in range(count) if i not in _MPII_LEFT_OUT)
     keypoints = np.concatenate([points - 1, seen[..., None]], -1)
     return names, boxes, Measured(keypoints, sizes, counted, heads=True)
 
 
-def _heads(path: str) -> np.ndarray:
+def _heads(path: str, count: int, people: str) -> np.ndarray:
     """(2, 2, N): two corners, x and y, of the box of each head."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
+    name = 'headboxes_src'
     try:
-        return np.asarray(loadmat(path)['headboxes_src'], np.float64)
+        held = {key: (shape, kind) for key, shape, kind in whosmat(path)}
+        shape, kind = held.get(name, ((), ''))
+        if shape == (2, 2, count) and kind.startswith(
+            ('double', 'single', 'int', 'uint')
+        ):  # nothing larger is unpacked
+            return np.asarray(loadmat(path, variable_names=[name])[name], np.float64)
     except FileNotFoundError:
         raise UserError(f'{path} is missing; it has the sizes of the heads') from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f'cannot read headboxes_src of {path}: {error}') from None
+    except Exception as error:  # SciPy raises almost anything on a damaged file
+        raise UserError(f'cannot read {name} of {path}: {first_line(error)}') from None
+    raise UserError(f'{path} has not the heads of the {count} people of {people}: {name}')

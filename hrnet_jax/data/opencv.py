@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hrnet_jax.data.encoded import opened
 from hrnet_jax.data.records import Part
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, first_line
 
 Place = str | Part  # of an image: its path, or where it lies in another file
 _LOSSY = ('JPEG', 'MPO', 'WEBP')
@@ -29,11 +30,29 @@ def read_rgb(place: Place) -> np.ndarray:
         UserError: if it cannot be read as an image.
     """
     import cv2
+    from PIL import Image
 
-    image = cv2.imdecode(np.frombuffer(_bytes(place), np.uint8), cv2.IMREAD_COLOR)
+    data = _bytes(place)
+    try:
+        _refuse_large(data)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (cv2.error, MemoryError, Image.DecompressionBombError) as error:
+        raise UserError(f'cannot read {place} as an image: {first_line(error)}') from error
     if image is None:
         raise UserError(f'cannot read {place} as an image')
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def _refuse_large(data: bytes) -> None:
+    """Raises what PIL raises for too many pixels; OpenCV's own limit lets 3 GB pass."""
+    from PIL import Image
+
+    try:
+        opened(io.BytesIO(data)).close()
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # OpenCV may read what PIL does not
+        return
 
 
 def read_ids(place: Place, red: bool = False) -> np.ndarray:
@@ -45,10 +64,8 @@ def read_ids(place: Place, red: bool = False) -> np.ndarray:
     Raises:
         UserError: if it cannot be read, or if it holds colours where it should not, or none.
     """
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(_bytes(place))) as image:
+        with opened(io.BytesIO(_bytes(place))) as image:
             mode, ids, lossy = image.mode, np.asarray(image), image.format in _LOSSY
     except UserError:
         raise
@@ -86,24 +103,22 @@ def image_hw(place: Place, turn: bool = True) -> tuple[int, int]:
 
 def _has_chunk(place: Place, name: bytes) -> bool:
     """Whether a PNG file has such a chunk: length, name and a checksum around each are skipped."""
-    with _opened(place) as file:
+    with _file(place) as file:
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] != name:
             file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
         return head[4:] == name
 
 
-def _opened(place: Place) -> Any:
+def _file(place: Place) -> Any:
     return io.BytesIO(_bytes(place)) if isinstance(place, Part) else open(place, 'rb')
 
 
 @contextlib.contextmanager
 def _header(place: Place) -> Iterator[Any]:
     """PIL's image, not decoded."""
-    from PIL import Image
-
     try:
-        with _opened(place) as file, Image.open(file) as image:
+        with _file(place) as file, opened(file) as image:
             yield image
     except UserError:
         raise

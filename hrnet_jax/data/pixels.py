@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hrnet_jax.data.encoded import LARGEST, opened
 from hrnet_jax.data.preprocess import SUPPORT, Transform, resize_crop, to_rgb
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def reader(encoded: tf.Tensor) -> tuple[tf.Tensor, Read]:
     in_part = shape[2] != 4  # A JPEG file, not of CMYK, with the mark of its end.
     whole = tf.cond(in_part, lambda: tf.zeros((0, 0, 3), tf.uint8), lambda: _decode_whole(encoded))
     size = tf.where(in_part, shape[:2], tf.shape(whole)[:2])
+    # TensorFlow has the same limit for PNG, and a higher one for JPEG.
+    few = tf.reduce_prod(tf.cast(size, tf.int64)) <= LARGEST
+    with tf.control_dependencies(
+        [tf.debugging.assert_equal(few, True, 'it claims too many pixels')]
+    ):
+        size = tf.identity(size)
 
     def read(first, last):
         # Subsampled colours are interpolated, so that the pixels at the border of what is decoded
@@ -101,11 +108,10 @@ def _decode_whole(encoded: tf.Tensor) -> tf.Tensor:
 def _by_pil(encoded: tf.Tensor, prepare: Callable[[Image.Image], Any]) -> tf.Tensor:
     """What `prepare` makes of PIL's image; (0, 0, 3) where there is none."""
     import tensorflow as tf
-    from PIL import Image
 
     def decode(encoded: bytes) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(encoded)) as image:
+            with opened(io.BytesIO(encoded)) as image:
                 return np.asarray(prepare(image))
         except Exception:  # of any kind; TensorFlow would print it with its traceback
             return np.zeros((0, 0, 3), np.uint8)

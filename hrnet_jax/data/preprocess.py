@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from hrnet_jax.data import encoded
 from hrnet_jax.data.protocol import Protocol, images_taken
 from hrnet_jax.errors import UserError
 
@@ -196,10 +197,10 @@ def open_image(path: str, turned: bool = True) -> Image.Image:
     Raises:
         UserError: if the file cannot be read as an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
-        with Image.open(path) as image:
+        with encoded.opened(path) as image:
             return to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file.
         raise UserError(f'cannot read {path} as an image: {error}') from error

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from hrnet_jax.errors import UserError
+from hrnet_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import argparse
@@ -111,16 +111,23 @@ class Protocol(abc.ABC):
         return {name: _listed(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, fields: dict[str, Any] | None) -> Self:
         """The inverse of `to_json`; a missing field has its default.
 
         Raises:
-            UserError: if a field is unknown or has no sensible value.
+            UserError: if a field is unknown or has no sensible value, or there are none.
         """
+        if not isinstance(fields, dict):
+            raise UserError('nothing says how images are prepared: there is no "transform"')
         known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if unknown := set(fields) - known:
             raise UserError(f'transform: unknown fields: {", ".join(sorted(unknown))}')
-        return cls(**{name: _hashable(value) for name, value in fields.items()})
+        try:
+            return cls(**{name: _hashable(value) for name, value in fields.items()})
+        except UserError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f'transform: a value of another kind: {first_line(error)}') from None
 
 
 def images_taken(taken: list[str], say: list[str], flags: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data.listing import list_images
+from hrnet_jax.data.listing import list_images, read_text
 from hrnet_jax.data.opencv import Place, read_ids
 from hrnet_jax.data.views import NOTHING
 from hrnet_jax.errors import UserError, listed
@@ -213,11 +213,8 @@ def _listed(root: str, lists: str, split: str) -> list[str]:
     names: dict[str, None] = {}
     for part in parts:
         path = os.path.join(root, lists.format(split=part))
-        try:
-            with open(path, encoding='utf-8') as file:
-                names |= dict.fromkeys(line.split()[0] for line in file if line.strip())
-        except OSError as error:
-            raise UserError(f'cannot read {path}: {error.strerror}') from None
+        lines = read_text(path).split('\n')
+        names |= dict.fromkeys(line.split()[0] for line in lines if line.strip())
     return list(names)
 
 
@@ -282,8 +279,8 @@ def class_names(root: str) -> tuple[str, ...] | int:
     """The classes in classes.txt; without it their number, of all label maps in the folder."""
     path = os.path.join(root, CLASSES)
     if os.path.isfile(path):
-        with open(path, encoding='utf-8') as file:
-            names = tuple(line.strip() for line in file if line.strip())
+        lines = read_text(path).split('\n')
+        names = tuple(line.strip() for line in lines if line.strip())
         if not names or len(names) > NOTHING or len(set(names)) < len(names):
             raise UserError(f'{path} must have 1 to {NOTHING} different names, one a line')
         return names

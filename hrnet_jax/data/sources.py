@@ -221,7 +221,7 @@ def check_labels(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
 
 
 def basename(name: bytes) -> str:
-    return os.path.basename(name.decode())
+    return os.path.basename(os.fsdecode(name))
 
 
 def tensorflow() -> Any:

@@ -61,6 +61,8 @@ class TopDown(Protocol):
         if self.codec not in get_args(Codec):
             known = ', '.join(get_args(Codec))
             raise UserError(f'codec must be one of {known}, not {self.codec!r}')
+        if not all(isinstance(name, str) for name in self.keypoints):
+            raise UserError('keypoints are names')
         for name in ('sigma', 'padding'):
             if not getattr(self, name) > 0:
                 raise UserError(f'{name} must be above 0, not {getattr(self, name)!r}')

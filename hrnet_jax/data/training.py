@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -144,7 +145,7 @@ class TrainData(Shares):
             try:
                 # The name alone: a file that is not there is then not read.
                 [name] = raw.skip(number).take(1).map(lambda *x: self.source.parse(*x)['name'])
-                names.append(name.numpy().decode())
+                names.append(os.fsdecode(name.numpy()))
             except (ValueError, tensorflow().errors.OpError) as error:
                 names.append(f'a record ({first_line(error)})')
         return names

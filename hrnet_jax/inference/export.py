@@ -9,7 +9,8 @@ nor Flax is needed:
 
 Images are float32 (N, H, W, 3), normalised; with --preprocess they are uint8. The result is that of
 the model, of a classifier logits, float32 (N, classes). FILE.json says what FILE does not: the
-classes in order, how to resize, crop and normalise an image, the step of a training run.
+classes in order, how to resize, crop and normalise an image, the step of a training run. JAX does
+not notice a flipped bit in FILE; "sha256" in FILE.json is that of its bytes.
 
 With --weights-beside the weights are in FILE.npz and are the first argument:
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import errno
 import gc
+import io
 import logging
 import os
 import platform
@@ -20,6 +21,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.version import __version__
 
 T = TypeVar('T')
+_LONGEST = 8000  # characters of a message
 # Module -> what to install for it.
 PACKAGES = {
     'PIL': 'pillow',
@@ -98,7 +100,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f'error: {error.strerror}', file=sys.stderr)
         raise SystemExit(2) from None
     except UserError as error:
-        message = ' '.join(str(error).split())
+        message = ' '.join(str(error).split())[:_LONGEST]  # a file may have any names
         print(f'error: {message}', file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
@@ -124,13 +126,17 @@ def _output_is_unread() -> bool:
 def prepare() -> None:
     """What every process of a command begins with."""
     quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and classes may be no Unicode
+            stream.reconfigure(errors='backslashreplace')
     # Imports and tracing make millions of objects that stay alive. The search for garbage among
     # them took a quarter of the time, so it is done less often.
     gc.set_threshold(100_000, 50, 50)
 
 
 def quiet() -> None:
-    """Silences the chatter of TensorFlow, absl and Orbax; exceptions still show."""
+    """Silences the chatter of TensorFlow, OpenCV, absl and Orbax; exceptions still show."""
+    os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     # After a failed write, Orbax and asyncio report every array; `run` reports the error once.

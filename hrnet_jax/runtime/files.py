@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hrnet_jax.errors import UserError
 from hrnet_jax.runtime.buckets import Bucket, is_url
@@ -87,6 +89,19 @@ def replacing(path: Path, force: bool = False, marker: str | None = None) -> Ite
             else:
                 with contextlib.suppress(OSError):
                     left.unlink()
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
 
 
 def write(path: str | os.PathLike, text: str) -> None:

@@ -40,18 +40,21 @@ def get_task(task: str | Task) -> Task:
     Raises:
         UserError: if there is none.
     """
-    if not isinstance(task, str):
-        return task
-    if task in _REGISTERED:
-        return _REGISTERED[task]
-    if ':' in task:
+    if isinstance(task, str) and ':' in task:
         return register(_imported(task))
-    if task not in _PLACES:
+    return _known(task) if isinstance(task, str) else task
+
+
+def _known(name: Any) -> Task:
+    """What a file names is never imported: that would run code which the file chooses."""
+    if isinstance(name, str) and name in _REGISTERED:
+        return _REGISTERED[name]
+    if not isinstance(name, str) or name not in _PLACES:
         raise UserError(
-            f'unknown task {task!r}; known: {", ".join(names())}; one of your own is named as '
+            f'unknown task {name!r:.60}; known: {", ".join(names())}; one of your own is named as '
             '--task MODULE:NAME, or registered: hrnet_jax.tasks.register'
         )
-    return _imported(_PLACES[task])
+    return _imported(_PLACES[name])
 
 
 def register(task: Task) -> Task:
@@ -66,8 +69,8 @@ def register(task: Task) -> Task:
 
 
 def task_of(meta: Mapping[str, Any]) -> Task:
-    """Of a checkpoint's JSON."""
-    return get_task(meta.get('task', DEFAULT))
+    """Of a checkpoint's JSON; raises UserError if it is not known."""
+    return _known(meta.get('task', DEFAULT))
 
 
 def task_of_model(model: Any) -> Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import operator
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -359,6 +360,9 @@ class Task:
         """Flags of predict.py, with None as default; their names are options of `predict`."""
 
 
+_BLOCKS = 400  # of an architecture in a file; the largest published has 40
+
+
 def arch_of(meta: Mapping[str, Any], kind: type, known: Callable[[str], Any]) -> Any:
     """The architecture in a checkpoint's JSON.
 
@@ -375,8 +379,11 @@ def arch_of(meta: Mapping[str, Any], kind: type, known: Callable[[str], Any]) ->
         items = meta['arch'].items()
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
         arch = kind(**values)
+        blocks = arch.layer1[0] + sum(map(operator.mul, arch.modules, arch.blocks))
     except (AttributeError, TypeError):
         raise Unknown('an architecture this program does not know') from None
+    if not isinstance(arch.name, str) or blocks > _BLOCKS:
+        raise Unknown(f'an architecture of {blocks} blocks, named {arch.name!r:.60}')
     if arch.name in ARCHS and arch != known(arch.name):
         raise Unknown(f'another {arch.name} than this program')
     return arch

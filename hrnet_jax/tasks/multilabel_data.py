@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from hrnet_jax.data.evaluation import checked, missing
 from hrnet_jax.data.folder import open_files
-from hrnet_jax.data.listing import is_image
+from hrnet_jax.data.listing import is_image, read_text
 from hrnet_jax.data.sources import Dataset, Facts, Field, Source, tensorflow
 from hrnet_jax.data.tfds import Targets, open_tfds
 from hrnet_jax.errors import UserError, listed
@@ -77,7 +78,7 @@ def _check(source: Facts, batch: Mapping[str, np.ndarray]) -> None:
     for name, wrong in zip(batch['name'], batch['wrong'], strict=True):
         if wrong:
             raise UserError(
-                f'{source.dataset.name}: {name.decode()} has a label that is none of the '
+                f'{source.dataset.name}: {os.fsdecode(name)} has a label that is none of the '
                 f'{source.num_classes} classes'
             )
 
@@ -97,7 +98,7 @@ def _open_csv(path: Path, split: str | None) -> Source:
     files, labels, classes = _read(path)
     folder = path.parent
     if (folder / CLASSES).is_file():
-        named = [line.strip() for line in _text(folder / CLASSES).splitlines() if line.strip()]
+        named = [line.strip() for line in read_text(folder / CLASSES).splitlines() if line.strip()]
         if len(set(named)) < len(named):
             raise UserError(f'{folder / CLASSES} names {listed(_twice(named))} more than once')
         if classes is not None and set(classes) != set(named):
@@ -130,7 +131,7 @@ def _open_csv(path: Path, split: str | None) -> Source:
 def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
     """Files, the labels of each, and the classes where the columns name them."""
     try:
-        table = list(csv.reader(io.StringIO(_text(path), newline='')))
+        table = list(csv.reader(io.StringIO(read_text(path), newline='')))
     except csv.Error as error:
         raise UserError(f'cannot read {path}: {error}') from None
     rows = [[cell.strip() for cell in row] for row in table]
@@ -163,13 +164,6 @@ def _read(path: Path) -> tuple[list[str], list[set[str]], list[str] | None]:
         raise UserError(f'{path} names a class in two columns')
     chosen = [{c for c, x in zip(classes, row[1:], strict=True) if x == '1'} for row in rows]
     return files, chosen, classes
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'cannot read {path}: {error}') from None
 
 
 def _twice(names: Sequence[str]) -> list[str]:

@@ -276,7 +276,7 @@ class Experiment:
         else:
             meta = checkpoint.read_json(loading.find(recipe.init, self.arch))
             task = task_of(meta)
-            known = task.protocol.from_json(meta['transform']).to_json()
+            known = task.protocol.from_json(meta.get('transform')).to_json()
             known |= meta if task is self.task else {}
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value := known[name], list) else value
@@ -299,7 +299,7 @@ class Experiment:
             )
         model, variables = loading.load(folder, dtype=self.model.dtype)
         folded = fold(model, variables)
-        return (folded.model, self.task.protocol.from_json(meta['transform'])), folded.variables
+        return (folded.model, self.task.protocol.from_json(meta.get('transform'))), folded.variables
 
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hrnet_jax.checkpoints import description, workdir
 from hrnet_jax.checkpoints import format as checkpoint
-from hrnet_jax.checkpoints import workdir
 from hrnet_jax.data import imagenet
 from hrnet_jax.errors import UserError, first_line, listed
 from hrnet_jax.runtime import distributed, files
@@ -49,10 +50,10 @@ def prepare(
         raise UserError(f'{path} holds something else; take a new folder, or --force')
     try:
         (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        before = json.loads(file.read_text()) if file.exists() else None
+        before = dict(files.read_json(file)) if file.exists() else None
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror}') from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f'{file} is damaged; its folder needs it to go on') from None
     if before is None and workdir.steps(path) and not force:
         raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
@@ -73,7 +74,7 @@ def require_classes(path: Path, names: Sequence[str] | None) -> None:
     before = meta.get('class_names') or (ids if meta.get('num_classes') == len(ids) else None)
     if not before or not names or list(names) == before:
         return
-    pairs = enumerate(zip(before, names, strict=True))
+    pairs = enumerate(itertools.zip_longest(before, names))
     number, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     remedy = (
         f'--class-names FILE, a text file with the names in the order of the run, one a line, '
@@ -90,7 +91,7 @@ def require_classes(path: Path, names: Sequence[str] | None) -> None:
 def read_config(path: Path) -> dict[str, Any] | None:
     """What `write_config` wrote, if it did; `prepare` refuses one that is damaged."""
     try:
-        return json.loads((path / workdir.CONFIG).read_text())
+        return files.read_json(path / workdir.CONFIG)
     except (OSError, ValueError):
         return None
 
@@ -194,7 +195,7 @@ class Store:
         digests = {name: checkpoint.entries(tree) for name, tree in trees.items()}
         # Names are strings in JSON, and sorted as such in its digest.
         scores = {str(evaluated): value for evaluated, value in self.scores.items()}
-        meta = checkpoint.with_digest(
+        meta = description.with_digest(
             {
                 **self.describe,
                 'training': {**self.describe['training'], 'step': step, 'scores': scores},

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hrnet_jax.checkpoints import description
 from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.hub_files import PREFIX, parse, reason_of
 from hrnet_jax.data.protocol import Protocol
@@ -105,7 +106,7 @@ def push_to_hub(
     entries = checkpoint.entries(variables)
     if wrong := checkpoint.differing(entries, variable_shapes(described)):
         raise UserError(f'the variables are not of this model: they differ at {listed(wrong)}')
-    content = checkpoint.with_digest({**meta, **content, 'arrays': entries})
+    content = description.with_digest({**meta, **content, 'arrays': entries})
     with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / name for name in FILES]
         save_file(dict(checkpoint.named(variables)), paths[0])

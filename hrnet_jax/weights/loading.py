@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.checkpoints import workdir
-from hrnet_jax.checkpoints.format import ARRAYS, JSON, arch_name, model_of, read_json, restore
+from hrnet_jax.checkpoints.format import (
+    ARRAYS,
+    JSON,
+    arch_name,
+    as_written,
+    model_of,
+    read_json,
+    restore,
+)
 from hrnet_jax.checkpoints.hub_files import hint
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads.classification import Classifier
@@ -131,7 +138,6 @@ def load(
     averaged = bool(meta.get('ema')) and weights != 'raw'
     place = 'ema' if averaged else 'raw' if 'training' in meta else ARRAYS
     expected = meta['ema' if averaged else 'arrays']
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), shapes)
-    variables = restore(folder / place, target, expected)
+    variables = restore(folder / place, as_written(shapes, expected), expected)
     typed = jax.tree.map(lambda x, s: x.astype(s.dtype, copy=False), variables, shapes)
     return model, jax.device_put(typed)

@@ -40,14 +40,16 @@ def centre_and_scale(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the box, and its (width, height), padded and made to the ratio of `size`.
 
+    Of a float32 box both are computed in float32, as in mmpose: a few pixels depend on it.
+
     Args:
-        dtype: in which this is computed, as is the matrix that `affine` makes of it; as in mmpose,
-            by default float32 for a float32 box, and float64 for others.
+        dtype: of both, if not that of the box; float32 for the box `between` corners of a data set.
     """
-    dtype = dtype or (np.float32 if getattr(box, 'dtype', None) == np.float32 else np.float64)
-    low, size_of_box = np.asarray(box, np.float64).reshape(2, 2)
-    high = low + size_of_box
-    centre, scale = (values.astype(dtype) for values in ((low + high) / 2, high - low))
+    box = np.asarray(box)
+    box = box if box.dtype == np.float32 else box.astype(np.float64)
+    corner = box[:2] + box[2:]
+    centre, scale = (corner + box[:2]) * 0.5, corner - box[:2]
+    centre, scale = (values.astype(dtype or box.dtype) for values in (centre, scale))
     return centre, to_ratio(scale * padding, size)
 
 
@@ -59,7 +61,7 @@ def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:
         height = width / ratio
     else:
         width = height * ratio
-    return np.array([width, height])
+    return np.array([width, height], scale.dtype)
 
 
 def affine(
@@ -79,10 +81,9 @@ def affine(
     cos, sin = math.cos(angle), math.sin(angle)
     to = np.array(size[::-1], scale.dtype)
     if udp:
-        turn = np.array([[cos, -sin], [sin, cos]], scale.dtype)
-        by = (to - 1) / scale
-        shift = by * (scale / 2 - turn @ centre)
-        return np.column_stack([by[:, None] * turn, shift]).astype(np.float32)
+        zoom, turn = (to - 1) / scale, np.array([[cos, -sin], [sin, cos]], scale.dtype)
+        shift = zoom * (scale / 2 - (turn * centre).sum(-1))
+        return np.column_stack([turn * zoom[:, None], shift]).astype(np.float32)
     left = np.array([cos, sin]) * (scale[0] * -0.5)
     here = _corners(centre, centre + left)
     there = _corners(to * 0.5, to * 0.5 + [to[0] * -0.5, 0])

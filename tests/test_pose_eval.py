@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
+import cv2
 import numpy as np
 import poses
 import pytest
@@ -157,6 +159,51 @@ def test_an_image_that_cannot_be_read(command, ckpt, coco, tmp_path):
     file.write_text(json.dumps({**content, 'annotations': kept, 'images': images}))
     rows = [row for row in rows_of(found) if row['image_id'] != 2]
     assert result['metrics'] == pytest.approx(poses.by_pycocotools(file, rows), abs=1e-6)
+
+
+def published(image, low, high, size, udp):
+    """mmpose's crop between two float32 corners, in float32 to the matrix; its centre and scale."""
+    centre, scale = (low + high) * np.float32(0.5), (high - low) * np.float32(1.25)
+    ratio = np.float32(size[1] / size[0])
+    wide = scale[0] > scale[1] * ratio
+    scale[wide * 1] = scale[0] / ratio if wide else scale[1] * ratio
+    width, height = size[::-1]
+    if udp:
+        by = np.array([width - 1, height - 1], np.float32) / scale
+        matrix = np.column_stack([np.diag(by), by * (-centre + scale * np.float32(0.5))])
+    else:
+        left = centre - [scale[0] / 2, 0]
+        here = np.float32([centre, left, left - [0, scale[0] / 2]])
+        there = np.float32([[width / 2, height / 2], [0, height / 2], [0, (height - width) / 2]])
+        matrix = cv2.getAffineTransform(here, there)
+    return cv2.warpAffine(image, matrix, (width, height)), centre, scale
+
+
+@pytest.mark.parametrize('codec', ['quarter', 'udp'])
+@pytest.mark.parametrize('detector', [False, True])
+def test_crops_of_a_set_are_of_float32_boxes(coco, tmp_path, codec, detector):
+    """As mmpose's data sets hold them; float64 gives other pixels in a tenth of large crops."""
+    root, _ = coco
+    random, size = np.random.default_rng(0), np.array(poses.SIZES[0][::-1])
+    low = random.uniform(0, 30, (40, 2)).round(2)
+    boxes = np.concatenate([low, random.uniform(20, size - 35, (40, 2)).round(2)], 1)
+    content = json.loads((root / 'annotations/person_keypoints_val2017.json').read_text())
+    person = content['annotations'][0]
+    content['annotations'] = [{**person, 'bbox': box} for box in boxes.tolist()]
+    file = tmp_path / 'boxes.json'
+    file.write_text(json.dumps(content['annotations']))
+    (tmp_path / 'val2017').symlink_to(root / 'val2017')
+    poses.write_coco(tmp_path, content)
+    source = people.open_people('coco', None, str(tmp_path), str(file) if detector else None)
+    protocol = dataclasses.replace(poses.SMALL, codec=codec)
+    [batch] = people_batches.batches(source, protocol, Share(40, given=True))
+    image = source.read.image(0)
+    for i, box in enumerate(boxes):
+        low, high = np.float32(box[:2]), np.float32(box[:2] + box[2:])
+        high = low + np.float32(box[2:]) if detector else high
+        expected = published(image, low, high, protocol.input_size, codec == 'udp')
+        for name, values in zip(('image', 'centre', 'scale'), expected, strict=True):
+            np.testing.assert_array_equal(batch[name][i], values)
 
 
 def test_who_is_evaluated(coco, tmp_path):

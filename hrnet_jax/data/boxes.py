@@ -28,10 +28,10 @@ def checked_boxes(boxes: Any) -> Boxes:
     rows = [list(row) if isinstance(row, Sequence | np.ndarray) else [row] for row in boxes]
     found = [[*checked_box(row[:4]), *(row[4:] or [1.0])] for row in rows]
     try:
-        array = np.array(found, np.float64).reshape(-1, 5)
+        array = np.array(found, np.float64).reshape(len(found), 5)
     except (TypeError, ValueError):
         array = np.full((1, 5), np.nan)
-    if len(array) != len(found) or not np.isfinite(array).all():
+    if not np.isfinite(array).all():
         raise UserError('a box is [x, y, width, height], or these and a score')
     return array
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import keypoint_sets
+from hrnet_jax.data.crops import between
 from hrnet_jax.data.measured import scaled_box
 from hrnet_jax.errors import UserError, listed
 
@@ -40,7 +41,7 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
         odd += ['ids of images'] * (
             len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0))
         )
-        odd += ['category'] * (words and not _is_category(category))
+        odd += ['category'] * (not _is_category(category))
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
@@ -161,8 +162,7 @@ def annotated(
         if size.min() <= 0:
             left_out += 1
             continue
-        row = np.concatenate([corners[0], size, [1.0]])
-        rows.append((place[person['image_id']], row, number))
+        rows.append((place[person['image_id']], np.append(between(*corners), 1.0), number))
     if not rows:
         raise UserError(f'{path} has no person with a box and a keypoint')
     note = f'{left_out} people without a keypoint or a box in their image, or crowds: not evaluated'
@@ -173,7 +173,11 @@ def detected(boxes: str, images: Mapping[Any, Any]) -> Found:
     """The people of a detector, in the images that there are."""
     place = {identity: i for i, identity in enumerate(images)}
     found = box_files.detections(boxes)
-    rows = [(place[image], row, 0) for image, row in found if image in place and min(row[2:4]) > 0]
+    rows = []
+    for image, row in found:
+        if image in place and min(row[2:4]) > 0:
+            low, size = row[:4].astype(np.float32).reshape(2, 2)
+            rows.append((place[image], np.append(between(low, low + size), row[4]), 0))
     if not rows:
         raise UserError(
             f'{boxes} has no box of a person in these images; it has {len(found)} boxes of people'

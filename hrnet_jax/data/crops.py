@@ -28,15 +28,29 @@ def checked_box(box: Any) -> np.ndarray:
     return found
 
 
-def centre_and_scale(box: Any, size: Size, padding: float) -> tuple[np.ndarray, np.ndarray]:
+def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """float64 (4,): the box between two corners. The data sets of mmpose have these in float32, and
+    the differences of such numbers are exact here."""
+    low, high = (corner.astype(np.float32).astype(np.float64) for corner in (low, high))
+    return np.concatenate([low, high - low])
+
+
+def centre_and_scale(
+    box: Any, size: Size, padding: float, dtype: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the box, and its (width, height), padded and made to the ratio of `size`.
 
     Of a float32 box both are computed in float32, as in mmpose: a few pixels depend on it.
+
+    Args:
+        dtype: of both, if not that of the box; float32 for the box `between` corners of a data set.
     """
     box = np.asarray(box)
     box = box if box.dtype == np.float32 else box.astype(np.float64)
     corner = box[:2] + box[2:]
-    return (corner + box[:2]) * 0.5, to_ratio((corner - box[:2]) * padding, size)
+    centre, scale = (corner + box[:2]) * 0.5, corner - box[:2]
+    centre, scale = (values.astype(dtype or box.dtype) for values in (centre, scale))
+    return centre, to_ratio(scale * padding, size)
 
 
 def to_ratio(scale: np.ndarray, size: Size) -> np.ndarray:

@@ -159,9 +159,10 @@ def _udp(
     """The same with stencils of one pixel, everywhere."""
     at = around(jnp.log(jnp.clip(_blurred(maps, taps), 1e-3, 50)))
     middle, epsilon = 2 * at(0, 0), np.finfo(np.float32).eps
-    across, down = at(1, 0) + at(-1, 0), at(0, 1) + at(0, -1)
-    xx, yy = across - middle + epsilon, down - middle + epsilon
-    xy = (at(1, 1) - across - down + middle + at(-1, -1)) / 2
+    # In this order the first differences are exact: the values lie close together.
+    xx, yy = at(1, 0) - middle + at(-1, 0), at(0, 1) - middle + at(0, -1)
+    xy = at(1, 1) - at(1, 0) - at(0, 1) + middle - at(-1, 0) - at(0, -1) + at(-1, -1)
+    xx, yy, xy = xx + epsilon, yy + epsilon, xy / 2
     return _newton(at, xx, yy, xy, xx * yy - xy * xy != 0)
 
 

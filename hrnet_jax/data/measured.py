@@ -60,9 +60,15 @@ def scaled_box(person: Mapping[str, Any]) -> list[float] | None:
     """The box of an annotation that says a centre and a scale; None of another."""
     if 'center' not in person or 'scale' not in person:
         return None
-    x, y = map(float, person['center'])
-    side = float(np.max(person['scale'])) * PIXELS
-    return [x - side / 2, y - side / 2, side, side]
+    centres = np.array([person['center']], np.float32)
+    sides = np.array([np.max(person['scale'])], np.float32) * np.float32(PIXELS)
+    return _around(centres, sides)[0].tolist()
+
+
+def _around(centres: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """float64 (N, 4): squares; exact, as mmpose has their centres (N, 2) and sides in float32."""
+    sides = np.repeat(sides.astype(np.float64)[:, None], 2, 1)
+    return np.concatenate([centres - sides / 2, sides], -1)
 
 
 def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
@@ -81,17 +87,17 @@ def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
         names = [person['image'] for person in content]
         points = np.array([person['joints'] for person in content], np.float64)
         seen = np.array([person['joints_vis'] for person in content], np.float64)
-        centres = np.array([person['center'] for person in content], np.float64)
-        scales = np.array([person['scale'] for person in content], np.float64)
+        centres = np.array([person['center'] for person in content], np.float32)
+        scales = np.array([person['scale'] for person in content], np.float32)
         good = points.shape == (len(names), count, 2) and len(names) > 0
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:
         raise UserError(f'{path} is not a list of people with {count} joints, center and scale')
     # Annotations count from 1; the box lies a little lower, so that no foot is cut off.
-    centres = centres + np.stack([0 * scales, 15 * scales], -1) - 1
-    sides = np.repeat(scales[:, None] * PIXELS, 2, 1)
-    boxes = np.concatenate([centres - sides / 2, sides, np.ones((len(names), 1))], -1)
+    sides = scales * np.float32(PIXELS)
+    centres[:, 1] += np.float32(15 / PIXELS) * sides
+    boxes = np.column_stack([_around(centres - 1, sides), np.ones(len(names))])
     sizes = np.zeros(len(names))
     if split == 'val':
         heads = _heads(heads_path, len(names), path)

@@ -54,7 +54,9 @@ def _batches(
             image = people.image(groups[group][0])
         except UserError as error:  # is counted, and raised where it may be
             return [error] * len(groups[group])
-        return [protocol.crop(image, people.boxes[number, :4]) for number in groups[group]]
+        return [
+            protocol.crop(image, people.boxes[number, :4], np.float32) for number in groups[group]
+        ]
 
     found = itertools.chain.from_iterable(ahead(crops, range(len(groups))))
     broken: list[str] = []
@@ -75,7 +77,7 @@ def _batches(
                 batch['unreadable'][i] = True
                 continue
             batch['image'][i], batch['mask'][i] = crop, True
-            region = protocol.region(people.boxes[number, :4])
+            region = protocol.region(people.boxes[number, :4], np.float32)
             batch['centre'][i], batch['scale'][i] = region
         if len(broken) > allowed:
             broken += [str(x) for x in found if isinstance(x, UserError)]

@@ -218,13 +218,14 @@ class TopDown(Protocol):
             order[a], order[b] = b, a
         return tuple(order)
 
-    def region(self, box: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Centre and (width, height) of what the crop shows; `box`: (x, y, width, height)."""
-        return crops.centre_and_scale(box, self.input_size, self.padding)
+    def region(self, box: Any, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """Centre and (width, height) of what the crop shows; `box`: (x, y, width, height); `dtype`:
+        see `crops.centre_and_scale`."""
+        return crops.centre_and_scale(box, self.input_size, self.padding, dtype)
 
-    def crop(self, image: np.ndarray, box: Any) -> np.ndarray:
+    def crop(self, image: np.ndarray, box: Any, dtype: Any = np.float64) -> np.ndarray:
         """uint8 (H, W, 3) -> (*input_size, 3)."""
-        matrix = crops.affine(*self.region(box), self.input_size, self.udp)
+        matrix = crops.affine(*self.region(box, dtype), self.input_size, self.udp)
         return crops.cut(image, matrix, self.input_size)
 
     def placed(self, keypoints: np.ndarray, box: Any) -> np.ndarray:

@@ -120,7 +120,7 @@ def spoiled(root, kind):
             'val',
             'hold no class but 0; they are PNG files of class ids 0, 1, ...',
         ),
-        ('fine', None, 'its splits are val'),
+        ('fine', None, 'name a split: val'),
         ('fine', 'test', 'test has no folders images and labels'),
     ],
 )

@@ -57,6 +57,12 @@ def test_sizes(fit, image_hw, expected):
     assert Views(fit=fit).sizes(image_hw) == [expected]
 
 
+@pytest.mark.parametrize(('average', 'expected'), [('softmax', (185, 374)), ('exp', (185, 375))])
+def test_sizes_of_several_scales(average, expected):
+    """As mmcv's Resize with a scale_factor, and as the official code."""
+    assert Views(scales=(1, 0.75), average=average).sizes((247, 500)) == [(247, 500), expected]
+
+
 def test_flags():
     views = Views(fit=(2048, 512))
     assert views.override(flip=True, scales=[0.5, 1]).text == (

@@ -162,11 +162,15 @@ class Views(Protocol):
         return [self._size(*image_hw, scale) for scale in self.scales]
 
     def _size(self, height: int, width: int, scale: float) -> Size:
-        factor = scale
+        edges = max(height, width), min(height, width)
+        # Both codes round the scaled edges, the official one the longer edge alone, and then keep
+        # the ratio.
+        bounds = [max(int(edge * scale + 0.5), 1) for edge in edges]
+        bounds = bounds[: 1 if self.average == 'exp' else 2]
+        factor = min(bound / edge for bound, edge in zip(bounds, edges, strict=False))
         if self.fit:
             long, short = (int(edge * scale) for edge in self.fit)
-            bounds = max(long, short), min(long, short)
-            factor = min(bounds[0] / max(height, width), bounds[1] / min(height, width))
+            factor = min(max(long, short) / edges[0], min(long, short) / edges[1])
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
     def views(self, image: np.ndarray) -> Iterator[np.ndarray]:

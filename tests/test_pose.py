@@ -299,6 +299,7 @@ def test_predict(command, ckpt, loaded, tmp_path, form):
             for box in rows
             for category in (1, 2)  # no person
         ]
+        content.append({'image_id': 1, 'category_id': 1, 'bbox': [5, 5, 0, 9], 'score': 0.9})
     (tmp_path / 'boxes.json').write_text(json.dumps(content))
     code, out, err = command(
         predict_command.main, *files, '--ckpt', ckpt, '--boxes', tmp_path / 'boxes.json',

@@ -88,7 +88,7 @@ def boxes_of_files(path: str, images: Sequence[str]) -> list[Boxes]:
 
     It holds `detections`, whose image_id is a file's name, with or without its ending, or the
     number in it (139 for 000000000139.jpg); or {file: [[x, y, w, h], ...]} by the base name. An
-    image that it does not name has no box.
+    image that it does not name has no box. Detections without a size are left out.
 
     Raises:
         UserError: if it is another, or names none of the images.
@@ -103,6 +103,7 @@ def boxes_of_files(path: str, images: Sequence[str]) -> list[Boxes]:
     else:
         pairs = detections(path)
         named = {name for name, _ in pairs}
+        pairs = [(name, box) for name, box in pairs if box[2] > 0 and box[3] > 0]  # as eval.py
     found, known = [], False
     for image in images:
         base = os.path.basename(image)

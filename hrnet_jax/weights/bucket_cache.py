@@ -53,6 +53,8 @@ def _copied(bucket: Bucket, name: str, digest: str) -> Path:
                 made = Path(temporary) / last
                 bucket.download(name, made)
                 _rename(made, place / last)
+    except FileNotFoundError as error:
+        raise UserError(f'{bucket.url}: {name or last} was removed meanwhile; try again') from error
     except (OSError, RuntimeError) as error:
         raise UserError(f'{bucket.url}: cannot write the cache: {error}') from error
     return place / last

@@ -103,10 +103,12 @@ def test_files(url, tmp_path):
         bucket.read('a/b.txt')
     (tmp_path / 'x').mkdir()
     (tmp_path / 'x' / 'array').write_bytes(bytes(range(256)) * 30_000)  # in several parts
+    (tmp_path / 'x' / 'end').write_bytes(b'\n\r')
     (tmp_path / 'last').touch()
     bucket.upload(tmp_path, 'step', 'last')
     bucket.download('step', tmp_path / 'back')
     assert (tmp_path / 'back/x/array').read_bytes() == (tmp_path / 'x/array').read_bytes()
+    assert (tmp_path / 'back/x/end').read_bytes() == b'\n\r'
     assert (tmp_path / 'back/last').exists()
     bucket.remove_folder('step', 'last')
     assert bucket.sizes() == {}

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Home:
     """The training folder `path` on a disk that all processes see."""
 
     held: frozenset[int] = frozenset()  # steps that must not be removed yet
+    kept: Callable[[list[int]], Collection[int]] = staticmethod(lambda steps: steps)  # of these
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
@@ -184,7 +185,10 @@ class BucketHome(Home):
             due = time.monotonic() + _EVERY
 
     def _new(self) -> bool:
-        return not self._problem and self._there != set(workdir.steps(self.path))
+        return not self._problem and self._there != self._wanted()
+
+    def _wanted(self) -> set[int]:
+        return set(self.kept(workdir.steps(self.path)))
 
     def _copy(self) -> None:
         """Makes the bucket as the folder is: checkpoints first, then what is to go, then the rest.
@@ -193,9 +197,10 @@ class BucketHome(Home):
             UserError: if the bucket refuses; `_problem` is that until a copy succeeds.
         """
         try:
-            for step in sorted(set(workdir.steps(self.path)) - self._there, reverse=True):
+            wanted = self._wanted()
+            for step in sorted(wanted - self._there, reverse=True):
                 self._copy_step(step)
-            for step in self._there - set(workdir.steps(self.path)):
+            for step in self._there - wanted:
                 self.bucket.remove_folder(f'{workdir.CHECKPOINTS}/{step}', workdir.META)
                 self._there.discard(step)
             for path in sorted(self.path.rglob('*')):

@@ -156,6 +156,7 @@ class Store:
 
     def __post_init__(self) -> None:
         self.path = self.home.path
+        self.home.kept = self._kept
         self._manager: Any = None
         self._writing = False
         self._newest: int | None = None  # being written, or written
@@ -163,8 +164,12 @@ class Store:
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         """Orbax's preservation policy."""
         steps = [one.step for one in checkpoints]
+        kept = {*self._kept(steps), *self.home.held}
+        return [step in kept for step in steps]
+
+    def _kept(self, steps: list[int]) -> set[int]:
         best = workdir.best(steps, self.scores)
-        return [step in (best, *steps[-self.keep :], *self.home.held) for step in steps]
+        return {*steps[-self.keep :], *([] if best is None else [best])}
 
     def best(self) -> int | None:
         """The step of the best evaluation so far."""

@@ -173,12 +173,12 @@ def test_lines_of_the_table_of_figures(monkeypatch):
     first = rows['results.csv'][0] | {'split': 'train', 'value': '99'}
     rows['results.csv'].append(first)
     monkeypatch.setattr(published, '_rows', rows.get)
-    entry = published._read()['w18']
+    entry = published.all_published.__wrapped__()['w18']
     accuracy = entry.results[entry.transform]['imagenet2012']
     assert accuracy == {'validation': {'top1': 76.75, 'top5': 93.44}, 'train': {'top1': 99}}
     rows['results.csv'].append(first | {'source': 'another'})
     with pytest.raises(ValueError, match=r'two figures for top1 of w18, .*, imagenet2012, train'):
-        published._read()
+        published.all_published.__wrapped__()
 
 
 def wrong_variant(path):

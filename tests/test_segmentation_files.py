@@ -145,8 +145,8 @@ def test_there_and_back_with_the_command(command, refused, tmp_path):
     flags = ('--align-corners', '--class-names', names)
     assert command(main, source, '--out', tmp_path / 'a', *flags)[0] == 0
     for layout, said in (
-        ('official', 'set upsample bilinear_two_step and align_corners True there'),
-        ('mmseg', 'set align_corners True there'),
+        ('official', 'must set upsample bilinear_two_step and align_corners True, which'),
+        ('mmseg', 'must set align_corners True, which'),
     ):
         file = tmp_path / f'{layout}.pth'
         code, out, err = command(main, tmp_path / 'a' / 'tiny', '--to', layout, '--out', file)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fsspec
+
 ENVIRONMENT = {
     'gs': {'STORAGE_EMULATOR_HOST': 'http://127.0.0.1:{port}', 'FSSPEC_GS_TOKEN': 'anon'},
     's3': {
@@ -38,6 +40,7 @@ def storage(kind: str) -> Iterator[subprocess.Popen]:
     quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
     server = subprocess.Popen([sys.executable, __file__, kind, str(port)], **quiet)
     os.environ |= own
+    fsspec.get_filesystem_class(kind).clear_instance_cache()  # the last server's port is in it
     try:
         _answers(port, server)
         if kind == 's3':

@@ -366,8 +366,8 @@ def test_mistakes_of_predict(refused, ckpt, tmp_path):
     assert 'as COCO detections are' in line('[{"bbox": [0, 0, 5, 5]}]')
     assert 'as COCO detections are' in line('3')
     assert 'as COCO detections are' in line('[{"image_id": [1], "bbox": [0, 0, 5, 5]}]')
-    negative = '[{"image_id": 1, "bbox": [0, 0, -5, 5]}]'
-    assert 'with a size above 0, not [0.0, 0.0, -5.0, 5.0]' in line(negative)
+    negative = '{"000000000001.png": [[0, 0, -5, 5]]}'
+    assert 'with a size above 0, not [0, 0, -5, 5]' in line(negative)
 
 
 def test_exported_and_in_nnx(loaded):

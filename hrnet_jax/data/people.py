@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,28 +11,12 @@ import numpy as np
 
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import coco_form, keypoint_sets, opencv
+from hrnet_jax.data.coco_folders import Layout, located, paths_of
 from hrnet_jax.data.indexed import Example, Indexed
 from hrnet_jax.data.keypoint_sets import KeypointSet
 from hrnet_jax.data.measured import FACES, Measured, face_sizes, read_mpii
 from hrnet_jax.data.sources import Dataset
-from hrnet_jax.errors import UserError, listed
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the files of a set are, below the folder that holds it; {split} stands for the split's.
-
-    Attributes:
-        annotations: in the order in which they are looked for.
-        images: their folder.
-        splits: the user's name of a split -> the files'; the first is that of evaluation.
-        areas: the annotations say the areas that people have; else it is a part of the box.
-    """
-
-    annotations: tuple[str, ...]
-    images: str
-    splits: Mapping[str, str]
-    areas: bool = True
+from hrnet_jax.errors import UserError
 
 
 def _faces(file: str, **splits: str) -> Layout:
@@ -150,14 +133,15 @@ def open_people(
     Raises:
         UserError: if files are missing or are not of this form.
     """
-    title, split, path, folders, areas = _located(name, split, data_dir)
+    title, split, path, folders = located(name, split, data_dir, LAYOUTS, 'pose')
+    areas = LAYOUTS[title].areas if title in LAYOUTS else True
     if boxes and (title in FACES or title == 'mpii'):
         raise UserError(f'{title} is evaluated in the boxes of its annotations, without --boxes')
     if title == 'mpii':
         files, regions, measured = read_mpii(os.path.dirname(folders[0]), split)
         order = {name: i for i, name in enumerate(dict.fromkeys(files))}
         places = np.array([order[name] for name in files], np.int32)
-        reader = People(_paths(path, folders, list(order)), places, regions, measured.keypoints)
+        reader = People(paths_of(path, folders, list(order)), places, regions, measured.keypoints)
         return _opened(title, split, reader, measured, keypoint_sets.sets()['mpii'])
     content = box_files.read_json(path)
     images, people, category = coco_form.parsed(content, path, title)
@@ -188,7 +172,7 @@ def open_people(
         held = coco_form.content(ids, people, marked, category, path, areas, bool(crowds))
         truth = Truth(held, tuple(ids[i] for i in places), regions, sigmas, parts, crowds)
     reader = People(
-        _paths(path, folders, [str(images[i]['file_name']) for i in ids]),
+        paths_of(path, folders, [str(images[i]['file_name']) for i in ids]),
         places,
         regions,
         np.array([keypoints[i] for i in chosen], np.float32) if keypoints else None,
@@ -222,58 +206,3 @@ def _opened(
         truth=truth,
         keypoints=keypoints,
     )
-
-
-def _located(
-    name: str, split: str | None, data_dir: str | None
-) -> tuple[str, str, str, list[str], bool]:
-    """Title, split, annotations, folders of the images, whether areas are measured."""
-    if name.startswith(('folder:', '/', '.', '~')):
-        title = name.removeprefix('folder:')
-        path, folders = _own(os.path.normpath(os.path.expanduser(title)), split)
-        return title, split or '', path, folders, True
-    if name not in LAYOUTS:
-        known = f'known: {", ".join(LAYOUTS)}, or folder:PATH of COCO annotations and images'
-        raise UserError(f'unknown pose data set {name!r}; {known}')
-    if data_dir is None:
-        raise UserError(f'{name}: --data-dir says where its files are')
-    layout = LAYOUTS[name]
-    split = split or next(iter(layout.splits))
-    if split not in layout.splits:
-        raise UserError(f'{name} has no split {split}; it has {", ".join(layout.splits)}')
-    root, own = os.path.normpath(os.path.expanduser(data_dir)), layout.splits[split]
-    split = next(name for name, files in layout.splits.items() if files == own)
-    files = [os.path.join(root, file.format(split=own)) for file in layout.annotations]
-    path = next(filter(os.path.isfile, files), files[0])
-    return name, split, path, [os.path.join(root, layout.images.format(split=own))], layout.areas
-
-
-def _own(root: str, split: str | None) -> tuple[str, list[str]]:
-    """The annotations of a folder of one's own, and folders in which the images may be."""
-    if os.path.isfile(root):
-        path, root = root, os.path.dirname(root)
-    else:
-        inside = [os.path.join(root, *place) for place in ((), ('annotations',))]
-        held = [file for folder in inside for file in sorted(glob.glob(f'{folder}/*.json'))]
-        stems = [os.path.splitext(os.path.basename(file))[0] for file in held]
-        fit = [
-            file
-            for file, stem in zip(held, stems, strict=True)
-            if split in (None, stem) or stem.endswith(f'_{split}')
-        ]
-        if len(fit) != 1:
-            what = f'no {split}.json' if split and not fit else 'several files: name a split'
-            what = what if held else 'no annotations, which are a JSON file in the form of COCO'
-            raise UserError(f'{root} holds {what}; it holds {listed(stems) or "none"}')
-        path = fit[0]
-    around = os.path.dirname(path)
-    folders = [os.path.join(root, 'images'), root, around, os.path.join(around, 'images')]
-    return path, [*(os.path.join(x, split) for x in folders if split), *folders]
-
-
-def _paths(annotations: str, folders: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Of the images, in the first folder that has the first of them."""
-    folder = next((x for x in folders if os.path.isfile(os.path.join(x, names[0]))), None)
-    if folder is None:
-        raise UserError(f'{annotations}: its first image {names[0]} is not in {folders[0]}')
-    return tuple(os.path.join(folder, name) for name in names)

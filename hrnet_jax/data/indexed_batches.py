@@ -37,24 +37,51 @@ def batches(source: Indexed, views: Views, share: Share) -> Batches:
     """
     total = min(share.limit or source.num_examples, source.num_examples)
     sizes = source.image_hw(range(total))
-    steps: list[tuple[Bucket, np.ndarray]] = []
     found = buckets(sizes.tolist(), views)
-    for bucket in found:
-        size = min(share.batch_size, len(bucket.numbers))
-        if not share.given:
-            arrays = (*bucket.views, bucket.image_hw)
-            size = at_once(size, arrays, views, source.num_classes or 1)
-        size = share.local(size)
-        for start in range(0, len(bucket.numbers), size * share.process_count):
+
+    def size_of(bucket: Bucket, size: int) -> int:
+        return at_once(size, (*bucket.views, bucket.image_hw), views, source.num_classes or 1)
+
+    def read(number: int) -> Any:
+        example = source.read(number)
+        return [*views.views(example['image'])], example['label']
+
+    steps = planned([(bucket, bucket.numbers) for bucket in found], size_of, share)
+    notes = shapes_note(len(np.unique(sizes, axis=0)), len(found))
+    items = read_ahead(source, share, steps, read, _empty, _fill)
+    return Batches(len(steps), items, notes)
+
+
+Step = tuple[Any, np.ndarray]  # what has a shape, and the numbers that this process reads, or -1
+
+
+def planned(
+    groups: Sequence[tuple[Any, np.ndarray]], size_of: Callable[[Any, int], int], share: Share
+) -> list[Step]:
+    """The steps of one process, as many and of the same shapes on every one.
+
+    Args:
+        groups: what has a shape, and the numbers of its images.
+        size_of: (that, batch size of small images) -> batch size, where the user has given none.
+    """
+    steps: list[Step] = []
+    for shape, members in groups:
+        size = min(share.batch_size, len(members))
+        size = share.local(size if share.given else size_of(shape, size))
+        for start in range(0, len(members), size * share.process_count):
             numbers = np.full(size * share.process_count, -1)
-            taken = bucket.numbers[start : start + len(numbers)]
+            taken = members[start : start + len(numbers)]
             numbers[: len(taken)] = taken
-            steps.append((bucket, numbers.reshape(share.process_count, size)[share.process_index]))
-    kinds = len(np.unique(sizes, axis=0))
-    programs = '1 program is' if len(found) == 1 else f'{len(found)} programs are'
-    shapes = f'{len(found)} shape{"s" * (len(found) > 1)}'
-    notes = (f'images of {kinds} sizes are padded to {shapes}: {programs} compiled',)
-    return Batches(len(steps), _batches(source, views, share, steps), notes * (kinds > 1))
+            steps.append((shape, numbers.reshape(share.process_count, size)[share.process_index]))
+    return steps
+
+
+def shapes_note(sizes: int, shapes: int) -> tuple[str, ...]:
+    """What the user should know where images of several sizes are read."""
+    programs = '1 program is' if shapes == 1 else f'{shapes} programs are'
+    plural = 's' * (shapes > 1)
+    note = f'images of {sizes} sizes are padded to {shapes} shape{plural}: {programs} compiled'
+    return (note,) * (sizes > 1)
 
 
 def at_once(batch_size: int, shapes: Sequence[Size], views: Views, classes: int) -> int:
@@ -63,46 +90,53 @@ def at_once(batch_size: int, shapes: Sequence[Size], views: Views, classes: int)
     return max(min(batch_size, batch_size * _USUAL // (area * max(classes, _CHANNELS))), 1)
 
 
-def _batches(
+def read_ahead(
     source: Indexed,
-    views: Views,
     share: Share,
-    steps: Sequence[tuple[Bucket, np.ndarray]],
+    steps: Sequence[Step],
+    read: Callable[[int], Any],
+    empty: Callable[[Any, int], dict[str, np.ndarray]],
+    fill: Callable[..., None],
 ) -> Iterator[dict[str, np.ndarray]]:
-    def read(number: int) -> Any:
-        if number < 0:
-            return None
+    """The batches of these steps.
+
+    Args:
+        read: number -> example; raises UserError for what cannot be read.
+        empty: (what has a shape, size) -> a batch of padding, with index, mask and unreadable.
+        fill: (batch, place, example) puts it in.
+    """
+
+    def attempt(number: int) -> Any:
         try:
-            example = source.read(number)
+            return None if number < 0 else read(number)
         except WrongLabel:
             raise
         except UserError as error:  # is counted, and raised where it may be
             return error
-        return [*views.views(example['image'])], example['label']
 
     numbers = np.concatenate([numbers for _, numbers in steps])
-    examples = ahead(read, [int(number) for number in numbers])
+    examples = ahead(attempt, [int(number) for number in numbers])
     broken: list[str] = []
     allowed = math.floor(share.max_corrupt * (numbers >= 0).sum())
-    for bucket, own in steps:
-        batch = _empty(bucket, len(own))
+    for shape, own in steps:
+        batch = empty(shape, len(own))
         batch['index'][:] = own
-        for i, number in enumerate(own):
+        for i in range(len(own)):
             example = next(examples)
             if isinstance(example, UserError):
                 broken.append(str(example))
                 batch['unreadable'][i] = True
-            if isinstance(example, UserError) or example is None:
-                continue
-            _fill(batch, i, *example)
-            batch['mask'][i] = number >= 0
+            elif example is not None:
+                fill(batch, i, example)
+                batch['mask'][i] = True
         if len(broken) > allowed:
             broken += [str(x) for x in examples if isinstance(x, UserError)]
             raise too_many(source, f'{len(broken)} of {(numbers >= 0).sum()} images', broken)
         yield batch
 
 
-def _fill(batch: dict[str, np.ndarray], i: int, images: Sequence[Any], label: Any) -> None:
+def _fill(batch: dict[str, np.ndarray], i: int, example: tuple[Sequence[Any], Any]) -> None:
+    images, label = example
     arrays = [batch[name] for name in _names(len(images))]
     for array, image in zip((*arrays, batch['label']), (*images, label), strict=True):
         array[i, : image.shape[0], : image.shape[1]] = image
@@ -115,7 +149,7 @@ def example_arrays(image: np.ndarray, bucket: Bucket, views: Views) -> dict[str,
     """What a batch has of one image, uint8 (H, W, 3), without labels."""
     images = list(views.views(image))
     batch = _empty(bucket, 1)
-    _fill(batch, 0, images, np.full(image.shape[:2], NOTHING, np.uint8))
+    _fill(batch, 0, (images, np.full(image.shape[:2], NOTHING, np.uint8)))
     beside = ('index', 'mask', 'unreadable')
     return {name: array[0] for name, array in batch.items() if name not in beside}
 

@@ -38,6 +38,8 @@ class IndexedData(Shares):
             and the `outputs`, each of its shape.
         size: height and width.
         outputs: what a batch has beside image and weight.
+        kinds: int (num_examples,): the images of a batch are of one kind. None: of any.
+        sizes: of the images of each kind, where they differ from `size`.
     """
 
     source: Indexed
@@ -45,6 +47,21 @@ class IndexedData(Shares):
     augment: Callable[[Example, np.random.Generator], Example] = dataclasses.field(kw_only=True)
     size: tuple[int, int] = dataclasses.field(kw_only=True)
     outputs: tuple[Field, ...] = dataclasses.field(kw_only=True)
+    kinds: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
+    sizes: tuple[tuple[int, int], ...] = dataclasses.field(default=(), kw_only=True)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of one kind; what remains of an epoch's order is left out."""
+        if self.kinds is None:
+            return super().steps_per_epoch
+        return int(sum(np.bincount(self.kinds) // self.recipe.batch_size))
+
+    def size_at(self, step: int) -> tuple[int, int]:
+        if self.kinds is None or not self.sizes:
+            return self.size
+        _, number = self.number(step * math.prod(self.shape))
+        return self.sizes[self.kinds[number]]
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -70,7 +87,7 @@ class IndexedData(Shares):
                 failed += [one[_FAILED] for one in batch if _FAILED in one]
                 if len(failed) > self.most_missing:
                     raise self.too_many(epoch, len(failed), failed[:NAMED])
-                yield self._joined(batch)
+                yield self._joined(batch, self.size_at(step))
         finally:
             examples.close()
 
@@ -93,13 +110,18 @@ class IndexedData(Shares):
         step, rest = divmod(place, parts * share)
         (epoch, step), (part, within) = divmod(step, self.steps_per_epoch), divmod(rest, share)
         at = step * r.batch_size + part * r.microbatch + self.process_index * share + within
-        return epoch, int(_order(r.seed, epoch, self.source.num_examples)[at])
+        return epoch, int(self._order(epoch)[at])
 
-    def _joined(self, examples: list[Example]) -> dict[str, np.ndarray]:
+    def _order(self, epoch: int) -> np.ndarray:
+        r = self.recipe
+        kinds = None if self.kinds is None else self.kinds.tobytes()
+        return _order(r.seed, epoch, self.source.num_examples, kinds, r.batch_size)
+
+    def _joined(self, examples: list[Example], size: tuple[int, int]) -> dict[str, np.ndarray]:
         """The batch; in the place of what cannot be read is another image, of weight 0."""
-        good = [one for one in examples if _FAILED not in one] or [self._nothing]
+        good = [one for one in examples if _FAILED not in one] or [self._nothing(size)]
         # Its image is one that BatchNorm may see; its labels count nowhere.
-        instead = {**self._nothing, 'image': good[0]['image']}
+        instead = {**self._nothing(size), 'image': good[0]['image']}
         filled = [instead if _FAILED in one else one for one in examples]
         names = ('image', *(field.name for field in self.fields))
         weight = np.array([_FAILED not in one for one in examples], np.float32)
@@ -107,12 +129,19 @@ class IndexedData(Shares):
         batch['weight'] = weight
         return {name: x.reshape((*self.shape, *x.shape[1:])) for name, x in batch.items()}
 
-    @property
-    def _nothing(self) -> Example:
+    def _nothing(self, size: tuple[int, int]) -> Example:
         fields = {f.name: np.full(f.shape, f.padding, f.dtype) for f in self.fields}
-        return {'image': np.zeros((*self.size, 3), np.uint8), **fields}
+        return {'image': np.zeros((*size, 3), np.uint8), **fields}
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, total: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(total)
+def _order(seed: int, epoch: int, total: int, kinds: bytes | None, batch: int) -> np.ndarray:
+    """The numbers of an epoch; of kinds, int64 each, whole batches of one, in any order."""
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(total)
+    if kinds is None:
+        return order
+    of = np.frombuffer(kinds, np.int64)[order]
+    each = [order[of == kind] for kind in range(of.max() + 1)]
+    batches = [x[: len(x) // batch * batch].reshape(-1, batch) for x in each]
+    return random.permutation(np.concatenate(batches)).ravel()

@@ -64,6 +64,10 @@ class Shares:
         """Whole batches; what remains of an epoch's order is left out."""
         return self.source.num_examples // self.recipe.batch_size
 
+    def size_at(self, step: int) -> tuple[int, int]:
+        """Height and width of the images of a step."""
+        return self.recipe.size
+
     @property
     def fields(self) -> tuple[Field, ...]:
         """What a batch has beside image and weight."""

@@ -49,11 +49,15 @@ class TrainingData(typing.Protocol):
     @property
     def fields(self) -> tuple[Field, ...]: ...
 
+    def size_at(self, step: int) -> tuple[int, int]:
+        """Height and width of the images of a step: one of few sizes, as each needs a program."""
+        ...
+
     def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """The batches from step `start` on, without end.
 
         Yields:
-            image: uint8 (A, N, *recipe.size, 3), A = recipe.accumulate and N this process's share
+            image: uint8 (A, N, *size_at(step), 3), A = recipe.accumulate and N this process's share
                 of the images that go through the network at once.
             The fields, (A, N, ...).
             weight: float32 (A, N): 1, or 0 in the place of an image that cannot be read.

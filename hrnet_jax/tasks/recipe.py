@@ -100,6 +100,9 @@ class Recipe:
     warmup_epochs: float = setting(0.0, 'epochs of linear increase')
     warmup_steps: int = setting(0, 'steps of linear increase, instead of warmup_epochs')
     warmup_factor: float = setting(0.0, 'part of the learning rate that the increase begins with')
+    warmup: Literal['linear', 'constant'] = setting(
+        'linear', 'increase in a line, or at once after these steps'
+    )
     ema: float | None = setting(
         None, 'averaged weights: part of the average that a step keeps', none='no average'
     )
@@ -291,6 +294,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     'label_smoothing': (0, 1),
     'dropout': (0, 0.99),
     'crop_size': (32, 1e5),
+    'pyramid': (1, 1e4),
+    'resize': (0.01, 100),
     'class_share': (0, 1),
     'ohem_threshold': (1e-9, 1),
     'ohem_kept': (1, 1e9),

@@ -74,7 +74,7 @@ def create_state(variables: Variables, tx: optax.GradientTransformation, ema: bo
 
 
 def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Step -> learning rate: a linear increase, then one of `SCHEDULES`."""
+    """Step -> learning rate: its increase, then one of `SCHEDULES`."""
     peak = recipe.learning_rate * recipe.scaled
     warmup = recipe.warmup_steps or round(recipe.warmup_epochs * steps_per_epoch)
     left = max(recipe.total_steps(steps_per_epoch) - warmup, 1)
@@ -90,7 +90,9 @@ def make_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
 
     whole = main
     if warmup:
-        increase = optax.linear_schedule(recipe.warmup_factor * peak, peak, warmup)
+        start = recipe.warmup_factor * peak
+        constant = recipe.warmup == 'constant'
+        increase = optax.linear_schedule(start, start if constant else peak, warmup)
         whole = optax.join_schedules([increase, main], [warmup])
 
     def schedule(count):

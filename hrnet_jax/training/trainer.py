@@ -109,7 +109,7 @@ class Trainer:
             batch = None if no_batch else self.feed.get(lambda: bool(self.interrupt))
             # From the first missing batch on, no step is taken any more.
             no_batch = batch is None
-            batch = batch or self._nothing()
+            batch = batch or self._nothing(step)
             signals = self._signals(batch.pop('skipped'), no_batch)
             arguments = {**batch, 'signals': signals}, self.experiment.teacher_variables
             with contextlib.nullcontext() if self.interrupt.armed else self._compiling():
@@ -233,15 +233,15 @@ class Trainer:
         }
         return {**placed, 'skipped': skipped}
 
-    def _nothing(self) -> dict[str, Any]:
-        """In the place of a batch that will not come."""
+    def _nothing(self, step: int) -> dict[str, Any]:
+        """In the place of a step's batch that will not come."""
         r = self.recipe
         shape = (r.accumulate, r.microbatch // jax.process_count())
         batch = {
             field.name: np.full((*shape, *field.shape), field.padding, field.dtype)
             for field in self.experiment.data.fields
         }
-        batch['image'] = np.zeros((*shape, *r.size, 3), np.uint8)
+        batch['image'] = np.zeros((*shape, *self.experiment.data.size_at(step), 3), np.uint8)
         batch['weight'] = np.ones(shape, np.float32)
         return self._place(batch)
 

@@ -1,0 +1,66 @@
+"""Evaluation of boxes: each image once, resized, in arrays of few shapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data.buckets import grouped
+from hrnet_jax.data.evaluation import Batches, Share
+from hrnet_jax.data.indexed import Indexed
+from hrnet_jax.data.indexed_batches import planned, read_ahead, shapes_note
+from hrnet_jax.data.keep_ratio import KeepRatio, Size
+
+_USUAL = 224 * 224  # pixels of an image for which the default batch sizes are meant
+
+
+def batches(source: Indexed, protocol: KeepRatio, share: Share) -> Batches:
+    """The part of one process, in as many batches of the same shapes on every process.
+
+    A batch has
+        image: uint8 (N, H, W, 3), the resized images, filled up with 0.
+        image_hw: int32 (N, 2), their heights and widths; full_hw: those before.
+        index: int32 (N,), the place of the image in the set; -1 in padding.
+        mask: bool (N,), False for padding and for an image that cannot be read.
+        unreadable: bool (N,), True for the latter.
+
+    Iterating raises UserError at files that cannot be read, and names them.
+    """
+    total = min(share.limit or source.num_examples, source.num_examples)
+    sizes = [(int(height), int(width)) for height, width in source.image_hw(range(total))]
+    shapes, _ = grouped([(protocol.padded(size),) for size in sizes])
+    groups = [(shape, np.array(sorted(numbers))) for (shape,), numbers in shapes.items()]
+    groups.sort(key=lambda group: group[1][0])
+
+    def size_of(shape: Size, size: int) -> int:
+        return max(min(size, size * _USUAL // math.prod(shape)), 1)
+
+    def read(number: int) -> Any:
+        image = source.read(number)['image']
+        return protocol.prepare(image), image.shape[:2]
+
+    steps = planned(groups, size_of, share)
+    kinds = len({protocol.size(size) for size in sizes})
+    items = read_ahead(source, share, steps, read, _empty, _fill)
+    return Batches(len(steps), items, shapes_note(kinds, len(groups)))
+
+
+def _empty(shape: Size, size: int) -> dict[str, np.ndarray]:
+    """A batch of padding: of black images, whose sizes must be above 0."""
+    return {
+        'image': np.zeros((size, *shape, 3), np.uint8),
+        'image_hw': np.tile(np.array(shape, np.int32), (size, 1)),
+        'full_hw': np.tile(np.array(shape, np.int32), (size, 1)),
+        'index': np.full(size, -1, np.int32),
+        'mask': np.zeros(size, bool),
+        'unreadable': np.zeros(size, bool),
+    }
+
+
+def _fill(batch: dict[str, np.ndarray], i: int, example: tuple[np.ndarray, Size]) -> None:
+    image, full = example
+    height, width = image.shape[:2]
+    batch['image'][i, :height, :width] = image
+    batch['image_hw'][i], batch['full_hw'][i] = (height, width), full

@@ -1,0 +1,242 @@
+"""Data sets of boxes with a class, in COCO's form: COCO itself, and folders of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data import opencv
+from hrnet_jax.data.coco_folders import Layout, located, paths_of
+from hrnet_jax.data.coco_form import box_of
+from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.opencv import Place
+from hrnet_jax.data.sources import Dataset
+from hrnet_jax.errors import UserError, listed
+
+_SPLITS = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
+LAYOUTS = {'coco': Layout(('annotations/instances_{split}2017.json',), '{split}2017', _SPLITS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """What is marked in one image.
+
+    Attributes:
+        boxes: float64 (G, 4): x1, y1, x2, y2.
+        labels: int32 (G,), class indices.
+        crowd: bool (G,): a box around many objects, of which nobody says where each is.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+
+    def in_classes(self, table: np.ndarray) -> Marked:
+        """With other class indices, by a table of them."""
+        return dataclasses.replace(self, labels=table[self.labels].astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Reads examples, one an image; can be pickled.
+
+    Attributes:
+        images: their places.
+        marked: of each image.
+    """
+
+    images: tuple[Place, ...]
+    marked: tuple[Marked, ...]
+
+    def __call__(self, number: int) -> Example:
+        return {'image': opencv.read_rgb(self.images[number]), **vars(self.marked[number])}
+
+    def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
+        sizes = [opencv.image_hw(self.images[number]) for number in numbers]
+        return np.array(sizes, np.int32).reshape(-1, 2)
+
+    def chosen(self, numbers: Sequence[int]) -> Boxes:
+        """Those of some images."""
+        return Boxes(*(tuple(x[i] for i in numbers) for x in (self.images, self.marked)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What an evaluation must know of the set.
+
+    Attributes:
+        content: in COCO's form: ids of images, their boxes, and categories.
+        image_ids: in the order of the set.
+        category_ids: of each class; None for a class that the set has not.
+    """
+
+    content: Mapping[str, Any]
+    image_ids: tuple[Any, ...]
+    category_ids: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedBoxes(Indexed):
+    """Attributes beside those of `Indexed`:
+
+    truth: for the metric, which is on the host of process 0.
+    """
+
+    truth: Truth = dataclasses.field(repr=False, kw_only=True)
+
+    def renumbered(self, table: np.ndarray, names: Sequence[str]) -> OpenedBoxes:
+        """With its classes as in `names`; `table`: the number there of each."""
+        ids: list[int | None] = [None] * len(names)
+        for place, own in zip(table, self.truth.category_ids, strict=True):
+            ids[place] = own
+        read: Any = self.read
+        return dataclasses.replace(
+            self,
+            num_classes=len(names),
+            class_names=tuple(names),
+            read=Boxes(read.images, tuple(x.in_classes(table) for x in read.marked)),
+            truth=dataclasses.replace(self.truth, category_ids=tuple(ids)),
+        )
+
+    def with_boxes(self) -> OpenedBoxes:
+        """Without the images in which nothing is marked.
+
+        Raises:
+            UserError: if there are no others.
+        """
+        read: Any = self.read
+        numbers = [i for i, marked in enumerate(read.marked) if len(marked.boxes)]
+        if not numbers:
+            raise UserError(f'{self.dataset.name}: no image of {self.split or "it"} has a box')
+        ids = self.truth.image_ids
+        return dataclasses.replace(
+            self,
+            num_examples=len(numbers),
+            read=read.chosen(numbers),
+            names=[self.names[i] for i in numbers],
+            image_hw=read.chosen(numbers).image_hw,
+            truth=dataclasses.replace(self.truth, image_ids=tuple(ids[i] for i in numbers)),
+        )
+
+
+def open_boxes(name: str, split: str | None, data_dir: str | None) -> OpenedBoxes:
+    """'coco' in the folder `data_dir`, or folder:PATH of one's own, as `coco_folders.located` says.
+
+    The classes are the categories of the file, in the order of their ids.
+
+    Raises:
+        UserError: if files are missing or are not of this form.
+    """
+    title, split, path, folders = located(name, split, data_dir, LAYOUTS, 'detection')
+    images, annotations, categories = parsed(box_files.read_json(path), path)
+    places = paths_of(path, folders, [str(image['file_name']) for image in images.values()])
+    return opened(title, split, places, images, annotations, categories, path)
+
+
+def parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[Any, str]]:
+    """id -> image; annotations; id of a category, rising -> its name.
+
+    Raises:
+        UserError: if the file is of another form.
+    """
+    try:
+        rows = [(row['id'], row['name']) for row in content['categories']]
+        categories = dict(sorted(rows))
+        images = {image['id']: image for image in content['images']}
+        annotations = list(content['annotations'])
+        strangers = {str(x['image_id']) for x in annotations if x['image_id'] not in images}
+        unknown = {str(x['category_id']) for x in annotations if x['category_id'] not in categories}
+        good = all(isinstance(i, int) and isinstance(name, str) for i, name in rows)
+        good = good and all(isinstance(i, int | str) for i in images)
+        named = all(isinstance(image['file_name'], str) for image in images.values())
+    except (KeyError, TypeError, AttributeError):
+        good = named = False
+    if not good:
+        raise UserError(
+            f'{path} is not in the form of COCO: images, annotations, and categories with a name'
+        )
+    if not images or not named:
+        raise UserError(f'{path} lists no images with a file_name')
+    if strangers:
+        raise UserError(f'{path}: boxes are in images {listed(sorted(strangers))}, not listed')
+    if unknown:
+        raise UserError(f'{path}: boxes are of categories {listed(sorted(unknown))}, not listed')
+    twice = len(categories) < len(rows) or len(set(categories.values())) < len(rows)
+    if twice or not categories:
+        raise UserError(f'{path}: every category needs an id and a name of its own')
+    return images, annotations, categories
+
+
+def opened(
+    title: str,
+    split: str,
+    places: Sequence[Place],
+    images: Mapping[Any, Any],
+    annotations: Sequence[Any],
+    categories: Mapping[Any, str],
+    path: str,
+    **facts: Any,
+) -> OpenedBoxes:
+    """The set of these annotations.
+
+    Args:
+        places: of the images.
+        path: for messages.
+        facts: of `Dataset`.
+    """
+    number = {identity: i for i, identity in enumerate(categories)}
+    by_image: dict[Any, list[Any]] = {identity: [] for identity in images}
+    truth = []
+    for i, row in enumerate(annotations, 1):
+        box = box_of(row, path) or [0.0] * 4
+        crowd = int(bool(row.get('iscrowd')))
+        area = box[2] * box[3] if row.get('area') is None else row['area']
+        if not isinstance(area, int | float):
+            raise UserError(f'{path}: the area of annotation {row.get("id")} is no number')
+        held = {'id': i, 'image_id': row['image_id'], 'category_id': row['category_id']}
+        truth.append({**held, 'bbox': box, 'area': float(area), 'iscrowd': crowd})
+        if _is_inside(box, images[row['image_id']]) and area > 0:
+            by_image[row['image_id']].append((box, number[row['category_id']], crowd))
+    reader = Boxes(tuple(places), tuple(map(_marked, by_image.values())))
+    left_out = len(truth) - sum(len(x.boxes) for x in reader.marked)
+    note = f'{left_out} boxes without a size or outside of their image: not trained on'
+    names = tuple(categories.values())
+    content = {
+        'images': [{'id': identity} for identity in images],
+        'annotations': truth,
+        'categories': [{'id': i, 'name': name} for i, name in categories.items()],
+    }
+    return OpenedBoxes(
+        Dataset(title, split, len(images), **facts),
+        split,
+        len(images),
+        len(names),
+        names,
+        False,
+        (note,) * (left_out > 0),
+        {},
+        (),
+        read=reader,
+        names=[str(image['file_name']) for image in images.values()],
+        image_hw=reader.image_hw,
+        truth=Truth(content, tuple(images), tuple(categories)),
+    )
+
+
+def _is_inside(box: Sequence[float], image: Mapping[str, Any]) -> bool:
+    """A pixel of the box or more, some of it in the image, where the file says the image's size."""
+    x, y, width, height = box
+    right, below = image.get('width') or np.inf, image.get('height') or np.inf
+    seen = x < right and y < below and x + width > 0 and y + height > 0
+    return bool(width >= 1 and height >= 1 and seen)
+
+
+def _marked(rows: Sequence[tuple[Sequence[float], int, int]]) -> Marked:
+    boxes = np.array([box for box, _, _ in rows], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = np.array([label for _, label, _ in rows], np.int32)
+    return Marked(boxes, labels, np.array([crowd for *_, crowd in rows], bool))

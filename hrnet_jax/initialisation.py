@@ -89,7 +89,8 @@ def _known(parts: Structure) -> dict[Path, Known]:
     for path, layer in parts.layers.items():
         for collection, name, init in layer.inits:
             place = (collection, *path, name)
-            dims = {'kernel': 2 if layer.kind == 'dense' else 4}.get(name, 1)
+            axes = {'dense': 2, 'conv': 4, 'scale': 0}
+            dims = axes[layer.kind] if name == 'kernel' or layer.kind == 'scale' else 1
             if isinstance(init, Known) and len(parts.shapes[place].shape) == dims:
                 result[place] = init
     return result

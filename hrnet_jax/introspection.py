@@ -20,8 +20,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hrnet_jax import tracing
 from hrnet_jax.archs import STRIDE
-from hrnet_jax.initialisers import ONES, ZEROS, linear_init
-from hrnet_jax.layers import Array, Blocks, Configured, ConvNorm, Options, at_least_float32
+from hrnet_jax.initialisers import ONES, ZEROS
+from hrnet_jax.layers import Array, Blocks, Configured, ConvNorm, Inits, Options, at_least_float32
 
 Path = tuple[str, ...]
 Variables = dict[str, Any]
@@ -34,10 +34,10 @@ MUTABLE = flax.core.DenyList(('intermediates', f'no_{NOTES}'))
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer of `layers.conv_norm`, `conv` or `dense`, by its path in `params`.
+    """A layer of `layers.conv_norm`, `conv`, `dense` or `Blocks.scale`, by its path in `params`.
 
     Attributes:
-        kind: 'conv', 'batch', 'group' or 'dense'.
+        kind: 'conv', 'batch', 'group', 'dense' or 'scale'.
         inits: collection, name and initialiser of each of its arrays.
         last: it is the task's last layer.
         norm: of a convolution: the name of its norm, beside it in the tree; None without.
@@ -126,11 +126,18 @@ class Declared(Blocks):
             Arrays(Chain(tuple(numbers)), name=name)()
         return super().chain(block, fields, name, numbers, x, train)
 
-    def dense(self, x: Array, features: int, name: str, opts: Options, last: bool) -> Array:
-        init, stored = linear_init(x.shape[-1]), opts.param_dtype
-        note = Layer('dense', (('params', 'kernel', init), ('params', 'bias', init)), last)
+    def dense(
+        self, x: Array, features: int, name: str, opts: Options, last: bool, inits: Inits
+    ) -> Array:
+        stored = opts.param_dtype
+        note = Layer('dense', (('params', 'kernel', inits[0]), ('params', 'bias', inits[1])), last)
         Arrays(note, (((x.shape[-1], features), stored), ((features,), stored)), name=name)()
         return jnp.zeros((*x.shape[:-1], features), at_least_float32(opts.dtype, stored))
+
+    def scale(self, x: Array, name: str, opts: Options) -> Array:
+        note = Layer('scale', (('params', 'scale', ONES),))
+        Arrays(note, (((), opts.param_dtype),), name=name)()
+        return jnp.zeros(x.shape, at_least_float32(opts.dtype, opts.param_dtype))
 
 
 @dataclasses.dataclass(frozen=True)

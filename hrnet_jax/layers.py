@@ -27,6 +27,7 @@ from hrnet_jax.upsampling import at_least_float32 as at_least_float32
 
 Array = jax.Array
 Norm = Literal['batch', 'group']
+Inits = tuple[Any, Any]  # initialisers of kernel and bias
 
 EPSILON = 1e-5
 MOMENTUM = 0.9  # PyTorch's 0.1: Flax weighs the old value, PyTorch the new one.
@@ -118,8 +119,14 @@ class Blocks:
             x = self.module(block)(*fields, name=f'{name}_{number}')(x, train)
         return x
 
-    def dense(self, x: Array, features: int, name: str, opts: Options, last: bool) -> Array:
-        return plain_dense(x, features, name, opts)
+    def dense(
+        self, x: Array, features: int, name: str, opts: Options, last: bool, inits: Inits
+    ) -> Array:
+        return plain_dense(x, features, name, opts, inits)
+
+    def scale(self, x: Array, name: str, opts: Options) -> Array:
+        """x times a number that is learned, of the layer `name`; at least in float32."""
+        return Scale(opts, name=name)(x)
 
     def upsample(
         self, x: Array, factor: int, size: tuple[int, int], way: Upsample, align_corners: bool
@@ -359,26 +366,46 @@ def conv(x: Array, features: int, kernel: int, name: str, opts: Options, **more:
     return opts.blocks.conv_norm(x, layer, opts, False)
 
 
-def dense(x: Array, features: int, name: str, opts: Options, last: bool = False) -> Array:
-    """(N, C) -> (N, features): a linear layer, at least in float32, initialised as PyTorch does.
+def dense(
+    x: Array,
+    features: int,
+    name: str,
+    opts: Options,
+    last: bool = False,
+    inits: Inits | None = None,
+) -> Array:
+    """(..., C) -> (..., features): a linear layer, at least in float32.
 
     Args:
         last: see `ConvNorm`.
+        inits: initialisers of kernel and bias; by default as PyTorch initialises.
     """
-    return opts.blocks.dense(x, features, name, opts, last)
+    inits = inits or (linear_init(x.shape[-1]),) * 2
+    return opts.blocks.dense(x, features, name, opts, last, inits)
 
 
-def plain_dense(x: Array, features: int, name: str, opts: Options) -> Array:
-    init = linear_init(x.shape[-1])
+def plain_dense(x: Array, features: int, name: str, opts: Options, inits: Inits) -> Array:
     layer = nn.Dense(
         features,
         dtype=at_least_float32(opts.dtype, opts.param_dtype),
         param_dtype=opts.param_dtype,
-        kernel_init=init,
-        bias_init=init,
+        kernel_init=inits[0],
+        bias_init=inits[1],
         name=name,
     )
     return layer(x)
+
+
+class Scale(nn.Module):
+    """See `Blocks.scale`."""
+
+    opts: Options
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        dtype = at_least_float32(self.opts.dtype, self.opts.param_dtype)
+        scale = parameter(self, 'scale', ONES, (), self.opts.param_dtype)
+        return x.astype(dtype) * scale.astype(dtype)
 
 
 class BasicBlock(nn.Module):

@@ -115,23 +115,31 @@ def apply(
     images: Array,
     method: str = '__call__',
     in_pieces: bool = True,
+    more: tuple[Array, ...] = (),
 ) -> Any:
-    """`model.apply(variables, images, method=method)`, on a CPU a few images at a time.
+    """`model.apply(variables, images, *more, method=method)`, on a CPU a few images at a time.
 
     The tiles of many images do not fit into a CPU's caches. `in_pieces=False` computes all images
     at once, for images that are spread over devices.
+
+    Args:
+        more: arrays (N, ...) that the method takes beside the images.
     """
     n, few = images.shape[0], at_a_time()
     with matmul_precision(model):
         tiled = in_pieces and images.ndim == 4 and _by_winograd(model)
         if not tiled or not isinstance(n, int) or n <= few:  # a symbolic batch stays whole
-            return model.apply(variables, images, method=method)
+            return model.apply(variables, images, *more, method=method)
         parts = -(-n // few)
         size = -(-n // parts)
-        padded = jnp.pad(images, ((0, parts * size - n), (0, 0), (0, 0), (0, 0)))
+
+        def cut(x: Array) -> Array:
+            padded = jnp.pad(x, ((0, parts * size - n), *[(0, 0)] * (x.ndim - 1)))
+            return padded.reshape((parts, size, *x.shape[1:]))
+
         results = jax.lax.map(
-            lambda x: model.apply(variables, x, method=method),
-            padded.reshape((parts, size, *images.shape[1:])),
+            lambda xs: model.apply(variables, *xs, method=method),
+            tuple(cut(x) for x in (images, *more)),
         )
         return jax.tree.map(lambda x: x.reshape((parts * size, *x.shape[2:]))[:n], results)
 

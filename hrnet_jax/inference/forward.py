@@ -35,12 +35,19 @@ class Forward:
     transform: Protocol
     in_pieces: bool = True
 
-    def __call__(self, pixels: Array, method: str = '__call__', sizes: Array | None = None) -> Any:
+    def __call__(
+        self,
+        pixels: Array,
+        method: str = '__call__',
+        sizes: Array | None = None,
+        more: tuple[Array, ...] = (),
+    ) -> Any:
         """What the network's method gives.
 
         Args:
             sizes: int32 (N, 2): heights and widths of what is in `pixels`, from the upper left
                 corner; the outputs there are those of the image alone.
+            more: arrays (N, ...) that the method takes beside the images.
         """
         images = normalize(pixels, self.transform, self.model.dtype)
         if sizes is not None and getattr(self.model, 'upsample', '') == 'nearest':
@@ -49,13 +56,13 @@ class Forward:
                 'nearest: give images of one size, a multiple of 32'
             )
         if sizes is None:
-            return apply(self.model, self.variables, images, method, self.in_pieces)
+            return apply(self.model, self.variables, images, method, self.in_pieces, more)
         edges = images.shape[1:3]
         beyond = [(0, -n % STRIDE) for n in edges]
         images = jnp.pad(images, ((0, 0), *beyond, (0, 0)))
         full = (images.shape[1], images.shape[2])
         model = self.model.clone(blocks=bounded(self.model.blocks, sizes, full))
-        outputs = apply(model, self.variables, images, method, in_pieces=False)
+        outputs = apply(model, self.variables, images, method, in_pieces=False, more=more)
 
         def cut(x: Array) -> Array:
             each = zip(edges, x.shape[1:3], full, strict=True)

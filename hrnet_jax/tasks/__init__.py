@@ -25,6 +25,7 @@ _PLACES = {
     'backbone': 'hrnet_jax.tasks.backbone:TASK',
     'segmentation': 'hrnet_jax.tasks.segmentation:TASK',
     'pose': 'hrnet_jax.tasks.pose:TASK',
+    'detection': 'hrnet_jax.tasks.detection:TASK',
 }
 _REGISTERED: dict[str, Task] = {}
 
@@ -96,9 +97,10 @@ def create_model(
     Args:
         arch: a name of `list_models()` or an `Arch`.
         num_classes: length of the outputs; by default that of the task: 1000 classes, 19 of
-            'segmentation', 17 keypoints of 'pose', which also takes `num_keypoints`.
-        task: what it is for: 'classification', 'multilabel', 'segmentation', 'pose', or one of your
-            own; 'backbone': an `HRNet`, without a use for `num_classes`.
+            'segmentation', 80 of 'detection', 17 keypoints of 'pose', which also takes
+            `num_keypoints`.
+        task: what it is for: 'classification', 'multilabel', 'segmentation', 'pose', 'detection',
+            or one of your own; 'backbone': an `HRNet`, without a use for `num_classes`.
         **options: in_channels, channels, head, features; dtype, param_dtype, remat,
             bn_group_size, ...: see `hrnet_jax.models.create_model` and `hrnet_jax.HRNet`.
 

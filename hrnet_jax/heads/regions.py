@@ -1,0 +1,84 @@
+"""RoIAlign: the maps within boxes, brought to one size.
+
+He et al., "Mask R-CNN", ICCV 2017, section 3, with as many points a bin as the box has pixels there
+(mmcv's `sampling_ratio=0`, `aligned=True`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hrnet_jax.heads.faster_rcnn import BINS
+
+Array = jax.Array
+STRIDES = (4, 8, 16, 32)
+_FINEST = 56  # from twice this side on, a box is read from the second map
+_AT_ONCE = 128  # boxes that are computed together
+
+
+def levels(boxes: Array) -> Array:
+    """int32 (...): which map each box (..., 4) is read from."""
+    side = jnp.sqrt(jnp.prod(boxes[..., 2:] - boxes[..., :2], -1))
+    level = jnp.floor(jnp.log2(side / _FINEST + 1e-6))
+    return jnp.clip(level, 0, len(STRIDES) - 1).astype(jnp.int32)
+
+
+def roi_align(pyramid: Sequence[Array], boxes: Array) -> Array:
+    """The regions of boxes; the gradient is that of the maps alone.
+
+    Args:
+        pyramid: maps (N, h, w, C) of `STRIDES`; more are not looked at.
+        boxes: (N, R, 4).
+
+    Returns:
+        (N, R, 7, 7, C).
+    """
+    maps = tuple(pyramid[: len(STRIDES)])
+    boxes = lax.stop_gradient(boxes)
+    return jax.vmap(_of_an_image)(maps, boxes)
+
+
+def _of_an_image(maps: tuple[Array, ...], boxes: Array) -> Array:
+    def some(boxes: Array) -> Array:
+        level = levels(boxes)
+        total = jnp.zeros((len(boxes), BINS, BINS, maps[0].shape[-1]), maps[0].dtype)
+        for i, (x, stride) in enumerate(zip(maps, STRIDES, strict=True)):
+            here = (level == i)[:, None, None]
+            rows, columns = (
+                _weights(boxes[:, axis::2] / stride, size) * here
+                for axis, size in ((1, x.shape[0]), (0, x.shape[1]))
+            )
+            y = jnp.einsum('riy,yxc->rixc', rows.astype(x.dtype), x)
+            total = total + jnp.einsum('rjx,rixc->rijc', columns.astype(x.dtype), y)
+        return total
+
+    count = len(boxes)
+    parts = -(-count // _AT_ONCE)
+    if parts <= 1:
+        return some(boxes)
+    size = -(-count // parts)
+    padded = jnp.pad(boxes, ((0, parts * size - count), (0, 0)))
+    found = lax.map(some, padded.reshape((parts, size, 4)))
+    return found.reshape((parts * size, *found.shape[2:]))[:count]
+
+
+def _weights(edges: Array, size: int) -> Array:
+    """(R, 7, size): how much each of `size` pixels counts in each bin between the edges (R, 2)."""
+    low, width = edges[:, :1] - 0.5, (edges[:, 1:] - edges[:, :1]) / BINS
+    points = jnp.maximum(jnp.ceil(width), 1)
+    starts = low + jnp.arange(BINS, dtype=edges.dtype)[None] * width
+    pixels = jnp.arange(size, dtype=edges.dtype)[None, None]
+
+    def add(point: Array, total: Array) -> Array:
+        at = starts + (point + 0.5) * width / points
+        inside = (at >= -1) & (at <= size) & (point < points)
+        apart = jnp.abs(jnp.clip(at, 0, size - 1)[..., None] - pixels)
+        return total + jnp.maximum(1 - apart, 0) * inside[..., None]
+
+    none = jnp.zeros((*starts.shape, size), edges.dtype)
+    most = jnp.max(points, initial=1).astype(jnp.int32)
+    return lax.fori_loop(0, most, add, none) / points[..., None]

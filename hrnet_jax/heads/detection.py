@@ -18,6 +18,7 @@ from hrnet_jax.heads.hrfpn import HRFPN, Pooling
 from hrnet_jax.layers import Array, at_least_float32
 
 Head = Literal['fcos', 'faster_rcnn']
+STRIDES = {'fcos': (8, 16, 32, 64, 128), 'faster_rcnn': (4, 8, 16, 32, 64)}
 Maps = dict[str, tuple[Array, ...]]
 
 
@@ -68,7 +69,7 @@ class Detector(Network):
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the levels of the pyramid."""
-        return (8, 16, 32, 64, 128) if self.head == 'fcos' else (4, 8, 16, 32, 64)
+        return STRIDES[self.head]
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -118,8 +119,10 @@ class Detector(Network):
                 self.classify(levels, jnp.zeros((len(images), 1, 4), images.dtype))
         return dict(zip(names, zip(*of_levels, strict=True), strict=True))
 
-    def classify(self, pyramid: Sequence[Array], boxes: Array) -> tuple[Array, Array]:
-        """Of 'faster_rcnn': what is in boxes (N, R, 4), and how they should move.
+    def classify(
+        self, pyramid: Sequence[Array], boxes: Array, train: bool = False
+    ) -> tuple[Array, Array]:
+        """Of 'faster_rcnn': what is in boxes (N, R, 4), and how they should move; in training, too.
 
         Returns:
             Logits (N, R, num_classes + 1), of the background last, and deltas

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes
+from hrnet_jax.data import boxes as box_files
+from hrnet_jax.data.coco_boxes import OpenedBoxes
+from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.keep_ratio import KeepRatio
-from hrnet_jax.tasks.base import Figure, Task, arch_of, options_of
+from hrnet_jax.data.sources import Facts
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.base import (
+    Array,
+    Figure,
+    Metric,
+    Task,
+    TrainingData,
+    Variables,
+    arch_of,
+    options_of,
+)
+from hrnet_jax.tasks.box_metrics import BoxPrecision
+from hrnet_jax.tasks.detection_recipes import RECIPES, BoxRecipe
+from hrnet_jax.tasks.recipe import Group
 
 # Of `Detector`, in checkpoint.json.
 _FIELDS = (
@@ -28,6 +48,8 @@ class Detection(Task):
         Figure('apl', 'AP, large', unit=''),
     )
     protocol = KeepRatio
+    recipes = RECIPES
+    datasets = (*coco_boxes.LAYOUTS,)
     tensorflow = False
 
     # The model
@@ -39,7 +61,7 @@ class Detection(Task):
         return Detector(arch, num_classes=num_classes, **options)
 
     def build(self, arch: Any, recipe: Any, source: Any) -> Any:
-        own = {'head': recipe.head, 'frozen_norm': recipe.frozen_norm}
+        own = {'head': recipe.head, 'channels': recipe.pyramid, 'frozen_norm': recipe.frozen_norm}
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
 
     def describe(self, model: Any) -> dict[str, Any]:
@@ -51,6 +73,94 @@ class Detection(Task):
 
         arch = arch_of(meta, Arch, get_arch)
         return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
+
+    # Data
+
+    def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Any:
+        return coco_boxes.open_boxes(name, split, data_dir)
+
+    def renumbered(self, source: Any, names: Sequence[str]) -> Any:
+        return source.renumbered(classes.places(source, names), names)
+
+    def batches(self, source: Any, transform: Any, share: Share) -> Batches:
+        return box_batches.batches(source, transform, share)
+
+    def context(self, source: Any, data_dir: str | None) -> dict[str, Any]:
+        return {'truth': source.truth, 'class_names': source.class_names}
+
+    def check_evaluation(self, meta: Mapping[str, Any], source: Facts) -> None:
+        names = meta.get('class_names')
+        if names and source.class_names and tuple(names) != tuple(source.class_names):
+            raise UserError(
+                f'{source.dataset.name}: the categories of {source.split or "it"} have other ids '
+                'than those that are trained on; give each category one id in all files'
+            )
+
+    # Evaluation
+
+    def metric(self, model: Any, **context: Any) -> Metric:
+        if file := context.get('predictions'):
+            box_files.check_writable(file)
+        return BoxPrecision(**context)
+
+    def add_evaluation_flags(self, group: Any) -> None:
+        group.add_argument(
+            '--predictions', metavar='FILE', help="write the boxes there, as COCO's results (JSON)"
+        )
+
+    # Training
+
+    def parameter_groups(self, model: Any, recipe: Any) -> Sequence[Group]:
+        """`head_lr` is for all that is not the backbone."""
+        parts = ('neck', 'rpn_head', 'bbox_head')[:: 1 if model.head == 'faster_rcnn' else 2]
+        return recipe.parameter_groups(tuple((part,) for part in parts))
+
+    def transform(self, recipe: BoxRecipe, source: OpenedBoxes) -> KeepRatio:
+        ids = source.truth.category_ids
+        own = None if None in ids or ids == tuple(range(1, len(ids) + 1)) else ids
+        return dataclasses.replace(recipe.transform, categories=own)
+
+    def training_data(self, source: OpenedBoxes, recipe: BoxRecipe, *share: int) -> TrainingData:
+        from hrnet_jax.data.indexed_training import IndexedData
+
+        source = source if recipe.empty else source.with_boxes()
+        every = source.image_hw(range(source.num_examples))
+        kinds = np.array([box_augment.kind(tuple(size)) for size in every], np.int64)
+        sizes, (few, *_) = recipe.sizes, sorted(np.bincount(kinds, minlength=2))
+        if 0 < few < recipe.batch_size:  # of which there would be no batch
+            sizes = ((max(recipe.size),) * 2,) * 2
+        read: Any = source.read
+        room = max(1, *(len(marked.boxes) for marked in read.marked))
+        protocol = self.transform(recipe, source)
+        return IndexedData(
+            source,
+            recipe,
+            *share,
+            augment=box_augment.Augmentation(protocol, sizes, room, recipe.resize, recipe.flip),
+            size=sizes[0],
+            outputs=box_augment.fields(room),
+            kinds=None if sizes[0] == sizes[1] else kinds,
+            sizes=sizes,
+        )
+
+    def forward(
+        self, apply: Callable[..., Any], images: Array, batch: dict[str, Array], key: Array
+    ) -> tuple[Any, Variables]:
+        """Faster R-CNN is asked for the classes of regions, too: see `region_losses.answers`."""
+        from hrnet_jax.tasks.region_losses import answers
+
+        maps, new = apply(images, sizes=batch['image_hw'])
+        if 'objectness' not in maps:
+            return maps, new
+        return answers(maps, lambda *x: apply(*x, method='classify')[0], batch, key), new
+
+    def loss(
+        self, outputs: Any, batch: dict[str, Array], recipe: Any
+    ) -> tuple[Array, dict[str, Array]]:
+        from hrnet_jax.tasks import place_losses, region_losses
+
+        losses = {'fcos': place_losses.fcos_loss, 'faster_rcnn': region_losses.faster_rcnn_loss}
+        return losses[recipe.head](outputs, batch), {}
 
 
 TASK = Detection()

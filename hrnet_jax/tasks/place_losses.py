@@ -5,7 +5,7 @@ Tian et al., ICCV 2019, as mmdetection has it, without sampling of centres.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from hrnet_jax.heads import boxes as box_math
-from hrnet_jax.tasks.marked import Array, Maps, Marked, counted, joined, shapes_of
+from hrnet_jax.heads.detection import STRIDES
+from hrnet_jax.tasks.marked import Array, Maps, Marked, counted, joined, marked_of, shapes_of
 
 # The largest distance from a place to an edge of its box, by level.
 REACH = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, np.inf))
@@ -67,18 +68,20 @@ def of_places(shapes: Sequence[tuple[int, int]], strides: Sequence[int], marked:
     return jax.vmap(one)(*(marked[name] for name in ('boxes', 'labels', 'valid', 'crowd')))
 
 
-def fcos_loss(maps: Maps, strides: Sequence[int], marked: Marked, weight: Array) -> Array:
+def fcos_loss(maps: Maps, batch: Mapping[str, Array]) -> Array:
     """(N,), whose mean over the images that count is the loss: the focal loss and the binary
     cross-entropy of the centre-ness by the number of places with an object, -log IoU by the sum of
     their centre-nesses.
 
     Args:
-        weight: (N,), 0 of an image that does not count.
+        maps: of the detector.
+        batch: see `marked`, and weight (N,), 0 of an image that does not count.
     """
     classes, distances, centerness = (
         joined(maps[name]) for name in ('classes', 'distances', 'centerness')
     )
-    wanted = of_places(shapes_of(maps['classes']), strides, marked)
+    marked, weight = marked_of(batch, distances.dtype), batch['weight']
+    wanted = of_places(shapes_of(maps['classes']), STRIDES['fcos'], marked)
     found = wanted['label'] >= 0
     there = found & (weight > 0)[:, None]
     number = jnp.maximum(jnp.sum(there, dtype=classes.dtype), 1)

@@ -5,7 +5,8 @@ Ren et al., NeurIPS 2015, as mmdetection has it, but for crowds, which are no ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,55 @@ import numpy as np
 import optax
 
 from hrnet_jax.heads import boxes as box_math
-from hrnet_jax.heads.detections import STDS
-from hrnet_jax.tasks.marked import Array, Maps, Marked, counted, joined, shapes_of
+from hrnet_jax.heads import detections
+from hrnet_jax.heads.detection import STRIDES
+from hrnet_jax.tasks.marked import Array, Maps, Marked, counted, joined, marked_of, shapes_of
 
 Stage = tuple[float, float, float | None, int, float]
 # IoU from which on a box is an object, below which it is none, and that the best box of an object
 # needs; how many are drawn, and which part of them are objects at most.
 FIRST: Stage = (0.7, 0.3, 0.3, 256, 0.5)
 SECOND: Stage = (0.5, 0.5, None, 512, 0.25)
+_BEFORE = 2000  # boxes of a level that go into suppression
 _CROWDED = 0.5  # part of a box that lies in a crowd
+
+
+def answers(
+    maps: Maps, classify: Callable[..., Any], batch: Mapping[str, Array], key: Array
+) -> dict[str, Any]:
+    """What `faster_rcnn_loss` compares: the maps of the first stage, what was drawn by the key, and
+    what the second stage says of that.
+
+    Args:
+        maps: of the detector.
+        classify: (pyramid, boxes) -> logits and deltas.
+        batch: see `marked`.
+    """
+    first, second = jax.random.split(key)
+    fixed = jax.lax.stop_gradient({name: maps[name] for name in ('objectness', 'deltas')})
+    sizes = batch['image_hw']
+    proposed = detections.proposals(fixed, STRIDES['faster_rcnn'], sizes, _BEFORE)
+    marked = marked_of(batch, proposed['boxes'].dtype)
+    count = len(sizes), marked['boxes'].shape[1] + proposed['boxes'].shape[1]
+    drawn = regions(proposed, marked, jax.random.uniform(second, count))
+    logits, deltas = classify(maps['pyramid'], drawn['boxes'])
+    anchors = sum(x[0].size for x in maps['objectness'])
+    noise = jax.random.uniform(first, (len(sizes), anchors))
+    return {'maps': maps, 'noise': noise, 'drawn': drawn, 'logits': logits, 'deltas': deltas}
+
+
+def faster_rcnn_loss(found: Mapping[str, Any], batch: Mapping[str, Array]) -> Array:
+    """(N,), whose mean over the images that count is the loss of both stages.
+
+    Args:
+        found: of `answers`.
+        batch: see `place_losses.fcos_loss`.
+    """
+    marked = marked_of(batch, found['deltas'].dtype)
+    first = first_loss(
+        found['maps'], STRIDES['faster_rcnn'], marked, found['noise'], batch['weight']
+    )
+    return first + second_loss(found['logits'], found['deltas'], found['drawn'], batch['weight'])
 
 
 def matched(boxes: Array, there: Array, marked: Marked, kind: Stage) -> tuple[Array, Array, Array]:
@@ -173,7 +214,7 @@ def regions(proposed: Mapping[str, Array], marked: Marked, noise: Array) -> dict
         empty = ~box_math.real(own)[:, None]  # in the place of a box that is not there
         deltas = box_math.encode(jnp.where(empty, jnp.arange(4, dtype=own.dtype)[None], own),
                                  jnp.where(empty, jnp.arange(4, dtype=own.dtype)[None], wanted),
-                                 STDS)  # fmt: skip
+                                 detections.STDS)  # fmt: skip
         label = jnp.where(is_object, marked['labels'][row[place]], -1)
         return {'boxes': own, 'label': label, 'deltas': deltas, 'counts': (rank > 0)[place]}
 

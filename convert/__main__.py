@@ -84,7 +84,8 @@ def parser() -> tuple[cli.Parser, list[str]]:
     g.add_argument(
         '--backbone',
         action='store_true',
-        help='take the trunk alone, which gives maps, whatever head or decoder SRC has, or none',
+        help='take the trunk alone, which gives maps, whatever head or decoder SRC has, or none; '
+        'of a detector with HRFPN the pyramid, too',
     )
     g.add_argument(
         '--upsample',

@@ -12,7 +12,7 @@ import numpy as np
 
 from convert import readers
 from convert.differences import ALONE, COUNTER, SHOWN, counter_of, differences, refuse
-from convert.heads import BACKBONE
+from convert.heads import BACKBONE, TRUNKS
 from convert.kinds import Kind
 from convert.layouts import canonical_key, flax_path
 from convert.networks import Network, find
@@ -140,13 +140,15 @@ def convert(
     what = functools.partial(_what, tensors)
     network, notes, chosen = find(tensors, prefix, weights, what, array)
     found = parts(network)
-    backbone = bool(found.lacking) if backbone is None else backbone
-    if found.lacking and not backbone:
+    backbone = not found.whole if backbone is None else backbone
+    if not found.whole and not backbone:
         raise _not_whole(tensors, found)
+    kind = found.trunk if backbone else found.kind
     if backbone:
-        named, unexpected = found.known[TRUNK], list[str]()
-        if left := found.text(trunk=False):
-            notes.append(f'took the trunk alone, without the tensors of {left}')
+        named, unexpected = found.names(kind), list[str]()
+        if left := found.text((TRUNK, *kind.parts)):
+            what = 'the trunk alone' if kind is BACKBONE else f'the {kind.title}'
+            notes.append(f'took {what}, without the tensors of {left}')
     else:
         named, unexpected = canonical(network)
         if network.beside:
@@ -154,7 +156,6 @@ def convert(
                 f'ignored {len(network.beside)} tensors beside the network, whose names begin with '
                 f'{network.prefix}: {listed(network.beside, _BESIDE)}'
             )
-    kind = BACKBONE if backbone else found.kind
     if arch is not None:
         get_arch(arch)
     own = {key: name for key, name in named.items() if not key.endswith(COUNTER)}
@@ -208,7 +209,7 @@ def convert(
             bias = array(tensors[own[folded[key]]]).astype(np.float64)
             value = value.astype(np.float64) - bias
         with np.errstate(over='ignore'):
-            value = np.ascontiguousarray(np.transpose(value, order), np.float32)
+            value = np.asarray(np.transpose(value, order), np.float32, order='C')
         if inplace_abn and path[-1] == 'scale':
             value = _inplace(value)
         if not np.isfinite(value).all():
@@ -224,7 +225,7 @@ def convert(
     if negative:
         raise UserError(f'a variance cannot be negative: {listed(negative, SHOWN)}')
     other = sorted(set(kinds.values()) - {'float32'})
-    if backbone:
+    if kind is BACKBONE:
         variables = {collection: tree['backbone'] for collection, tree in variables.items()}
     if other:
         notes.append(f'stored as {", ".join(other)}; converted to float32')
@@ -241,10 +242,10 @@ def unseen(model: Model, network: Network) -> dict[str, Any]:
 
 
 def official(done: Converted, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The network's tensors by their official names, without the counters."""
-    spell = done.kind.layout('official').from_canonical
-    whole = done.kind is not BACKBONE
-    named = canonical(done.network)[0] if whole else parts(done.network).known[TRUNK]
+    """The network's tensors by the names of its reference in PyTorch, without the counters."""
+    spell = done.kind.layouts[0].from_canonical
+    whole = done.kind not in TRUNKS
+    named = canonical(done.network)[0] if whole else parts(done.network).names(done.kind)
     state = {k: array(tensors[name]) for k, name in named.items() if not k.endswith(COUNTER)}
     if done.inplace_abn:
         norms = (k.removesuffix('running_mean') + 'weight' for k in state if k.endswith('_mean'))
@@ -268,8 +269,8 @@ def array(tensor: Any) -> np.ndarray:
 def _what(tensors: Mapping[str, Any], network: Network) -> str:
     """Architecture and classes of a network, for messages."""
     found = parts(network)
-    whole = not found.lacking
-    shapes = _shapes(tensors, canonical(network)[0] if whole else found.known[TRUNK])
+    whole = found.whole
+    shapes = _shapes(tensors, canonical(network)[0] if whole else found.names(BACKBONE))
     model = recognise(shapes, found.kind if whole else BACKBONE)
     ending = f'{model.num_classes} classes' if whole else f'no whole {found.kind.title}'
     return f'{called(model.arch)}, {ending}'
@@ -277,13 +278,17 @@ def _what(tensors: Mapping[str, Any], network: Network) -> str:
 
 def _not_whole(tensors: Mapping[str, Any], found: Parts) -> UserError:
     """What it is that is no whole network, and how to convert it."""
-    shapes = _shapes(tensors, found.known[TRUNK])
+    shapes = _shapes(tensors, found.names(BACKBONE))
     model = recognise(shapes, BACKBONE)
     near = '' if fills(shapes, model) else 'nearest to '
+    arch = f'{near}HRNet {called(model.arch)}'
+    what = 'trunk alone' if found.trunk is BACKBONE else found.trunk.title
+    remedy = f'--backbone (in Python backbone=True) takes the {what}'
+    if found.another:
+        return UserError(f'this is {found.another} on {arch}, and not converted whole; {remedy}')
     return UserError(
-        f'this is {near}HRNet {called(model.arch)}, but no whole {found.kind.title}: it has '
-        f'tensors of {found.text()}, and no {", no ".join(found.lacking)}; --backbone (in Python '
-        'backbone=True) takes the trunk alone'
+        f'this is {arch}, but no whole {found.kind.title}: it has tensors of {found.text()}, and '
+        f'no {", no ".join(found.lacking)}; {remedy}'
     )
 
 

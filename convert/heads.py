@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from convert.detection import FASTER_RCNN, FCOS, PYRAMID
 from convert.kinds import Kind, Shapes, length, under_head
 from convert.layouts import Layout
 from convert.pose import FINEST, JOINED
@@ -64,7 +65,7 @@ CLASSIFIER = Kind(
     arch=classifier_arch,
     sizes=_widths,
 )
-KINDS = (CLASSIFIER, FCN, OCR, FINEST, JOINED)
+KINDS = (CLASSIFIER, FCN, OCR, FINEST, JOINED, PYRAMID, FCOS, FASTER_RCNN)
 # Of any network: the names of the trunk are the official ones behind a prefix.
 BACKBONE = Kind(
     'backbone',
@@ -83,6 +84,7 @@ BACKBONE = Kind(
         ),
     ),
 )
+TRUNKS = (PYRAMID, BACKBONE)  # what --backbone takes of a file: the first that it has
 
 
 def kind_of(keys: Iterable[str]) -> Kind | None:

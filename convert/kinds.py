@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from convert.layouts import Layout
@@ -26,6 +26,8 @@ class Kind:
         layouts: how files name the tensors.
         bare: what the name of a BatchNorm begins with whose convolution may have a bias in a file:
             it is NAME.0, the BatchNorm NAME.1.
+        others: pattern of names in a file that networks like these have, which are not converted ->
+            what they are; the first that is there counts.
         arch: the architecture, of a name or an `Arch`, with the fields of the head.
         sizes: of shapes, these fields.
         model: (arch, shapes, in_channels=...) -> our module.
@@ -38,12 +40,21 @@ class Kind:
     layouts: tuple[Layout, ...] = ()
     bare: re.Pattern[str] = re.compile(r'(?!)')
     label: str = ''
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)
     arch: Callable[[Any], Arch] = get_arch
     sizes: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
 
     def part(self, key: str) -> str | None:
         """The part of the head that a canonical key is of."""
         return next((part for part, names in self.parts.items() if names.match(key)), None)
+
+    def other(self, names: Iterable[str]) -> str | None:
+        """What a file with these names is, where it is a network that is not converted."""
+        names = list(names)
+        found = (
+            what for begin, what in self.others.items() if any(map(re.compile(begin).match, names))
+        )
+        return next(found, None)
 
     def layout(self, name: str) -> Layout:
         """The layout of that name; raises UserError if there is none."""

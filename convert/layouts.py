@@ -51,6 +51,7 @@ _LEAVES: dict[tuple[str, int], tuple[str, str, tuple[int, ...]]] = {
     ('weight', 2): ('params', 'kernel', (1, 0)),
     ('weight', 1): ('params', 'scale', (0,)),
     ('bias', 1): ('params', 'bias', (0,)),
+    ('scale', 0): ('params', 'scale', ()),
     ('running_mean', 1): ('batch_stats', 'mean', (0,)),
     ('running_var', 1): ('batch_stats', 'var', (0,)),
 }

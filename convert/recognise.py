@@ -6,9 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
-from convert.heads import CLASSIFIER, kind_of
+from convert.heads import CLASSIFIER, TRUNKS, kind_of
 from convert.kinds import Kind, Shapes, length
 from convert.layouts import canonical_key, flax_path
 from convert.networks import Network, cleaned
@@ -30,20 +31,36 @@ class Parts:
         kind: of the head, or the nearest.
         known: 'trunk' or part of the head -> canonical key -> name in the file; those that it has.
         others: how the names of the other tensors of the file begin -> how many there are.
+        another: what it is, where it is a known network that is not converted.
     """
 
     kind: Kind
     known: dict[str, dict[str, str]]
     others: dict[str, int]
+    another: str | None = None
 
     @property
     def lacking(self) -> list[str]:
         """What it would need to be a whole network of this kind."""
         return [part for part in (TRUNK, *self.kind.parts) if part not in self.known]
 
-    def text(self, *, trunk: bool = True) -> str:
-        """All that there is, or all but the trunk, with numbers of tensors."""
-        counts = {part: len(names) for part, names in self.known.items() if trunk or part != TRUNK}
+    @property
+    def whole(self) -> bool:
+        return not self.lacking and not self.another
+
+    @property
+    def trunk(self) -> Kind:
+        """The largest kind without a head that it has whole."""
+        return next(kind for kind in TRUNKS if kind.parts.keys() <= self.known.keys())
+
+    def names(self, kind: Kind) -> dict[str, str]:
+        """Canonical key -> name in the file; of the trunk and of the parts of this kind."""
+        held = (self.known.get(part, {}) for part in (TRUNK, *kind.parts))
+        return {key: name for names in held for key, name in names.items()}
+
+    def text(self, without: Collection[str] = ()) -> str:
+        """The parts that there are, but for some, with numbers of tensors."""
+        counts = {part: len(names) for part, names in self.known.items() if part not in without}
         return ', '.join(f'{part} ({count})' for part, count in (counts | self.others).items())
 
 
@@ -59,7 +76,8 @@ def parts(network: Network) -> Parts:
             others.append(name)
     others += canonical(network)[1]
     groups = collections.Counter(_group(cleaned(name), network.prefix) for name in others)
-    return Parts(kind, {part: names for part, names in known.items() if names}, dict(groups))
+    held = {part: names for part, names in known.items() if names}
+    return Parts(kind, held, dict(groups), kind.other(network.names))
 
 
 def _group(name: str, prefix: str) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import torch
 
+from convert import reference_detection as detection
 from convert.heads import BACKBONE
 from convert.kinds import Kind
 from convert.recognise import Model, kind_of_model
@@ -16,6 +17,7 @@ from convert.reference import HRNet, Trunk
 from convert.reference_pose import Finest, Joined
 from convert.reference_segmentation import FCN, OCR
 from hrnet_jax.archs import get_arch
+from hrnet_jax.heads.faster_rcnn import BINS
 from hrnet_jax.models import Variables
 
 # Name of a kind -> (our model) -> its reference.
@@ -26,6 +28,9 @@ _REFERENCES: dict[str, Callable[[Any], torch.nn.Module]] = {
     'ocr': lambda m: OCR(m.arch, m.num_classes, m.ocr_channels, m.key_channels, **_trunk(m)),
     'finest': lambda m: Finest(m.arch, m.num_keypoints, **_trunk(m)),
     'joined': lambda m: Joined(m.arch, m.num_keypoints, **_trunk(m)),
+    'fcos': lambda m: detection.FCOS(m.arch, m.num_classes, *_neck(m), **_trunk(m)),
+    'faster_rcnn': lambda m: detection.FasterRCNN(m.arch, m.num_classes, *_neck(m), **_trunk(m)),
+    'pyramid': lambda m: detection.Pyramid(m.arch, *_neck(m), **_trunk(m)),
 }
 
 
@@ -37,6 +42,10 @@ def _kind(model: Model) -> Kind:
 
 def _trunk(model: Any) -> dict[str, Any]:
     return {name: getattr(model, name) for name in ('in_channels', 'upsample', 'align_corners')}
+
+
+def _neck(model: Any) -> tuple[Any, ...]:
+    return model.channels, model.pooling, model.strides[0] // 4
 
 
 def reference(model: Model, state: dict[str, Any]) -> Any:
@@ -89,18 +98,32 @@ def stages_of(model: Model) -> Callable[[Variables, Any], dict[str, list[jax.Arr
 
     def run(variables: Variables, images: Any) -> dict[str, list[jax.Array]]:
         def wanted(module: Any, method: str) -> bool:
-            return module.name in last and module.path[:-1] == place and method == '__call__'
+            inside = module.name in last and module.path[:-1] == place
+            return (inside or module.path == ('neck',)) and method == '__call__'
 
         outputs, extra = model.apply(variables, images, capture_intermediates=wanted)
         kept = extra['intermediates']['backbone'] if whole else extra['intermediates']
         seen = {last[name]: jax.tree.leaves(value['__call__']) for name, value in kept.items()}
         seen['stem'] = [jax.nn.relu(seen['stem'][0])]
+        if neck := extra['intermediates'].get('neck'):
+            seen['pyramid'] = jax.tree.leaves(neck)
         if hasattr(model, 'embed'):
             pooled = lambda m, maps: m.head(maps, False, logits=False)  # noqa: E731
             seen['pooled'] = [model.apply(variables, seen['stage4'], method=pooled)]
-        return seen | {'logits': [outputs]} if whole else seen
+        if getattr(model, 'head', '') == 'faster_rcnn':
+            region = seen['pyramid'][0][:, :BINS, :BINS]
+            of_region = model.apply(variables, region, method=lambda m, x: m.bbox_head(x))
+            seen |= {name: [x] for name, x in zip(detection.OF_REGION, of_region, strict=True)}
+        return seen | _named(outputs) if whole else seen
 
     return run
+
+
+def _named(outputs: Any) -> dict[str, list[jax.Array]]:
+    """The network's outputs, by the names of the reference."""
+    if isinstance(outputs, dict):
+        return {name: list(maps) for name, maps in outputs.items()}
+    return {} if isinstance(outputs, tuple) else {'logits': [outputs]}
 
 
 def _difference(ours: jax.Array, theirs: torch.Tensor) -> float:

@@ -42,8 +42,8 @@ def to_torch(
     state: dict[str, np.ndarray] = {}
     for path, value in arrays.items():
         key, order = canonical_key(path, value.ndim)
-        state[names.from_canonical(key)] = np.ascontiguousarray(
-            np.transpose(value.astype(np.float32), order)
+        state[names.from_canonical(key)] = np.asarray(
+            np.transpose(value, order), np.float32, order='C'
         )
         if path[-1] == 'mean':
             state[names.from_canonical(counter_of(key))] = np.zeros((), np.int64)

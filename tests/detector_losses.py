@@ -47,9 +47,7 @@ def fcos(classes, distances, centerness, strides, truth):
                             best = area, edges, label
                     here = (n, slice(None), y, x)
                     logits = classes[level][here]
-                    crowded = any(
-                        c[0] < px < c[2] and c[1] < py < c[3] for c in crowds.tolist()
-                    )
+                    crowded = any(c[0] < px < c[2] and c[1] < py < c[3] for c in crowds.tolist())
                     if best is None and crowded:
                         continue
                     wanted = torch.zeros_like(logits)
@@ -85,7 +83,9 @@ def anchors_of(shapes, strides):
             for x in range(w):
                 for r in (0.5, 1, 2):
                     half = 4 * s / r**0.5, 4 * s * r**0.5
-                    found.append((x * s - half[0], y * s - half[1], x * s + half[0], y * s + half[1]))
+                    found.append(
+                        (x * s - half[0], y * s - half[1], x * s + half[0], y * s + half[1])
+                    )
     return torch.tensor(np.array(found, np.float32)).double()
 
 

@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from hrnet_jax.archs import Arch, at_least_one, get_arch
-from hrnet_jax.backbone import FeatureInfo, HRNet, Network
+from hrnet_jax.archs import at_least_one
+from hrnet_jax.backbone import FeatureInfo, HRNet
 from hrnet_jax.errors import UserError
 from hrnet_jax.heads import detections, regions
 from hrnet_jax.heads.faster_rcnn import BoxHead, RPNHead
 from hrnet_jax.heads.fcos import FCOSHead
-from hrnet_jax.heads.hrfpn import HRFPN, Pooling
+from hrnet_jax.heads.hrfpn import WithPyramid
 from hrnet_jax.layers import Array, at_least_float32
 
 Head = Literal['fcos', 'faster_rcnn']
@@ -22,28 +22,20 @@ STRIDES = {'fcos': (8, 16, 32, 64, 128), 'faster_rcnn': (4, 8, 16, 32, 64)}
 Maps = dict[str, tuple[Array, ...]]
 
 
-class Detector(Network):
+class Detector(WithPyramid):
     """HRNet for detection: `backbone`, `neck`, then `bbox_head`, with `rpn_head` before it.
 
-    H and W of the images are multiples of 32; from 64 on every level has pixels.
-
-    Attributes:
-        arch: a name of `list_models()` or an `Arch`.
+    Attributes beside those of `WithPyramid`:
         num_classes: how many kinds of objects there are.
-        head: 'fcos' or 'faster_rcnn'.
-        channels: of the pyramid; with 'fcos' a multiple of 32.
-        pooling: of the pyramid, see `HRFPN`.
+        head: 'fcos' or 'faster_rcnn'; with 'fcos', `channels` are a multiple of 32.
         threshold: `detect` leaves out boxes whose probability of their class is not above it.
         iou: boxes of a class that overlap by more with a better one are suppressed.
         most: detections an image, at most.
         transform, class_names: filled in by `hrnet_jax.load`, as of a `Classifier`.
     """
 
-    arch: Arch
     num_classes: int = 80
     head: Head = 'fcos'
-    channels: int = 256
-    pooling: Pooling = 'average'
     threshold: float = 0.05
     iou: float = 0.5
     most: int = 100
@@ -52,23 +44,19 @@ class Detector(Network):
     class_names: tuple[str, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in (('head', Head), ('pooling', Pooling)):
-            if (value := getattr(self, name)) not in get_args(kind):
-                known = ', '.join(get_args(kind))
-                raise UserError(f'{name} must be one of {known}, not {value!r}')
-        for name in ('num_classes', 'channels', 'most'):
+        if self.head not in get_args(Head):
+            raise UserError(f'head must be one of {", ".join(get_args(Head))}, not {self.head!r}')
+        for name in ('num_classes', 'most'):
             object.__setattr__(self, name, at_least_one(name, getattr(self, name)))
         if self.head == 'fcos' and self.channels % 32:
             raise UserError(f'channels of fcos are a multiple of 32, not {self.channels}')
         for name in ('threshold', 'iou'):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f'{name} must be from 0 to 1, not {getattr(self, name)!r}')
-        object.__setattr__(self, 'arch', get_arch(self.arch))  # of a name, too
         super().__post_init__()
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Of the levels of the pyramid."""
         return STRIDES[self.head]
 
     @property
@@ -77,21 +65,12 @@ class Detector(Network):
         return HRNet(self.arch, parent=None).feature_info
 
     def setup(self) -> None:
-        self.backbone = self.hrnet(self.arch)
-        self.neck = HRFPN(self.channels, self.pooling, self.strides[0] // 4, self.opts)
+        super().setup()
         if self.head == 'fcos':
             self.bbox_head: Any = FCOSHead(self.num_classes, self.opts)
         else:
             self.rpn_head = RPNHead(self.opts)
             self.bbox_head = BoxHead(self.num_classes, self.opts)
-
-    def features(self, images: Array, train: bool = False) -> tuple[Array, ...]:
-        """-> four maps, strides 4, 8, 16, 32: (N, H / s, W / s, arch.channels[i])."""
-        return self.backbone(images, train)
-
-    def pyramid(self, images: Array, train: bool = False) -> tuple[Array, ...]:
-        """-> five maps of `strides`: (N, h, w, channels)."""
-        return self.neck(self.backbone(images, train))
 
     def __call__(self, images: Array, train: bool = False, sizes: Array | None = None) -> Maps:
         """(N, H, W, in_channels) normalised images -> what the heads say of each level, float32.

@@ -25,12 +25,13 @@ from hrnet_jax.training.step import _FORWARD, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 CLASSES, ROOM = 3, 5
-SIZES = ((64, 96), (50, 70), (64, 64))  # of the images, in arrays of 64 x 96
+SIZES = ((64, 96), (50, 70), (64, 64), (40, 96))  # of the images, in arrays of 64 x 96
 BOXES = (
-    # x1, y1, x2, y2, class, crowd; the last row of the first image is in a crowd of its own
+    # x1, y1, x2, y2, class, crowd
     [(10, 8, 44, 40, 0, 0), (40, 20, 90, 60, 2, 1), (14, 12, 30, 60, 1, 0)],
     [],
     [(2, 2, 30, 30, 2, 0), (20, 10, 60, 62, 0, 0), (5, 35, 21, 51, 1, 0)],
+    [(30, 4, 90, 36, 1, 0)],
 )
 NETWORKS = {'fcos': (FCOS, layouts.FCOS, 2), 'faster_rcnn': (FasterRCNN, layouts.FASTER_RCNN, 1)}
 

@@ -61,7 +61,8 @@ class Boxes:
 
     def chosen(self, numbers: Sequence[int]) -> Boxes:
         """Those of some images."""
-        return Boxes(*(tuple(x[i] for i in numbers) for x in (self.images, self.marked)))
+        images = tuple(self.images[i] for i in numbers)
+        return Boxes(images, tuple(self.marked[i] for i in numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,13 +162,13 @@ def parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[Any
         )
     if not images or not named:
         raise UserError(f'{path} lists no images with a file_name')
+    twice = len(categories) < len(rows) or len(set(categories.values())) < len(rows)
+    if twice or not categories:
+        raise UserError(f'{path}: every category needs an id and a name of its own')
     if strangers:
         raise UserError(f'{path}: boxes are in images {listed(sorted(strangers))}, not listed')
     if unknown:
         raise UserError(f'{path}: boxes are of categories {listed(sorted(unknown))}, not listed')
-    twice = len(categories) < len(rows) or len(set(categories.values())) < len(rows)
-    if twice or not categories:
-        raise UserError(f'{path}: every category needs an id and a name of its own')
     return images, annotations, categories
 
 

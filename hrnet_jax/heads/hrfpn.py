@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import flax.linen as nn
 
 from hrnet_jax.archs import Arch, at_least_one, get_arch
-from hrnet_jax.backbone import FeatureInfo, HRNet, Network
+from hrnet_jax.backbone import FeatureInfo, Network
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import Uniform
 from hrnet_jax.layers import Array, ConvNorm, Options, conv

@@ -116,8 +116,9 @@ class Detection(Task):
         return recipe.parameter_groups(tuple((part,) for part in parts))
 
     def transform(self, recipe: BoxRecipe, source: OpenedBoxes) -> KeepRatio:
-        ids = source.truth.category_ids
-        own = None if None in ids or ids == tuple(range(1, len(ids) + 1)) else ids
+        ids = tuple(i for i in source.truth.category_ids if i is not None)
+        usual = ids == tuple(range(1, len(ids) + 1))
+        own = None if usual or len(ids) < len(source.truth.category_ids) else ids
         return dataclasses.replace(recipe.transform, categories=own)
 
     def training_data(self, source: OpenedBoxes, recipe: BoxRecipe, *share: int) -> TrainingData:

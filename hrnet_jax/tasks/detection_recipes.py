@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from hrnet_jax.data.box_augment import scaled
-from hrnet_jax.data.keep_ratio import BGR, Channels, KeepRatio, Size
+from hrnet_jax.data.keep_ratio import Channels, KeepRatio, Size
 from hrnet_jax.tasks.recipe import Group, Pair, Recipe, Schedule, setting
 
 
@@ -60,7 +61,7 @@ class BoxRecipe(Recipe):
         """With categories from 1 on: `Task.transform` puts those of the data in their place."""
         return KeepRatio(scale=self.scale).override(channels=self.channels, **self.pixels)
 
-    def parameter_groups(self, head: tuple[tuple[str, ...], ...] = ()) -> tuple[Group, ...]:
+    def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
         """FCOS: biases of convolutions have twice the rate and no decay."""
         bias = Group('^(neck|bbox_head)/.*(?<!/gn)/bias$', 2.0, 0.0)
         return (*super().parameter_groups(head), *(bias,) * (self.head == 'fcos'))
@@ -83,8 +84,8 @@ class Fcos1x(BoxRecipe):
 
     dataset: str = setting('coco', 'coco, coco/2017 of tfds, or folder:PATH')
     channels: Channels | None = 'bgr'
-    mean: tuple[float, ...] = BGR['mean']
-    std: tuple[float, ...] = BGR['std']
+    mean: tuple[float, ...] = (0.406, 0.456, 0.485)
+    std: tuple[float, ...] = (0.225, 0.224, 0.229)
     clip_norm: float | None = 35.0
     warmup_factor: float = 1 / 3
     warmup: Literal['linear', 'constant'] = 'constant'

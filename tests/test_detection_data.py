@@ -1,0 +1,232 @@
+"""Sets of boxes in COCO's form, batches for evaluation and training; AP beside pycocotools."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import cv2
+import detections
+import numpy as np
+import pytest
+import segments
+
+from hrnet_jax.data import box_augment, box_batches, coco_boxes
+from hrnet_jax.data.evaluation import Share
+from hrnet_jax.data.keep_ratio import KeepRatio
+from hrnet_jax.errors import UserError
+from hrnet_jax.tasks import get_task
+from hrnet_jax.tasks.box_metrics import BoxPrecision
+from hrnet_jax.tasks.detection_recipes import Fcos1x, OwnBoxes
+
+TASK = get_task('detection')
+SMALL = KeepRatio(scale=(128, 96))
+
+
+@pytest.fixture(scope='module')
+def coco(once):
+    return once('coco_boxes', detections.make_coco)
+
+
+@pytest.fixture(scope='module')
+def opened(coco):
+    return pickle.loads(pickle.dumps(coco_boxes.open_boxes('coco', None, str(coco))))
+
+
+def test_what_a_set_holds(opened):
+    assert (opened.split, opened.num_examples, opened.num_classes) == ('val2017', 4, 3)
+    assert opened.class_names == ('cat', 'dog', 'bird')
+    assert opened.truth.category_ids == (3, 7, 12)
+    assert opened.image_hw([0, 3]).tolist() == [[90, 120], [70, 120]]
+    first = opened.read(0)
+    np.testing.assert_array_equal(first['image'], segments.picture(0, 90, 120))
+    assert first['boxes'].tolist() == [[10, 5, 50, 75], [60.5, 10.25, 110.5, 70.25],
+                                       [0, 40, 100, 85]]  # fmt: skip
+    assert (first['labels'].tolist(), first['crowd'].tolist()) == ([0, 1, 0], [False, False, True])
+    assert opened.read(2)['boxes'].shape == (0, 4)
+    assert opened.with_boxes().num_examples == 3
+    assert opened.with_boxes().names[2] == f'{detections.IDS[3]:012d}.png'
+
+
+def test_classes_of_a_checkpoint(opened):
+    """In its order, with one that the set has not."""
+    other = TASK.renumbered(opened, ['dog', 'fish', 'bird', 'cat'])
+    assert other.read(0)['labels'].tolist() == [3, 0, 3]
+    assert other.truth.category_ids == (7, None, 12, 3)
+
+
+def test_what_is_not_trained_on(tmp_path):
+    """A box without a size, and one outside of its image; both stay in the truth."""
+    held = detections.content([[(10, 10, 0.5, 9, 3, 0), (130, 10, 9, 9, 3, 0), (1, 1, 9, 9, 3, 0)]])
+    held['images'] = held['images'][:1]
+    (tmp_path / 'val.json').write_text(json.dumps(held))
+    segments.write(tmp_path / held['images'][0]['file_name'], segments.picture(0, 90, 120))
+    opened = coco_boxes.open_boxes(f'folder:{tmp_path}', None, None)
+    assert opened.read(0)['boxes'].tolist() == [[1, 1, 10, 10]]
+    assert len(opened.truth.content['annotations']) == 3
+    assert opened.notes == ('2 boxes without a size or outside of their image: not trained on',)
+
+
+def _change(held, change):
+    change(held)
+    return held
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (lambda held: held.pop('categories'), 'is not in the form of COCO'),
+        (lambda held: held.update(images=[]), 'lists no images|in images'),
+        (lambda held: held['annotations'][0].update(image_id=1), 'boxes are in images 1, not'),
+        (lambda held: held['annotations'][0].update(category_id=1), 'of categories 1, not listed'),
+        (lambda held: held['annotations'][0].update(bbox=[1, 2, 3]), r'is not \[x, y, width'),
+        (lambda held: held['annotations'][0].update(area='large'), 'area of annotation .* number'),
+        (lambda held: held['categories'][0].update(id=3), 'an id and a name of its own'),
+        (lambda held: held['categories'][0].update(name='cat'), 'an id and a name of its own'),
+        (lambda held: held['categories'][0].update(id='a'), 'is not in the form of COCO'),
+        (lambda held: held['images'][0].pop('file_name'), 'is not in the form of COCO|file_name'),
+    ],
+)
+def test_files_of_another_form(tmp_path, change, said):
+    (tmp_path / 'val.json').write_text(json.dumps(_change(detections.content(), change)))
+    segments.write(tmp_path / f'{detections.IDS[0]:012d}.png', segments.picture(0, 90, 120))
+    with pytest.raises(UserError, match=said) as stop:
+        coco_boxes.open_boxes(f'folder:{tmp_path}', None, None)
+    assert '\n' not in str(stop.value)
+
+
+def test_batches_of_few_shapes(opened):
+    """Resized by OpenCV, in arrays whose edges are multiples of 32."""
+    batches = box_batches.batches(opened, SMALL, Share(4))
+    [batch] = batches
+    assert batches.notes == ('images of 4 sizes are padded to 1 shape: 1 program is compiled',)
+    assert batch['image'].shape == (4, 128, 128, 3)
+    assert batch['image_hw'].tolist() == [[96, 128], [128, 85], [96, 96], [75, 128]]
+    assert batch['full_hw'].tolist() == [list(size) for size in detections.SIZES]
+    assert batch['index'].tolist() == [0, 1, 2, 3]
+    for i, (height, width) in enumerate(batch['image_hw']):
+        expected = cv2.resize(segments.picture(i, *detections.SIZES[i]), (width, height))
+        np.testing.assert_array_equal(batch['image'][i, :height, :width], expected)
+        assert not batch['image'][i, height:].any()
+        assert not batch['image'][i, :, width:].any()
+    one, two = (box_batches.batches(opened, SMALL, Share(4, True, i, 2, 1, 3)) for i in (0, 1))
+    assert (one.steps, two.steps) == (1, 1)
+    indices = [next(iter(part))['index'].tolist() for part in (one, two)]
+    assert indices == [[0, 1], [2, -1]]
+
+
+def _found(opened, random):
+    """The boxes that are marked, moved by noise, some of another class, and false ones."""
+    rows = [opened.read(i) for i in range(opened.num_examples)]
+    boxes = random.uniform(0, 60, (4, 5, 4))
+    boxes[..., 2:] += boxes[..., :2] + 5
+    labels, valid = random.integers(0, 3, (4, 5)), random.random((4, 5)) > 0.3
+    for i, row in enumerate(rows):
+        count = len(row['boxes'])
+        boxes[i, :count] = row['boxes'] + random.normal(0, 3, (count, 4))
+        labels[i, :count], valid[i, :count] = row['labels'], True
+    scores = np.sort(random.random((4, 5)), 1)[:, ::-1]
+    return boxes, scores.astype(np.float32), labels.astype(np.int32), valid
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ap_is_that_of_pycocotools(opened, tmp_path, seed):
+    """Of what is found in the resized images, with crowds, an empty image, and padding."""
+    boxes, scores, labels, valid = _found(opened, np.random.default_rng(seed))
+    [batch] = box_batches.batches(opened, SMALL, Share(4))
+    factors = np.tile((batch['image_hw'] / batch['full_hw'])[:, ::-1], 2)[:, None]
+    outputs = {
+        'boxes': (boxes * factors).astype(np.float32),
+        'scores': scores,
+        'labels': labels,
+        'valid': valid,
+    }
+    context = TASK.context(opened, None)
+    metric = TASK.metric(None, **context, predictions=str(tmp_path / 'p.json'))
+    assert isinstance(metric, BoxPrecision)
+    examples = {k: np.asarray(v) for k, v in metric.update(outputs, batch)['examples'].items()}
+    result = metric.result({'num_examples': 4, 'seen': 4, 'not_finite': 0}, examples)
+    rows = [
+        {
+            'image_id': detections.IDS[i],
+            'category_id': (3, 7, 12)[labels[i, j]],
+            'bbox': [*boxes[i, j, :2].tolist(), *(boxes[i, j, 2:] - boxes[i, j, :2]).tolist()],
+            'score': float(scores[i, j]),
+        }
+        for i, j in zip(*np.nonzero(valid), strict=True)
+    ]
+    expected = detections.by_pycocotools(detections.content(), rows)
+    assert 0.1 < expected['ap'] < 0.9
+    assert result.metrics == expected
+    assert result.details['class_ap'].keys() == {'cat', 'dog', 'bird'}
+    known = [ap for ap in result.details['class_ap'].values() if ap > -1]
+    assert np.mean(known) == pytest.approx(expected['ap'])
+    written = json.loads((tmp_path / 'p.json').read_text())
+    for ours, theirs in zip(written, rows, strict=True):
+        np.testing.assert_allclose(ours['bbox'], theirs['bbox'], atol=1e-4)
+
+
+def test_nothing_found(opened):
+    metric = TASK.metric(None, **TASK.context(opened, None))
+    examples = {
+        'boxes': np.zeros((4, 2, 4)), 'scores': np.zeros((4, 2)),
+        'labels': np.zeros((4, 2), int), 'valid': np.zeros((4, 2), bool),
+        'mask': np.array([True, True, True, False]),
+    }  # fmt: skip
+    result = metric.result({'num_examples': 3, 'seen': 3, 'not_finite': 0}, examples)
+    assert result.metrics['ap'] == 0
+
+
+def test_an_image_in_training(opened):
+    """Resized, mirrored with its boxes, at the upper left of its array."""
+    sizes = ((96, 128), (128, 96))
+    augment = box_augment.Augmentation(SMALL, sizes, 4, flip=1.0)
+    example = opened.read(0)
+    made = augment(example, np.random.default_rng(0))
+    image = cv2.resize(example['image'], (128, 96))[:, ::-1]
+    np.testing.assert_array_equal(made['image'], image)
+    factor = 128 / 120, 96 / 90
+    expected = [(120 - 50) * factor[0], 5 * factor[1], (120 - 10) * factor[0], 75 * factor[1]]
+    np.testing.assert_allclose(made['boxes'][0], expected, rtol=1e-6)
+    assert made['valid'].tolist() == [True, True, True, False]
+    assert made['crowd'].tolist() == [False, False, True, False]
+    assert made['image_hw'].tolist() == [96, 128]
+    high = augment(opened.read(1), np.random.default_rng(0))
+    assert high['image'].shape == (128, 96, 3)
+    assert high['image_hw'].tolist() == [128, 85]
+    assert not high['image'][:, 85:].any()
+    with_scale = box_augment.Augmentation(SMALL, sizes, 4, (0.5, 0.5))
+    assert with_scale(example, np.random.default_rng(0))['image_hw'].tolist() == [48, 64]
+
+
+def test_images_of_like_aspect_together(opened):
+    """A batch is of wide images or of high ones, an epoch of each once; resumed it is the same."""
+    recipe = OwnBoxes(dataset='x', scale=(128, 96), resize=(1, 1), batch_size=1, base_batch=1)
+    data = TASK.training_data(opened, recipe, 0, 1)
+    assert data.steps_per_epoch == 3
+    sizes = [data.size_at(step) for step in range(6)]
+    assert sorted(sizes[:3]) == [(96, 128), (96, 128), (128, 96)]
+    batches = data.batches()
+    found = [next(batches) for _ in range(6)]
+    assert [batch['image'].shape[2:4] for batch in found] == sizes
+    again = next(data.batches(4))
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, found[4][name])
+    every = TASK.training_data(
+        opened, OwnBoxes(dataset='x', scale=(128, 96), batch_size=2, base_batch=2, empty=True), 0, 1
+    )
+    # One high image alone would make no batch.
+    assert (every.size_at(0), every.steps_per_epoch) == ((128, 128), 2)
+
+
+def test_recipes():
+    assert Fcos1x().transform == KeepRatio(
+        channels='bgr', mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229)
+    )
+    assert Fcos1x().sizes == ((800, 1344), (1344, 800))
+    own = OwnBoxes(dataset='x', channels='bgr')
+    assert own.transform.mean == (0.406, 0.456, 0.485)
+    with pytest.raises(UserError, match='resize must be two increasing numbers'):
+        OwnBoxes(dataset='x', resize=(2.0, 1.0))
+    with pytest.raises(UserError, match='scale must be two sizes, the longer first'):
+        OwnBoxes(dataset='x', scale=(100, 200))

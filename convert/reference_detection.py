@@ -53,9 +53,7 @@ class Neck(nn.Module):
 class Pyramid(nn.Module):
     """The trunk, and the neck on it."""
 
-    def __init__(
-        self, arch: Arch, channels: int, pooling: str, stride: int, **trunk: Any
-    ):
+    def __init__(self, arch: Arch, channels: int, pooling: str, stride: int, **trunk: Any):
         super().__init__()
         self.backbone = Trunk(arch, **trunk)
         self.neck = Neck(sum(arch.channels), channels, pooling, stride)

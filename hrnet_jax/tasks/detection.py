@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hrnet_jax.data.keep_ratio import KeepRatio
+from hrnet_jax.data.keep_ratio import KeepRatio, coco
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.tasks.base import Figure, Task, arch_of, options_of
 
 # Of `Detector`, in checkpoint.json.
@@ -51,6 +52,17 @@ class Detection(Task):
 
         arch = arch_of(meta, Arch, get_arch)
         return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
+
+    def protocol_of_file(
+        self, model: Any, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Protocol, list[str]]:
+        """mmdetection's FCOS gets BGR."""
+        usual = {'channels': 'bgr' if model.head == 'fcos' else 'rgb'}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return super().protocol_of_file(model, meta, multiple, **usual | given)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        return tuple(coco().values()) if dataset == 'coco' else None
 
 
 TASK = Detection()

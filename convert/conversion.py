@@ -147,8 +147,8 @@ def convert(
     if backbone:
         named, unexpected = found.names(kind), list[str]()
         if left := found.text((TRUNK, *kind.parts)):
-            what = 'the trunk alone' if kind is BACKBONE else f'the {kind.title}'
-            notes.append(f'took {what}, without the tensors of {left}')
+            taken = 'trunk alone' if kind is BACKBONE else kind.title
+            notes.append(f'took the {taken}, without the tensors of {left}')
     else:
         named, unexpected = canonical(network)
         if network.beside:

@@ -19,15 +19,15 @@ def _width(shapes: Shapes) -> int:
 
 
 def _detector(
-    head: Head, classes: str, more: int, arch: Any, shapes: Shapes, **own: Any
+    head: Head, classes: str, more: int, arch: Any, shapes: Shapes, **options: Any
 ) -> Network:
-    """`more`: outputs of the layer `classes` that are no classes."""
+    """`more`: how many outputs of the layer `classes` are no classes."""
     number = max(length(shapes, f'bbox_head.{classes}.weight') - more, 1)
-    return Detector(arch=arch, num_classes=number, head=head, channels=_width(shapes), **own)
+    return Detector(arch=arch, num_classes=number, head=head, channels=_width(shapes), **options)
 
 
-def _pyramid(arch: Any, shapes: Shapes, **own: Any) -> Network:
-    return Pyramid(arch=arch, channels=_width(shapes), **own)
+def _pyramid(arch: Any, shapes: Shapes, **options: Any) -> Network:
+    return Pyramid(arch=arch, channels=_width(shapes), **options)
 
 
 def _named(*names: str) -> re.Pattern[str]:
@@ -51,7 +51,6 @@ _OTHERS: Mapping[str, str] = {
     r'(roi_head\.)?mask_head\.\d+\.': 'Cascade Mask R-CNN',
     r'(roi_head\.)?mask_head\.': 'Mask R-CNN',
     r'(roi_head\.)?bbox_head\.\d+\.': 'Cascade R-CNN',
-    r'roi_head\.': 'a network with regions of interest that is not Faster R-CNN',
 }
 
 
@@ -111,8 +110,8 @@ PYRAMID = Kind(
     _pyramid,
     _NECK,
     (
-        Layout('official', _OFFICIAL, fields=_fields(1)),
         Layout('mmdet', _MMDET, fields=_fields(1)),
+        Layout('official', _OFFICIAL, fields=_fields(1)),
     ),
     label='pyramid',
     others={r'(?!(backbone|neck)\.)': 'a detector of another kind'},

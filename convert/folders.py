@@ -66,7 +66,7 @@ class File:
             return self.transform.override(multiple, **flags), []
         said = self.source.meta.get('dataset_meta')
         meta = said if isinstance(said, Mapping) else {}
-        return task.protocol.of_file(self.done.num_classes, meta, multiple, **flags)
+        return task.protocol_of_file(self.done.model, meta, multiple, **flags)
 
     def task(self, asked: str | None = None) -> Task:
         """What it is for: as `asked`, or as what lies beside the file says, or as is usual."""

@@ -23,7 +23,7 @@ class Kind:
         name: of the head: in `Task.heads` and in the published table.
         title: for messages; label: of the head, where it must be told from others.
         parts: part of the head -> its canonical keys; a file of this kind has all of them.
-        layouts: how files name the tensors.
+        layouts: how files name the tensors; the reference in PyTorch has the names of the first.
         bare: what the name of a BatchNorm begins with whose convolution may have a bias in a file:
             it is NAME.0, the BatchNorm NAME.1.
         others: pattern of names in a file that networks like these have, which are not converted ->
@@ -51,10 +51,10 @@ class Kind:
     def other(self, names: Iterable[str]) -> str | None:
         """What a file with these names is, where it is a network that is not converted."""
         names = list(names)
-        found = (
-            what for begin, what in self.others.items() if any(map(re.compile(begin).match, names))
-        )
-        return next(found, None)
+        for begin, what in self.others.items():
+            if any(re.match(begin, name) for name in names):
+                return what
+        return None
 
     def layout(self, name: str) -> Layout:
         """The layout of that name; raises UserError if there is none."""

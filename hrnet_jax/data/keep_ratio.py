@@ -98,7 +98,8 @@ class KeepRatio(Protocol):
     ) -> tuple[Self, list[str]]:
         """80 classes are taken to be COCO's."""
         known = tuple(coco()) if outputs == len(coco()) else None
-        return cls(categories=known).override(multiple, **flags), images_taken([], [], flags)
+        found = cls(categories=known).override(multiple, **flags)
+        return found, images_taken([found.channels.upper()], ['--channels'], flags)
 
     def check_outputs(self, count: int | None) -> None:
         if self.categories is not None and count not in (None, len(self.categories)):

@@ -45,7 +45,7 @@ def encode(boxes: Array, targets: Array, stds: Sequence[float] = (1, 1, 1, 1)) -
     size, wanted = _size(boxes), _size(targets)
     moved = (_middle(targets) - _middle(boxes)) / size
     deltas = jnp.concatenate([moved, jnp.log(wanted / size)], -1)
-    return deltas / np.asarray(stds, deltas.dtype)
+    return deltas / _like(stds, deltas)
 
 
 def decode(boxes: Array, deltas: Array, stds: Sequence[float] = (1, 1, 1, 1)) -> Array:
@@ -55,11 +55,15 @@ def decode(boxes: Array, deltas: Array, stds: Sequence[float] = (1, 1, 1, 1)) ->
         boxes, deltas: (..., 4).
         stds: that the deltas are multiplied by.
     """
-    deltas = deltas * np.asarray(stds, deltas.dtype)
+    deltas = deltas * _like(stds, deltas)
     size = _size(boxes)
     middle = _middle(boxes) + deltas[..., :2] * size
     half = size * jnp.exp(jnp.clip(deltas[..., 2:], -LARGEST, LARGEST)) / 2
     return jnp.concatenate([middle - half, middle + half], -1)
+
+
+def _like(stds: Sequence[float], deltas: Array) -> np.ndarray:
+    return np.asarray(stds, deltas.dtype).reshape((1,) * (deltas.ndim - 1) + (4,))
 
 
 def clip(boxes: Array, sizes: Array) -> Array:

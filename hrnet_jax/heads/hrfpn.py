@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal, get_args
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from hrnet_jax.archs import Arch, at_least_one, get_arch
 from hrnet_jax.backbone import FeatureInfo, Network
@@ -51,10 +52,11 @@ class HRFPN(nn.Module):
 
     def _pooled(self, x: Array, size: int) -> Array:
         """What does not fill a window at the right and below is left out."""
-        if size == 1:
-            return x
-        pool = nn.avg_pool if self.pooling == 'average' else nn.max_pool
-        return pool(x, (size, size), (size, size))
+        n, height, width, channels = x.shape
+        h, w = height // size, width // size
+        windows = x[:, : h * size, : w * size].reshape((n, h, size, w, size, channels))
+        pool = jnp.mean if self.pooling == 'average' else jnp.max
+        return pool(windows, (2, 4))
 
 
 def fan_in(inputs: int) -> Uniform:

@@ -47,13 +47,13 @@ def _of_an_image(maps: tuple[Array, ...], boxes: Array) -> Array:
         level = levels(boxes)
         total = jnp.zeros((len(boxes), BINS, BINS, maps[0].shape[-1]), maps[0].dtype)
         for i, (x, stride) in enumerate(zip(maps, STRIDES, strict=True)):
-            here = (level == i)[:, None, None]
+            here = (level == i)[:, None, None].astype(boxes.dtype)
             rows, columns = (
-                _weights(boxes[:, axis::2] / stride, size) * here
+                (_weights(boxes[:, axis::2] / stride, size) * here).astype(x.dtype)
                 for axis, size in ((1, x.shape[0]), (0, x.shape[1]))
             )
-            y = jnp.einsum('riy,yxc->rixc', rows.astype(x.dtype), x)
-            total = total + jnp.einsum('rjx,rixc->rijc', columns.astype(x.dtype), y)
+            y = jnp.einsum('riy,yxc->rixc', rows, x)
+            total = total + jnp.einsum('rjx,rixc->rijc', columns, y)
         return total
 
     count = len(boxes)
@@ -73,11 +73,12 @@ def _weights(edges: Array, size: int) -> Array:
     starts = low + jnp.arange(BINS, dtype=edges.dtype)[None] * width
     pixels = jnp.arange(size, dtype=edges.dtype)[None, None]
 
-    def add(point: Array, total: Array) -> Array:
+    def add(number: Array, total: Array) -> Array:
+        point = number.astype(edges.dtype)
         at = starts + (point + 0.5) * width / points
         inside = (at >= -1) & (at <= size) & (point < points)
         apart = jnp.abs(jnp.clip(at, 0, size - 1)[..., None] - pixels)
-        return total + jnp.maximum(1 - apart, 0) * inside[..., None]
+        return total + jnp.where(inside[..., None], jnp.maximum(1 - apart, 0), 0)
 
     none = jnp.zeros((*starts.shape, size), edges.dtype)
     most = jnp.max(points, initial=1).astype(jnp.int32)

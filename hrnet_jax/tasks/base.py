@@ -158,6 +158,12 @@ class Task:
         channels = meta['in_channels']
         return self.create_model(arch, meta['num_classes'], in_channels=channels, **options)
 
+    def protocol_of_file(
+        self, model: Any, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Protocol, list[str]]:
+        """See `Protocol.of_file`; `model`: what the file is of."""
+        return self.protocol.of_file(getattr(model, 'num_classes', None), meta, multiple, **flags)
+
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
         """Those of a published checkpoint for this data set, where it must say them."""
         return None

@@ -12,7 +12,8 @@ from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data.coco_boxes import OpenedBoxes
 from hrnet_jax.data.evaluation import Batches, Share
-from hrnet_jax.data.keep_ratio import KeepRatio
+from hrnet_jax.data.keep_ratio import KeepRatio, coco
+from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.errors import UserError
 from hrnet_jax.tasks.base import (
@@ -73,6 +74,17 @@ class Detection(Task):
 
         arch = arch_of(meta, Arch, get_arch)
         return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
+
+    def protocol_of_file(
+        self, model: Any, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
+    ) -> tuple[Protocol, list[str]]:
+        """mmdetection's FCOS gets BGR."""
+        usual = {'channels': 'bgr' if model.head == 'fcos' else 'rgb'}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return super().protocol_of_file(model, meta, multiple, **usual | given)
+
+    def class_names(self, dataset: str) -> tuple[str, ...] | None:
+        return tuple(coco().values()) if dataset == 'coco' else None
 
     # Data
 

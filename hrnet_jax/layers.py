@@ -21,6 +21,7 @@ from hrnet_jax import tracing
 from hrnet_jax.archs import whole_number
 from hrnet_jax.errors import UserError
 from hrnet_jax.initialisers import HE, ONES, ZEROS, linear_init
+from hrnet_jax.moments import groups_of, moments, on_channels, per_image
 from hrnet_jax.tracing import parameter
 from hrnet_jax.upsampling import Upsample, resize_bilinear, upsample
 from hrnet_jax.upsampling import at_least_float32 as at_least_float32
@@ -256,41 +257,22 @@ class BatchNorm(nn.Module):
         bias = parameter(self, 'bias', ZEROS, size, o.param_dtype)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, size, stat_dtype)
         var = self.variable('batch_stats', 'var', jnp.ones, size, stat_dtype)
-        # One pass over a map of few digits, around a value known before it: see `_moments`.
+        # One pass over a map of few digits, around a value known before it: see `moments`.
         shift = lax.stop_gradient(mean.value) if x.dtype == jnp.bfloat16 else None
         x = x.astype(stat_dtype)
         if not train or o.frozen_norm:
             m, v = mean.value[None], var.value[None]
         else:
-            groups = _groups(x.shape[0], o.bn_group_size)
-            m, v = _moments(x, groups, shift)
+            groups = groups_of(x.shape[0], o.bn_group_size)
+            m, v = moments(x, groups, shift)
             if not self.is_initializing() and self.is_mutable_collection('batch_stats'):
                 n = x.size // m.size
                 keep, unbiased = MOMENTUM, n / max(n - 1, 1)
                 mean.value = keep * mean.value + (1 - keep) * jnp.mean(m, 0)
                 var.value = keep * var.value + (1 - keep) * jnp.mean(v, 0) * unbiased
         gain = scale.astype(stat_dtype)[None] * lax.rsqrt(v + EPSILON)
-        y = (x - _images(m, x)) * _images(gain, x) + on_channels(bias.astype(stat_dtype))
+        y = (x - per_image(m, x)) * per_image(gain, x) + on_channels(bias.astype(stat_dtype))
         return y.astype(o.dtype)
-
-
-def _moments(x: Array, groups: int, shift: Array | None) -> tuple[Array, Array]:
-    """Mean and variance, (groups, C) each, of (N, H, W, C) in `groups` runs of images.
-
-    Without `shift`, (C,), the variance takes a pass of its own, around the mean. With it, one pass
-    does for both; that loses digits where the mean is many deviations away from the shift (over
-    32 maps of 112 x 112, at 10 deviations 1e-5 of the variance, at 100 1e-3, at 1000 a tenth).
-    """
-
-    def mean(values: Array) -> Array:
-        return jnp.mean(values.reshape((groups, -1, *values.shape[1:])), (1, 2, 3))
-
-    if shift is None:
-        m = mean(x)
-        return m, mean(jnp.square(x - _images(m, x)))
-    centred = x - on_channels(shift)
-    m = mean(centred)
-    return shift[None] + m, jnp.maximum(mean(jnp.square(centred)) - jnp.square(m), 0)
 
 
 def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -301,28 +283,6 @@ def matmul_precision(model: nn.Module) -> contextlib.AbstractContextManager[Any]
     dtype = getattr(model, 'dtype', None)  # a module that is not ours may have none
     exact = dtype is None or jnp.dtype(dtype) == jnp.float32
     return jax.default_matmul_precision('highest') if exact else contextlib.nullcontext()
-
-
-def on_channels(vector: Array) -> Array:
-    return vector.reshape((1, 1, 1, -1))  # explicit: rank promotion may be an error
-
-
-def _images(values: Array, x: Array) -> Array:
-    """(G, C), of G runs of images, in the form that broadcasts to x, (N, H, W, C)."""
-    if len(values) > 1:
-        values = jnp.repeat(values, x.shape[0] // len(values), 0)
-    return values[:, None, None]
-
-
-def _groups(batch: int, group_size: int | None) -> int:
-    if group_size is None or batch <= group_size:
-        return 1
-    if batch % group_size:
-        raise UserError(
-            f'a training batch of {batch} images does not divide into BatchNorm groups of '
-            f'{group_size}; choose a multiple, another bn_group_size, or None for the whole batch'
-        )
-    return batch // group_size
 
 
 def group_norm(x: Array, layer: ConvNorm, opts: Options) -> Array:

@@ -169,6 +169,12 @@ def _digits() -> bytes:
     return json.dumps(dict.fromkeys(names, [4, 4, 1, 1])).encode()
 
 
+def _short() -> bytes:
+    """People of MPII's form with a joint too few in one of two lists."""
+    person = {'image': 'a.jpg', 'joints': [[1, 2]] * 16, 'joints_vis': [1] * 15}
+    return json.dumps([person | {'center': [30, 40], 'scale': 1.5}] * 2).encode()
+
+
 def _mat() -> bytes:
     from scipy.io import savemat
 
@@ -193,5 +199,9 @@ def files() -> dict[str, dict[str, bytes]]:
         'network': _json('tiny.json') | {'digits__tiny.json': _digits()},
         'run': _json('config.json') | _json('checkpoints+6+meta+metadata'),
         'beside': _json('a.pth.json') | _json('config.json'),
-        'mpii': {**_json('annotations+mpii_val.json'), 'bomb__annotations+mpii_gt_val.mat': _mat()},
+        'mpii': {
+            **_json('annotations+mpii_val.json'),
+            'short__annotations+mpii_val.json': _short(),
+            'bomb__annotations+mpii_gt_val.mat': _mat(),
+        },
     }

@@ -228,3 +228,7 @@ def loads(data: bytes):
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
+
+
+def of_json_or_bytes(data: bytes, rng) -> bytes:
+    return (of_json if data[:1] in (b'[', b'{') else of_bytes)(data, rng)

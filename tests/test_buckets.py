@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -163,6 +164,24 @@ def test_a_run_goes_on_and_keeps_the_last_and_the_best(url, state):
     assert steps(url) == [1, 5, 7]
     assert not any('/6/' in name for name in Bucket(url).sizes())
     assert hrnet_jax.load(url)[0].arch.name == 'tiny'  # the best
+
+
+@ONE
+def test_a_step_that_is_removed_while_it_is_copied_leaves_nothing(url, state, monkeypatch):
+    run = Run(url)
+    put = Bucket.put
+
+    def late(self, local, name):
+        put(self, local, name)
+        shutil.rmtree(run.home.path / workdir.CHECKPOINTS / '1', ignore_errors=True)
+
+    run.save(state, 1)
+    run.store._manager.wait_until_finished()
+    monkeypatch.setattr(Bucket, 'put', late)
+    run.start()
+    run.end()
+    assert not run.warnings
+    assert not Bucket(url).sizes(workdir.CHECKPOINTS)
 
 
 @ONE

@@ -14,8 +14,9 @@ from convert.reference import reference_of
 from hrnet_jax.archs import Arch
 from hrnet_jax.inference.summary import multiply_adds, parameters
 from hrnet_jax.initialisation import init
-from hrnet_jax.layers import BatchNorm, Options, _moments, matmul_precision
+from hrnet_jax.layers import BatchNorm, Options, matmul_precision
 from hrnet_jax.models import create_model, variable_shapes
+from hrnet_jax.moments import moments
 from hrnet_jax.upsampling import resize_bilinear, upsample
 
 # Published: parameters with 1000 classes, no head biases; multiply-adds of the convolutions at 224.
@@ -250,7 +251,7 @@ def test_gradient_of_statistics(shift):
         near = None if shift is None else jnp.full(2, shift)
 
         def ours(x):
-            m, v = _moments(x, 2, near)
+            m, v = moments(x, 2, near)
             return jnp.sum(jnp.sin(m) * v)
 
         def plain(x):

@@ -20,6 +20,7 @@ from hrnet_jax import checkpoint
 from hrnet_jax.data import crops
 from hrnet_jax.data.topdown import TopDown
 from hrnet_jax.errors import UserError
+from hrnet_jax.tasks.pictures import side_by_side
 from hrnet_jax.tasks.similarity import person_score
 
 ORACLE = Path(__file__).parent / 'data' / 'oracle' / 'pose'
@@ -81,8 +82,9 @@ def test_crops_as_mmpose():
 )
 def test_a_float32_box_as_mmpose(udp, expected):
     """The matrices of mmpose 1.3.2, which computes in the type of the box."""
-    box = np.array([412.83, 157.61, 53.05, 138.01], np.float32)
-    region = crops.centre_and_scale(box, (256, 192), 1.25)
+    low, size = np.array([[412.83, 157.61], [53.05, 138.01]], np.float32)
+    box = crops.between(low, low + size)
+    region = crops.centre_and_scale(box, (256, 192), 1.25, np.float32)
     (across, _, right), (_, down, lower) = crops.affine(*region, (256, 192), udp)
     np.testing.assert_allclose((across, right, down, lower), expected, rtol=1e-9)
 
@@ -350,6 +352,16 @@ def test_picture():
 
     everything, two, one, none = map(drawn, ([1, 1, 1], [1, 1, 0.2], [1, 0, 1], [0, 0.2, 0]))
     assert everything > two > one > none
+
+
+def test_rows_of_a_picture_are_as_high_as_they_must_be():
+    images = [np.zeros((height, 100, 3), np.uint8) for height in (30, 30, 130)]
+    figure, axes = side_by_side(images, ['a', 'b', 'c'])
+    width, height = figure.get_size_inches()
+    assert (width, len(axes)) == (15, 3)
+    assert height == pytest.approx(7.5 * (0.3 + 1.3), rel=0.1)
+    first, _, last = (held.get_subplotspec().get_position(figure).height for held in axes)
+    assert last > 3 * first
 
 
 def test_mistakes_of_predict(refused, ckpt, tmp_path):

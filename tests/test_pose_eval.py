@@ -244,6 +244,14 @@ def spoiled(root, kind):
         content['categories'][0]['keypoints'] = list(range(17))
     elif kind == 'image':
         person['image_id'] = 9
+    elif kind == 'width':
+        content['images'][1]['width'] = 'wide'
+    elif kind == 'center':
+        person |= {'center': [1], 'scale': 1.0}
+    elif kind == 'ids':
+        content['images'][1]['id'] = 'two'
+    elif kind == 'category':
+        content['categories'][0]['keypoints'] = 'nose'
     elif kind == 'form':
         content = [1]
     elif kind == 'files':
@@ -266,7 +274,11 @@ def spoiled(root, kind):
         ('sigmas', '"sigmas" are not 17 numbers above 0'),
         ('names', '"keypoints" of the category are names'),
         ('image', 'people are in images 9, which it does not list'),
-        ('form', 'is not in the form of COCO'),
+        ('width', "is not in the form of COCO: the width of image 2 cannot be 'wide'"),
+        ('center', r'is not in the form of COCO: the center of annotation 1 cannot be \[1\]'),
+        ('ids', 'is not in the form of COCO: ids of images are all numbers, or all texts'),
+        ('category', 'is not in the form of COCO: a category has .* a list of keypoints'),
+        ('form', 'is not in the form of COCO: images, annotations, and a category with keypoints'),
         ('files', 'its first image absent.png is not in'),
         ('empty', 'has no box of a person in these images; it has 0 boxes of people'),
         ('strangers', 'has no box of a person in these images; it has 1 boxes of people'),

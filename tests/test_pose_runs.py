@@ -42,6 +42,7 @@ def straight(once, folder):
         out = train(run, folder)
         assert '24 images of 17 keypoints, 64 x 32; evaluated on 4 of val: coco quarter' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
+        assert re.search(r'loss \S+  AP \d\.\d{3}  AP at 0\.5 \d\.\d{3}  ', out)
 
     return once('pose_run', make)
 

@@ -37,7 +37,7 @@ TABLE = {
 }
 TOP = {
     'base': 'errors version',
-    'network': 'archs layers backbone initialisers tracing upsampling',
+    'network': 'archs layers moments backbone initialisers tracing upsampling',
     'models': 'models initialisation introspection nnx',
 }
 # Names of old and of the documentation, for users; no room imports one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,12 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
         strangers = {x['image_id'] for x in people} - images.keys()
         named = all(isinstance(image.get('file_name'), str) for image in images.values())
         words = all(isinstance(name, str) for name in category['keypoints'])
-        odd = [f'image {x["id"]}' for x in images.values() if not _are_numbers(x, _OF_IMAGES)]
-        odd += [f'annotation {x.get("id")}' for x in people if not _are_numbers(x, _OF_PEOPLE)]
-        odd += ['ids of images'] * (
-            len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0))
-        )
-        odd += ['category'] * (not _is_category(category))
+        odd = [said for image in images.values() for said in _odd('image', image, _OF_IMAGES)]
+        odd += [said for person in people for said in _odd('annotation', person, _OF_PEOPLE)]
+        if len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0)):
+            odd.append('ids of images are all numbers, or all texts')
+        if not _is_id(category['id']) or not isinstance(category['keypoints'], list):
+            odd.append('a category has a number or a text as id, and a list of keypoints')
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
@@ -66,7 +66,10 @@ _OF_PEOPLE = {
 _MOST = 1e12  # of a number; NaN is not below it, either
 
 
-def _are_numbers(held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]]) -> bool:
+def _odd(
+    kind: str, held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """What to say of fields that are not so many numbers."""
     for name, lengths in fields.items():
         value = held.get(name)
         row = value if isinstance(value, list) and lengths != (1,) else [value]
@@ -74,16 +77,11 @@ def _are_numbers(held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]])
             isinstance(x, int | float) and abs(x) <= _MOST for x in row
         )
         if value is not None and not good:
-            return False
-    return True
+            yield f'the {name} of {kind} {held.get("id")!r:.20} cannot be {value!r:.40}'
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str)
-
-
-def _is_category(held: Mapping[str, Any]) -> bool:
-    return _is_id(held['id']) and isinstance(held['keypoints'], list)
 
 
 def whole_bodies(people: list[Any]) -> tuple[list[Any], tuple[str, ...], dict[str, Any]]:

@@ -36,20 +36,18 @@ def between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def centre_and_scale(
-    box: Any, size: Size, padding: float, dtype: Any = None
+    box: Any, size: Size, padding: float, dtype: Any = np.float64
 ) -> tuple[np.ndarray, np.ndarray]:
     """The centre of the box, and its (width, height), padded and made to the ratio of `size`.
 
-    Of a float32 box both are computed in float32, as in mmpose: a few pixels depend on it.
-
     Args:
-        dtype: of both, if not that of the box; float32 for the box `between` corners of a data set.
+        dtype: in which they are computed: float32 for the box `between` corners of a data set, as
+            mmpose does; a few pixels depend on it.
     """
-    box = np.asarray(box)
-    box = box if box.dtype == np.float32 else box.astype(np.float64)
+    box = np.asarray(box, np.float64)
     corner = box[:2] + box[2:]
     centre, scale = (corner + box[:2]) * 0.5, corner - box[:2]
-    centre, scale = (values.astype(dtype or box.dtype) for values in (centre, scale))
+    centre, scale = centre.astype(dtype), scale.astype(dtype)
     return centre, to_ratio(scale * padding, size)
 
 

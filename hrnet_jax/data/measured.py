@@ -89,7 +89,9 @@ def read_mpii(root: str, split: str) -> tuple[list[str], np.ndarray, Measured]:
         seen = np.array([person['joints_vis'] for person in content], np.float64)
         centres = np.array([person['center'] for person in content], np.float32)
         scales = np.array([person['scale'] for person in content], np.float32)
-        good = points.shape == (len(names), count, 2) and len(names) > 0
+        n = len(names)
+        shapes = [array.shape for array in (points, seen, centres, scales)]
+        good = n > 0 and shapes == [(n, count, 2), (n, count), (n, 2), (n,)]
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:

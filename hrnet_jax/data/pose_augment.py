@@ -20,7 +20,9 @@ Array = np.ndarray
 Random = np.random.Generator
 Noise = Literal['truncated', 'clipped']
 HALF_PADDING = 1.5  # factor on the box around the keypoints of a half
-UPPER, LOWER = 2, 3  # keypoints that a half has at least
+# Keypoints that a half has at least. The official code wants 3 upper ones if there is a lower half,
+# too: for COCO the same, as of 9 marked keypoints 3 are upper ones.
+UPPER, LOWER = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from hrnet_jax.layers import (
     Options,
     convolve,
     group_norm,
-    on_channels,
 )
+from hrnet_jax.moments import on_channels
 from hrnet_jax.tracing import parameter
 
 

@@ -25,7 +25,7 @@ class Figure:
 
     Attributes:
         name: its key; `label`: what people call it.
-        unit: '%' where 0 to 1 of a training step is shown as 0 to 100.
+        unit: '%' where 0 to 1 of a training step is shown as 0 to 100; '' where it is not.
         higher_is_better: for the choice of the best checkpoint.
         count: the name of the count behind it, which is printed beside it.
     """
@@ -36,7 +36,9 @@ class Figure:
     higher_is_better: bool = True
     count: str | None = None
 
-    def text(self, value: float, digits: int = 2) -> str:
+    def text(self, value: float, digits: int | None = None) -> str:
+        """By default with three digits from 0 to 1, and with two in percent."""
+        digits = digits or (2 if self.unit else 3)
         return f'{value:.{digits}f}{" " * bool(self.unit)}{self.unit}'
 
 

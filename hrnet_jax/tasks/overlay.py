@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from hrnet_jax.data import segmentation_sets
-from hrnet_jax.tasks.pictures import short
+from hrnet_jax.tasks.pictures import short, side_by_side
 
 _ALPHA = 0.55  # of the colours
 _LEGEND = 12  # classes that it names
-_COLUMNS = 2
 
 
 def colours(names: Sequence[str]) -> np.ndarray:
@@ -56,27 +53,17 @@ def draw(
         names: of the classes.
         path: the picture's file; form: its format, such as 'png'.
     """
-    palette, columns = colours(names), min(len(images), _COLUMNS)
-    rows = -(-len(images) // columns)
-    shapes = [np.shape(image) for image in images]
-    ratio = max(height / width for height, width, *_ in shapes)
-    figure = Figure(
-        figsize=(7.5 * columns, rows * (6 * min(ratio, 1.5) + 0.4)), layout='constrained'
-    )
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis('off')
-    for axes, image, title, labels in zip(grid.flat, images, titles, found, strict=False):
+    palette = colours(names)
+    shown = [blended(np.asarray(x), y, palette) for x, y in zip(images, found, strict=True)]
+    figure, grid = side_by_side(shown, titles, beside=1.5)
+    for axes, labels in zip(grid, found, strict=True):
         counts = np.bincount(labels.reshape(-1), minlength=len(names))
         order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
-        axes.imshow(blended(np.asarray(image), labels, palette))
-        axes.set_title(short(title, 60), fontsize=9, parse_math=False)
-        shown = order[:_LEGEND]
+        largest = order[:_LEGEND]
         # Names are shown as they are: a $ would begin a formula.
-        parts = [f'{short(names[i], 24)}  {100 * counts[i] / labels.size:.1f} %' for i in shown]
-        parts += [f'and {len(order) - len(shown)} more'] * (len(order) > len(shown))
-        handles = [Patch(facecolor=palette[i] / 255, edgecolor='grey') for i in shown]
+        parts = [f'{short(names[i], 24)}  {100 * counts[i] / labels.size:.1f} %' for i in largest]
+        parts += [f'and {len(order) - len(largest)} more'] * (len(order) > len(largest))
+        handles = [Patch(facecolor=palette[i] / 255, edgecolor='grey') for i in largest]
         handles += [Patch(alpha=0)] * (len(parts) - len(handles))
         legend = axes.legend(
             handles, parts, loc='upper left', bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False

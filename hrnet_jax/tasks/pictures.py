@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hrnet_jax.tasks.base import Prediction
 
 _COLUMNS = 4  # pictures side by side, once there are more than three
+_LARGE = 7.5  # inches, the width of images `side_by_side`
 _BLUE, _GREY = '#2f6db3', '#8a929b'
 
 
@@ -71,3 +72,27 @@ def bars(axes, found: Sequence[Prediction], right: int | None = 1) -> None:
 
 def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + '…'
+
+
+def side_by_side(
+    images: Sequence[np.ndarray], titles: Sequence[str], beside: float = 0.0
+) -> tuple[Figure, list[Any]]:
+    """A figure of images under their titles, two in a row, and the axes of each image.
+
+    Args:
+        images: uint8 (H, W, 3).
+        beside: inches that a legend takes at the side of an image.
+    """
+    columns = min(len(images), 2)
+    ratios = [min(image.shape[0] / image.shape[1], 1.5) for image in images]
+    heights = [max(ratios[i : i + columns]) for i in range(0, len(ratios), columns)]  # of rows
+    size = _LARGE * columns, (_LARGE - beside) * sum(heights) + 0.4 * len(heights)
+    figure = Figure(figsize=size, layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
+    for axes in grid:
+        axes.axis('off')
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(short(title, 60), fontsize=9, parse_math=False)
+    return figure, list(grid[: len(images)])

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 
 from hrnet_jax.data import keypoint_sets
 from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.topdown import TopDown
-from hrnet_jax.tasks.pictures import short
-
-_COLUMNS = 2
+from hrnet_jax.tasks.pictures import side_by_side
 
 
 def colours(transform: TopDown) -> tuple[np.ndarray, np.ndarray]:
@@ -50,22 +46,11 @@ def draw(
         threshold: keypoints with a lower score, and lines to them, are left out.
         path: the picture's file; form: its format, such as 'png'.
     """
-    columns = min(len(images), _COLUMNS)
-    rows = -(-len(images) // columns)
     arrays = [np.asarray(rgb_image(image)) for image in images]
-    ratio = max(array.shape[0] / array.shape[1] for array in arrays)
-    figure = Figure(
-        figsize=(7.5 * columns, rows * (7.5 * min(ratio, 1.5) + 0.4)), layout='constrained'
-    )
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    figure, grid = side_by_side(arrays, titles)
     points, links = colours(transform)
-    for axes in grid.flat:
-        axes.axis('off')
-    for axes, array, title, people in zip(grid.flat, arrays, titles, found, strict=False):
-        axes.imshow(array)
+    for axes, people in zip(grid, found, strict=True):
         axes.set_autoscale_on(False)  # keypoints beyond the image do not make it smaller
-        axes.set_title(short(title, 60), fontsize=9, parse_math=False)
         for person in people:
             seen = person.scores >= threshold
             ends = [i for i, (a, b) in enumerate(transform.skeleton) if seen[a] and seen[b]]

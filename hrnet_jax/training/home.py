@@ -91,7 +91,7 @@ class BucketHome(Home):
         except BaseException:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
-        self._there = set(workdir.steps(self.path))
+        self._there = set(workdir.steps(self.path))  # whole in the bucket; of `_begun` something
         self._copied: dict[str, tuple[int, int]] = {}  # file -> time and size of the copy
         self._one = threading.Lock()  # copies at a time
         self._wake, self._end = threading.Event(), threading.Event()
@@ -115,7 +115,6 @@ class BucketHome(Home):
             return False
 
     def start(self, warn: Callable[[str], None]) -> None:
-        self._clean()
         self._warn = warn
         self._thread = threading.Thread(target=self._work, name='bucket', daemon=True)
         self._thread.start()
@@ -159,19 +158,14 @@ class BucketHome(Home):
     def _pull(self) -> None:
         """Copies the record, and the JSON of each whole checkpoint."""
         names = {k: size for k, size in self.bucket.sizes().items() if not k.startswith('.')}
+        steps = [name.split('/')[1] for name in names if name.startswith(f'{workdir.CHECKPOINTS}/')]
+        self._begun = {int(step) for step in steps if step.isdecimal()}
         if names and not any(_is_ours(name) for name in names):
             (self.path / next(iter(names)).partition('/')[0]).touch()  # `prepare` refuses it
             return
         for name in names:
             if '/' not in name or name.endswith(f'/{workdir.META}'):
                 self.bucket.get(name, self.path / name, names[name])
-
-    def _clean(self) -> None:
-        """Removes what a process left that was killed while it copied."""
-        names = self.bucket.sizes(workdir.CHECKPOINTS)
-        steps = {name.split('/')[1] for name in names}
-        for step in steps - {str(step) for step in self._there}:
-            self.bucket.remove_folder(f'{workdir.CHECKPOINTS}/{step}', workdir.META)
 
     def _work(self) -> None:
         """Copies a checkpoint as soon as it is whole, and the record now and then."""
@@ -185,7 +179,7 @@ class BucketHome(Home):
             due = time.monotonic() + _EVERY
 
     def _new(self) -> bool:
-        return not self._problem and self._there != self._wanted()
+        return not self._problem and not self._there == self._begun == self._wanted()
 
     def _wanted(self) -> set[int]:
         return set(self.kept(workdir.steps(self.path)))
@@ -197,12 +191,12 @@ class BucketHome(Home):
             UserError: if the bucket refuses; `_problem` is that until a copy succeeds.
         """
         try:
-            wanted = self._wanted()
-            for step in sorted(wanted - self._there, reverse=True):
+            for step in sorted(self._wanted() - self._there, reverse=True):
                 self._copy_step(step)
-            for step in self._there - wanted:
+            for step in self._begun - self._wanted():
                 self.bucket.remove_folder(f'{workdir.CHECKPOINTS}/{step}', workdir.META)
                 self._there.discard(step)
+                self._begun.discard(step)
             for path in sorted(self.path.rglob('*')):
                 name = path.relative_to(self.path).as_posix()
                 if not name.startswith((f'{workdir.CHECKPOINTS}/', '.')) and path.is_file():
@@ -218,6 +212,7 @@ class BucketHome(Home):
     def _copy_step(self, step: int) -> None:
         name = f'{workdir.CHECKPOINTS}/{step}'
         self.held = frozenset({step})
+        self._begun.add(step)
         try:
             self.bucket.upload(self.path / name, name, workdir.META)
         except (FileNotFoundError, UserError):

@@ -100,7 +100,7 @@ def assigned(boxes, truth, from_on, below, least):
         number[most >= from_on] = row[most >= from_on]
         for i in range(len(objects) if least is not None else 0):
             if overlap[:, i].max() >= least:
-                number[overlap[:, i] == overlap[:, i].max()] = i
+                number[overlap[:, i] >= (1 - 1e-6) * overlap[:, i].max()] = i
     else:
         number[:] = -1
     number[(parts_inside(boxes, crowds) > 0.5) & (number == -1)] = -2
@@ -193,29 +193,25 @@ def region(pyramid, box):
     level = min(max(int(np.floor(np.log2((width * height) ** 0.5 / 56 + 1e-6))), 0), 3)
     x, stride = pyramid[level], 4 * 2**level
     columns, rows = (
-        points(float(box[i]) / stride, float(box[i + 2]) / stride, x.shape[2 - i]) for i in (0, 1)
+        weights(float(box[i]) / stride, float(box[i + 2]) / stride, x.shape[2 - i]) for i in (0, 1)
     )
-    return torch.stack([
-        torch.stack([sum(wy * wx * x[:, y, x_] for y, wy in row for x_, wx in column)
-                     for column in columns], 1) for row in rows], 1)  # fmt: skip
+    return torch.einsum('iy,cyx,jx->cij', rows, x, columns)
 
 
-def points(low, high, size):
-    """For each of 7 bins: the pixels that it is a mean of, and their weights."""
-    width, found = (high - low) / 7, []
+def weights(low, high, size):
+    """(7, size): how much each pixel counts in each of 7 bins."""
+    width, found = (high - low) / 7, np.zeros((7, size))
     count = max(int(np.ceil(width)), 1)
     for i in range(7):
-        weights: dict[int, float] = {}
         for j in range(count):
             at = low - 0.5 + i * width + (j + 0.5) * width / count
             if not -1 <= at <= size:
                 continue
             at = min(max(at, 0), size - 1)
             first = int(at)
-            for pixel, part in ((first, 1 - (at - first)), (min(first + 1, size - 1), at - first)):
-                weights[pixel] = weights.get(pixel, 0) + part / count
-        found.append(list(weights.items()) or [(0, 0.0)])
-    return found
+            found[i, first] += (1 - (at - first)) / count
+            found[i, min(first + 1, size - 1)] += (at - first) / count
+    return torch.from_numpy(found)
 
 
 def second_stage(classify, pyramid, proposed, truth, noise, room):

@@ -117,7 +117,7 @@ def test_a_step_as_pytorchs(head):
         first, second = jax.random.split(jax.random.fold_in(key, _FORWARD))
         noise = [
             tensor(jax.random.uniform(k, (len(BOXES), count)))
-            for k, count in ((first, 2046 * 3), (second, ROOM + 1000))
+            for k, count in ((first, 511 * 3), (second, ROOM + 1000))
         ]
 
     reference = network(ARCHS['tiny'], CLASSES, CHANNELS, 'average', stride).double().eval()

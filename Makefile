@@ -5,7 +5,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-pose demo-segmentation test tests test-all test-faults clean
+.PHONY: demo demo-detection demo-pose demo-segmentation test tests test-all test-faults clean
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py --out demo
 
@@ -16,6 +16,10 @@ demo-segmentation: $(VENV)/.ready
 # Trains on keypoints of figures from nothing, and converts to mmpose's layout and back.
 demo-pose: $(VENV)/.ready
 	$(BIN)/python examples/demo_pose.py --out demo_pose
+
+# Trains on boxes of digits from nothing, and converts to mmdetection's layout and back.
+demo-detection: $(VENV)/.ready
+	$(BIN)/python examples/demo_detection.py --out demo_detection
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -39,4 +43,4 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo demo_pose demo_segmentation build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo demo_detection demo_pose demo_segmentation build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,25 +1,28 @@
 r"""hrnet_jax beside timm and OpenMMLab's packages: one command, one run, one machine.
 
     pip install -e . matplotlib optax tqdm torch torchvision timm
-    pip install --no-deps mmpretrain==1.2.0 mmsegmentation==1.2.2 mmpose==1.3.2 \
+    pip install --no-deps mmpretrain==1.2.0 mmsegmentation==1.2.2 mmpose==1.3.2 mmdet==3.3.0 \
         mmcv-lite==2.1.0 mmengine
     pip install addict einops ftfy importlib_metadata json_tricks mat4py modelindex munkres \
-        'opencv-python-headless<5' prettytable pyyaml regex rich scipy 'setuptools<81' termcolor \
-        yapf
+        'opencv-python-headless<5' prettytable pycocotools pyyaml regex rich scipy 'setuptools<81' \
+        shapely termcolor yapf
 
     python benchmarks/compare.py --arch w18 w48 --batch 32 --dtype float32 bfloat16 --json run.json
     taskset -c 0 python benchmarks/compare.py --arch w18_small_v1 --mode latency --against timm
     python benchmarks/compare.py --batch 128 --dtype bfloat16 --mode train --out run.png
     python benchmarks/compare.py --task segmentation --head fcn ocr --image-size 512x1024 --batch 1
     python benchmarks/compare.py --task pose --arch w32 w48 --mode inference latency chain
+    python benchmarks/compare.py --task detection --head fcos faster_rcnn --image-size 416x640 \
+        800x1344 --batch 1 --mode inference
 
 It runs on a CPU or on an NVIDIA GPU (jax[cuda12] and PyTorch with CUDA); TensorFlow is not needed.
 
 Every contender is a process of its own, on the same cores, with the same weights (ours, random,
 converted) and the same random images, which lie on the device. Before anything is timed, results
 are compared with ours: the logits, or for a training step its loss and the change of the last bias.
-In segmentation these are logits at stride 4, in pose heatmaps, and that is what is timed. Then
-contenders take turns, one at a time, while the others sleep.
+In segmentation these are logits at stride 4, in pose heatmaps, in detection what the heads say of
+the pyramid (of Faster R-CNN those of its first stage), and that is what is timed. Then contenders
+take turns, one at a time, while the others sleep.
 
 - Ours: without training, BatchNorm folded and jax.jit; for training, `make_train_step` with the
   Official recipe, statistics over the whole batch, from uint8 images.
@@ -27,6 +30,8 @@ contenders take turns, one at a time, while the others sleep.
   backward and SGD with the same constants, from normalised images. timm-compile is torch.compile,
   with mode='reduce-overhead' for latency. float32 means no TF32 on either side.
 - Latency is at batch 1 and waits for every result; the other modes keep a GPU's queue full.
+- Chain, of detection, in float32: from the file of a picture to its objects; mmdet's own needs
+  operators that mmcv-lite has not, and is left out.
 - Chain, of pose, in float32: from the file of a picture with so many people to their keypoints.
   It decodes, crops, asks the network, also of the mirror images, and decodes heatmaps: by
   `hrnet_jax.predict`, and by mmpose's `inference_topdown`, which both get the picture decoded once.
@@ -66,7 +71,7 @@ from hrnet_jax.runtime import cli, files
 
 FILE = Path(__file__).name
 PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'torch', 'timm', 'mmpretrain', 'mmsegmentation', 'mmpose',
+    'jax', 'jaxlib', 'flax', 'torch', 'timm', 'mmpretrain', 'mmsegmentation', 'mmpose', 'mmdet',
     'mmcv-lite', 'mmcv',
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from compare_profile import Kernel, of_jax
 from compare_tasks import create_model
-from compare_worker import PLACES, best_rate, picture
+from compare_worker import best_rate, picture, results
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import hrnet_jax
@@ -40,14 +40,17 @@ def inference(spec: dict[str, Any], model: Any, variables: Any, images: Any) -> 
 
 
 def chain(spec: dict[str, Any], model: Any, variables: Any) -> Callable[[], Any]:
-    """From the file of a picture to the keypoints of the people in its boxes."""
+    """From the file of a picture to the keypoints of the people in its boxes; or, as many times as
+    the batch says, to its objects."""
     fast = hrnet_jax.fold(model, variables)
     task, (path, boxes) = task_of_model(model), picture(spec['folder'])
+    people = spec['task'] == 'pose'
+    options = {'boxes': [boxes]} if people else {}
 
     def step() -> Outputs:
-        image = task.open_image(path)
-        people = hrnet_jax.predict(fast.model, fast.variables, [image], boxes=[boxes])[0]
-        return {name: np.stack([getattr(x, name) for x in people]) for name in PLACES}
+        images = [task.open_image(path) for _ in range(1 if people else spec['batch'])]
+        found = hrnet_jax.predict(fast.model, fast.variables, images, **options)[0]
+        return {name: np.array([getattr(x, name) for x in found]) for name in spec['of_chain']}
 
     return step
 
@@ -101,6 +104,11 @@ class Training:
         return {'loss': np.asarray(metrics['loss']), 'update': self.bias() - before}
 
 
+def joined(levels: Any) -> Any:
+    """Maps (N, h, w, C) -> (N, places of all levels, C)."""
+    return jnp.concatenate([x.reshape((len(x), -1, x.shape[-1])) for x in levels], 1)
+
+
 class Side:
     """See compare_worker.py for what it is asked."""
 
@@ -141,7 +149,11 @@ class Side:
             self.step = chain(self.spec, self.model, self.variables)
             return self.step()
         self.step = inference(self.spec, self.model, self.variables, self.images)
-        return {self.spec['result']: np.asarray(self.step())}
+        found = self.step()
+        if isinstance(found, dict):  # the pyramid shows in what comes of it
+            found = {name: x for name, x in found.items() if name != 'pyramid'}
+        named = results(found, self.spec['result'], joined)
+        return {name: np.asarray(x) for name, x in named.items()}
 
     def wait(self, result: Any) -> None:
         jax.block_until_ready(result)

@@ -27,7 +27,7 @@ from hrnet_jax.tasks.classification_recipes import Official
 
 OURS = 'hrnet_jax'
 CELL = ('task', 'arch', 'head', 'mode', 'dtype', 'batch', 'image_size')  # what a contender is told
-PASSES = {'train': 3, 'chain': 2}  # in units of a forward pass; a chain asks of the mirror, too
+TRAINING = 3  # forward passes that a step costs
 LIMITS = {'float32': 1e-4, 'bfloat16': 5e-2}  # relative to the largest value
 
 
@@ -90,7 +90,7 @@ def costs(model: Any, image_size: tuple[int, int]) -> tuple[int, int, int]:
 def floor(cell: Cell, rates: dict[str, dict[str, float]]) -> dict[str, float]:
     """FLOPs and bytes of a step, and the images/s at which either would be the limit."""
     products, parameters, elements = costs(create_model(cell), tuple(cell['image_size']))
-    times = PASSES.get(cell['mode'], 1)
+    times = {'train': TRAINING, 'chain': TASKS[cell['task']].asked}.get(cell['mode'], 1)
     width = 2 if cell['dtype'] == 'bfloat16' else 4
     flops = times * 2 * products * cell['batch']
     moved = times * width * (parameters + elements * cell['batch'])
@@ -175,7 +175,8 @@ class Contest:
         cell = self.cell
         spec = self.common | {k: cell[k] for k in CELL}
         spec |= {'contender': name, 'folder': folder, 'side': 'compare_jax'}
-        spec |= {'result': TASKS[cell['task']].result} | self.variants.get(name, {})
+        task = TASKS[cell['task']]
+        spec |= {'result': task.result, 'of_chain': task.chain} | self.variants.get(name, {})
         if name in RIVALS:
             recipe, rival = Official(), RIVALS[name]
             spec |= {

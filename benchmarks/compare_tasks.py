@@ -10,6 +10,7 @@ from typing import Any
 import hrnet_jax
 
 MODES = ('inference', 'train', 'latency', 'chain')
+WITH_CHAIN = ('inference', 'latency', 'chain')
 Cell = dict[str, Any]  # one measurement: task, arch, head, image_size, mode, dtype, batch
 
 
@@ -22,12 +23,16 @@ class Task:
         image_size: the default, height and width.
         result: what the network gives for images: it is compared, and then timed.
         modes: those that can be measured.
+        chain: what a chain gives of people or objects, by their names in our results.
+        asked: how often a chain asks the network of an image.
     """
 
     heads: Mapping[str, Mapping[str, Any]]
     image_size: tuple[int, int]
     result: str = 'logits'
     modes: tuple[str, ...] = ('inference', 'latency')
+    chain: tuple[str, ...] = ()
+    asked: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,14 @@ TASKS = {
     'segmentation': Task(
         {head: {'head': head, 'num_classes': 19} for head in ('fcn', 'ocr')}, (512, 512)
     ),
-    'pose': Task({'': {}}, (256, 192), 'heatmaps', ('inference', 'latency', 'chain')),
+    'pose': Task({'': {}}, (256, 192), 'heatmaps', WITH_CHAIN, ('keypoints', 'scores'), asked=2),
+    'detection': Task(
+        {head: {'head': head} for head in ('fcos', 'faster_rcnn')},
+        (800, 1344),
+        'maps',
+        WITH_CHAIN,
+        ('box', 'score'),
+    ),
 }
 PUBLISHED = ('w18', 'w30', 'w32', 'w40', 'w44', 'w48', 'w64')
 TIMM = Rival(
@@ -81,6 +93,14 @@ MMPOSE = {
     arch: f'body_2d_keypoint/topdown_heatmap/coco/td-hm_hrnet-{arch}_{batches}-256x192.py'
     for arch, batches in (('w32', '8xb64-210e_coco'), ('w48', '8xb32-210e_coco'))
 }
+MMDET = {
+    f'{arch} {head}': f'hrnet/{name.format(arch)}'
+    for arch in ('w18', 'w32')
+    for head, name in (
+        ('fcos', 'fcos_hrnetv2p-{}-gn-head_4xb4-1x_coco.py'),
+        ('faster_rcnn', 'faster-rcnn_hrnetv2p-{}-1x_coco.py'),
+    )
+}
 RIVALS = {
     'timm': TIMM,
     'timm-compile': dataclasses.replace(TIMM, compiled=True, colour='#e9b98c'),
@@ -91,6 +111,7 @@ RIVALS = {
     ),
     'mmseg': Rival('segmentation', 'mmseg', MMSEG),
     'mmpose': Rival('pose', 'mmpose', MMPOSE, ('mmcv', 'mmengine', 'json_tricks', 'munkres')),
+    'mmdet': Rival('detection', 'mmdet', MMDET, ('mmcv', 'mmengine', 'pycocotools', 'shapely')),
 }
 
 

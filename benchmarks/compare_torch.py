@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from compare_profile import Kernel, of_torch
-from compare_worker import PLACES, best_rate, picture
+from compare_worker import best_rate, picture, results
 from torch.nn.functional import cross_entropy
 
 OPERATORS = (
@@ -107,6 +107,25 @@ def of_config(name: str, package: str) -> torch.nn.Module:
     return model
 
 
+def of_detector(name: str, package: str) -> torch.nn.Module:
+    """mmdet's, up to what its heads say of the levels of the pyramid."""
+    model = of_config(name, package)
+    fcos = not hasattr(model, 'rpn_head')
+    head = model.bbox_head if fcos else model.rpn_head
+    names = ('classes', 'distances', 'centerness') if fcos else ('objectness', 'deltas')
+
+    def forward(images: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        return dict(zip(names, head(model.neck(model.backbone(images))), strict=True))
+
+    model.forward = forward
+    return model
+
+
+def joined(levels: list[torch.Tensor]) -> torch.Tensor:
+    """Maps (N, C, h, w) -> (N, C, places of all levels)."""
+    return torch.cat([x.flatten(2) for x in levels], 2)
+
+
 def people(model: torch.nn.Module, folder: str) -> dict[str, np.ndarray]:
     """The keypoints of the people in a picture's boxes, by mmpose's own function."""
     import mmcv
@@ -114,8 +133,8 @@ def people(model: torch.nn.Module, folder: str) -> dict[str, np.ndarray]:
 
     path, boxes = picture(folder)
     found = inference_topdown(model, mmcv.imread(path), boxes, 'xywh')
-    names = zip(PLACES, ('keypoints', 'keypoint_scores'), strict=True)
-    return {ours: np.stack([x.pred_instances[its][0] for x in found]) for ours, its in names}
+    names = {'keypoints': 'keypoints', 'scores': 'keypoint_scores'}
+    return {k: np.stack([x.pred_instances[v][0] for x in found]) for k, v in names.items()}
 
 
 MAKERS = {
@@ -123,6 +142,7 @@ MAKERS = {
     'mmpretrain': of_mmpretrain,
     'mmseg': of_config,
     'mmpose': of_config,
+    'mmdet': of_detector,
 }
 
 
@@ -156,6 +176,8 @@ class Side:
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.parameters = list(self.model.parameters())
         self.call: Any = self.model
+        if spec['mode'] == 'chain' and spec['package'] != 'mmpose':
+            raise RuntimeError(f'{spec["package"]} needs operators that mmcv-lite has not')
         if spec['mode'] == 'chain':
             from mmpose.apis.inference import dataset_meta_from_config
 
@@ -186,9 +208,9 @@ class Side:
                 return self.step()
         if not self.train:
             with self.session():
-                # Channels last, as ours.
-                result = self.step().float().moveaxis(1, -1)
-            return {self.spec['result']: result.cpu().numpy()}
+                found = results(self.step(), self.spec['result'], joined)
+            # Channels last, as ours.
+            return {k: x.float().moveaxis(1, -1).cpu().numpy() for k, x in found.items()}
         # The last linear layer's, under every name that it has.
         bias = self.parameters[-1]
         before = bias.detach().cpu().numpy().copy()

@@ -22,7 +22,6 @@ import numpy as np
 from compare_profile import by_kind
 
 LIMIT = 1800  # seconds to wait for an answer
-PLACES = ('keypoints', 'scores')  # what a chain gives of people
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -123,6 +122,14 @@ def picture(folder: str) -> tuple[str, np.ndarray]:
     """The file that a chain begins with, and the boxes in it: (N, 4), x, y, width and height."""
     with np.load(f'{folder}/batch.npz') as file:
         return f'{folder}/picture.jpg', file['boxes']
+
+
+def results(result: Any, name: str, joined: Any) -> dict[str, Any]:
+    """By their names: that of one array, or those of a dict of arrays or of levels of maps, which
+    are `joined`."""
+    if not isinstance(result, dict):
+        return {name: result}
+    return {k: joined(v) if isinstance(v, list | tuple) else v for k, v in result.items()}
 
 
 def resident_peak() -> int:

@@ -1,16 +1,21 @@
-"""Small segmentation sets of made pictures, prepared by the real builders of tfds."""
+"""Small sets of made pictures, prepared by the real builders of tfds."""
 
 from __future__ import annotations
 
+import json
 import pathlib
 import zipfile
 
+import detections
 import numpy as np
 import segments
 from imagenet import prepare
 from PIL import Image
 
+from hrnet_jax.data import keep_ratio
+
 SIZES = ((64, 96), (72, 80), (64, 96), (48, 128), (65, 97))
+OF_COCO = {3: 17, 7: 18, 12: 16}  # cat, dog, bird of `detections`
 IDS = [0, 3, 7, 8, 11, 33]  # of Cityscapes, four of them among its 19 classes
 STEMS = [f'ulm_00000{i}_000019' for i in range(len(SIZES))]
 
@@ -51,16 +56,41 @@ def scene_parse150(where: pathlib.Path, colours: bool) -> str:
     return str(where / 'data')
 
 
+def coco(where: pathlib.Path) -> str:
+    """The images and boxes of `detections`, the same in all splits."""
+    import tensorflow_datasets as tfds
+
+    for split in ('train2017', 'val2017', 'test2017'):
+        held = detections.content()
+        held['categories'] = [{'id': i, 'name': name} for i, name in keep_ratio.coco().items()]
+        for row in held['annotations']:
+            row['category_id'] = OF_COCO[row['category_id']]
+        for image in held['images']:
+            image['file_name'] = image['file_name'].replace('.png', '.jpg')
+        kind = 'image_info' if split == 'test2017' else 'instances'
+        file = where / f'annotations/{kind}_{split}.json'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(held))
+        (where / split).mkdir()
+        for i, (row, size) in enumerate(zip(held['images'], detections.SIZES, strict=True)):
+            picture = Image.fromarray(segments.picture(i, *size))
+            picture.save(where / split / row['file_name'])
+    builder = tfds.builder('coco/2017', data_dir=where / 'data', file_format='tfrecord')
+    builder._make_download_manager = lambda **_: Downloaded(where, 'cocodataset.org')
+    prepare(builder, num_shards=2)
+    return str(where / 'data')
+
+
 class Downloaded:
     """In the place of what would ask the network."""
 
     downloaded_size, register_checksums = 0, False
 
-    def __init__(self, where: pathlib.Path) -> None:
-        self.where = str(where)
+    def __init__(self, where: pathlib.Path, place: str = '/ChallengeData2017/') -> None:
+        self.where, self.place = str(where), place
 
     def download_and_extract(self, urls):
-        assert all('/ChallengeData2017/' in url for url in urls.values())
+        assert all(self.place in url for url in urls.values())
         return dict.fromkeys(urls, self.where)
 
 

@@ -8,6 +8,7 @@ import pickle
 import cv2
 import detections
 import numpy as np
+import prepared
 import pytest
 import segments
 
@@ -65,6 +66,30 @@ def test_what_is_not_trained_on(tmp_path):
     assert opened.read(0)['boxes'].tolist() == [[1, 1, 10, 10]]
     assert len(opened.truth.content['annotations']) == 3
     assert opened.notes == ('2 boxes without a size or outside of their image: not trained on',)
+
+
+def test_as_tfds_has_prepared_it(once, opened):
+    """Boxes are there in parts of the image, float32; the classes are COCO's, by their names."""
+    data_dir = once('coco_tfds', prepared.coco) / 'data'
+    source = coco_boxes.open_boxes('coco/2017', None, str(data_dir))
+    assert (source.split, source.num_examples, source.version) == ('validation', 4, '1.1.0')
+    assert source.class_names == TASK.class_names('coco')
+    ids, own = source.truth.category_ids, opened.truth.category_ids
+    place = {name: i for i, name in enumerate(source.names)}
+    for i, identity in enumerate(detections.IDS):
+        ours = source.read(place[f'{identity:012d}.jpg'])
+        theirs = opened.read(i)
+        assert ours['image'].shape == theirs['image'].shape
+        np.testing.assert_allclose(ours['boxes'], theirs['boxes'], atol=1e-4)
+        labels = [prepared.OF_COCO[own[label]] for label in theirs['labels']]
+        assert [ids[label] for label in ours['labels']] == labels
+        np.testing.assert_array_equal(ours['crowd'], theirs['crowd'])
+    part = coco_boxes.open_boxes('coco/2017:1.1.0', 'train[:2]', str(data_dir))
+    assert (part.num_examples, part.is_partial, part.dataset.num_examples) == (2, True, 4)
+    held = {row['id']: row['area'] for row in source.truth.content['annotations']}
+    assert sum(held.values()) == sum(
+        int(row['area']) for row in detections.content()['annotations']
+    )
 
 
 def _change(held, change):

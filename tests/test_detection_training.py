@@ -25,6 +25,7 @@ from hrnet_jax.training.step import _FORWARD, make_loss
 
 pytestmark = pytest.mark.usefixtures('standard_promotion')
 CLASSES, ROOM = 3, 5
+CHANNELS = 64  # with 32 each is a group of its own, and of a single pixel nothing is left
 SIZES = ((64, 96), (50, 70), (64, 64), (40, 96))  # of the images, in arrays of 64 x 96
 BOXES = (
     # x1, y1, x2, y2, class, crowd
@@ -70,7 +71,13 @@ def truth():
 def made(head, dtype):
     """A detector, and variables with which it finds something everywhere."""
     model = TASK.create_model(
-        'tiny', CLASSES, head=head, channels=32, dtype=dtype, param_dtype=dtype, frozen_norm=True
+        'tiny',
+        CLASSES,
+        head=head,
+        channels=CHANNELS,
+        dtype=dtype,
+        param_dtype=dtype,
+        frozen_norm=True,
     )
     random = np.random.default_rng(0)
 
@@ -113,7 +120,7 @@ def test_a_step_as_pytorchs(head):
             for k, count in ((first, 2046 * 3), (second, ROOM + 1000))
         ]
 
-    reference = network(ARCHS['tiny'], CLASSES, 32, 'average', stride).double().eval()
+    reference = network(ARCHS['tiny'], CLASSES, CHANNELS, 'average', stride).double().eval()
     state = {k: tensor(v) for k, v in named(variables, kind).items()}
     missing, unexpected = reference.load_state_dict(state, strict=False)
     assert not unexpected

@@ -358,6 +358,25 @@ def test_pose(flowers, here, standard_promotion):
     assert (found['bbox'], len(found['keypoints'])) == (box, 51)
 
 
+def test_detection(flowers, here, standard_promotion):
+    """The page's commands on smaller images."""
+    signs = importlib.import_module('signs')
+    signs.make(flowers / 'birds', {'train': 4, 'val': 2})
+    shutil.copy('birds/images/val/000.png', 'photo.jpg')
+    train, evaluate, predict = commands('docs/detection.md')
+    quick = '--scale 64 64 --pyramid 32 --batch-size 4 --epochs 1 --dtype float32'
+    said = here(f'{train} {quick}')
+    assert re.search(r'initialised +\d+ .*bbox_head', said)
+    out = here(evaluate)
+    assert re.search('^AP at 0.5 ', out, re.MULTILINE)
+    assert re.search('^three ', out, re.MULTILINE)
+    assert set(json.loads(Path('result.json').read_text())['metrics']) >= {'ap', 'ar'}
+    assert isinstance(json.loads(Path('boxes.json').read_text()), list)
+    here(predict)
+    assert Image.open('picture.png').size > (100, 100)
+    assert isinstance(json.loads(Path('found.json').read_text()), list)
+
+
 def test_picture(tmp_path, monkeypatch):
     """The program of README's picture, without its training."""
     monkeypatch.syspath_prepend(ROOT / 'examples')

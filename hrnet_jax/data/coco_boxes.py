@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hrnet_jax.data import boxes as box_files
-from hrnet_jax.data import opencv
+from hrnet_jax.data import coco_tfds, opencv
 from hrnet_jax.data.coco_folders import Layout, located, paths_of
 from hrnet_jax.data.coco_form import box_of
 from hrnet_jax.data.indexed import Example, Indexed
@@ -125,13 +125,16 @@ class OpenedBoxes(Indexed):
 
 
 def open_boxes(name: str, split: str | None, data_dir: str | None) -> OpenedBoxes:
-    """'coco' in the folder `data_dir`, or folder:PATH of one's own, as `coco_folders.located` says.
+    """'coco' in the folder `data_dir`, or 'coco/2017' as tfds has prepared it there; or folder:PATH
+    of one's own, as `coco_folders.located` says.
 
     The classes are the categories of the file, in the order of their ids.
 
     Raises:
         UserError: if files are missing or are not of this form.
     """
+    if name.partition(':')[0] in coco_tfds.NAMES:
+        return opened(**coco_tfds.prepared_boxes(name, split, data_dir))
     title, split, path, folders = located(name, split, data_dir, LAYOUTS, 'detection')
     images, annotations, categories = parsed(box_files.read_json(path), path)
     places = paths_of(path, folders, [str(image['file_name']) for image in images.values()])
@@ -180,6 +183,7 @@ def opened(
     annotations: Sequence[Any],
     categories: Mapping[Any, str],
     path: str,
+    whole: tuple[str, int] | None = None,
     **facts: Any,
 ) -> OpenedBoxes:
     """The set of these annotations.
@@ -187,8 +191,11 @@ def opened(
     Args:
         places: of the images.
         path: for messages.
-        facts: of `Dataset`.
+        whole: the split that this is a part of, and how many images that has.
+        facts: of `Dataset`, and version.
     """
+    base, count = whole or (split, len(images))
+    version = facts.pop('version', None)
     number = {identity: i for i, identity in enumerate(categories)}
     by_image: dict[Any, list[Any]] = {identity: [] for identity in images}
     truth = []
@@ -212,15 +219,16 @@ def opened(
         'categories': [{'id': i, 'name': name} for i, name in categories.items()],
     }
     return OpenedBoxes(
-        Dataset(title, split, len(images), **facts),
+        Dataset(title, base, count, **facts),
         split,
         len(images),
         len(names),
         names,
-        False,
+        len(images) != count,
         (note,) * (left_out > 0),
         {},
         (),
+        version,
         read=reader,
         names=[str(image['file_name']) for image in images.values()],
         image_hw=reader.image_hw,

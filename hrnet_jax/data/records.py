@@ -8,6 +8,7 @@ bytes hold files.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from typing import IO
 
@@ -42,7 +43,8 @@ class Part:
 
 
 def examples(path: str) -> list[dict[str, Span]]:
-    """For each example in a file, where the bytes of its features are, by the feature's name.
+    """For each example in a file, where the bytes of its features are, by the feature's name; of
+    numbers those of the whole list, little-endian floats or `integers`. An empty one is not there.
 
     Only a few bytes of each are read. An example that is cut off is left out, with all after it.
 
@@ -75,8 +77,8 @@ def _records(file: IO[bytes], size: int) -> Iterator[Span]:
 
 
 def _features(file: IO[bytes], start: int, stop: int) -> dict[str, Span]:
-    """Example.features (1) holds entries (1) of a name (1) and a feature (2), whose bytes_list (1)
-    has the values (1)."""
+    """Example.features (1) holds entries (1) of a name (1) and a feature (2), whose bytes_list (1),
+    float_list (2) or int64_list (3) has the values (1)."""
     found = {}
     for features in _inside(file, start, stop, 1):
         for entry in _inside(file, *features, 1):
@@ -84,7 +86,7 @@ def _features(file: IO[bytes], start: int, stop: int) -> dict[str, Span]:
             file.seek(first)
             name = file.read(last - first).decode()
             for feature in _inside(file, *entry, 2):
-                for values in _inside(file, *feature, 1):
+                for values in (x for kind in (1, 2, 3) for x in _inside(file, *feature, kind)):
                     for value in _inside(file, *values, 1):
                         found[name] = value
     return found
@@ -121,3 +123,11 @@ def _varint(file: IO[bytes]) -> int:
         if byte < 128:
             return value
     raise ValueError
+
+
+def integers(content: bytes) -> list[int]:
+    """Those of a list; all are 0 or more."""
+    file, found = io.BytesIO(content), []
+    while file.tell() < len(content):
+        found.append(_varint(file))
+    return found

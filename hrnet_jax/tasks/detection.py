@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes, opencv
+from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes, coco_tfds, opencv
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data.coco_boxes import OpenedBoxes
 from hrnet_jax.data.evaluation import Batches, Share
@@ -81,7 +81,7 @@ class Detection(Task):
     )
     protocol = KeepRatio
     recipes = RECIPES
-    datasets = (*coco_boxes.LAYOUTS,)
+    datasets = (*coco_boxes.LAYOUTS, *coco_tfds.NAMES)
     tensorflow = False
 
     # The model

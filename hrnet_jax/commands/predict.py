@@ -51,6 +51,10 @@ def main() -> None:
     transform = task.protocol.from_json(meta.get('transform'))
     transform = transform.override(STRIDE, **given(args, of_protocol))
     options = task.file_options(args.images, given(args, of_prediction))
+    helpers = {flag: options.pop(flag) for flag in task.helpers if flag in options}
+    for flag, place in helpers.items():
+        other = loading.described(place)[1]
+        task.check_helper(flag, task_of(other), other)
     described = checkpoint.model_of(meta)
     try:  # now, not after the images are read
         chosen = task.prediction_options(described, meta.get('class_names'), **options)
@@ -59,6 +63,8 @@ def main() -> None:
         raise UserError(f'{"--" * str(error).startswith(tuple(options))}{error}') from None
     compilation.enable_cache()
     images = [task.open_image(path, **given(args, of_protocol)) for path in args.images]
+    for flag, place in helpers.items():
+        options = task.helped(flag, predict(*loading.load(place), images), options)
     model, variables = loading.load(folder, args.arch, weights=args.weights)
     found = predict(
         model,

@@ -34,17 +34,19 @@ def batches(source: Indexed, protocol: KeepRatio, share: Share) -> Batches:
     groups = [(shape, np.array(sorted(numbers))) for (shape,), numbers in shapes.items()]
     groups.sort(key=lambda group: group[1][0])
 
-    def size_of(shape: Size, size: int) -> int:
-        return max(min(size, size * _USUAL // math.prod(shape)), 1)
-
     def read(number: int) -> Any:
         image = source.read(number)['image']
         return protocol.prepare(image), image.shape[:2]
 
-    steps = planned(groups, size_of, share)
+    steps = planned(groups, at_once, share)
     kinds = len({protocol.size(size) for size in sizes})
     items = read_ahead(source, share, steps, read, _empty, _fill)
     return Batches(len(steps), items, shapes_note(kinds, len(groups)))
+
+
+def at_once(shape: Size, size: int) -> int:
+    """How many images of this height and width take the memory of `size` small ones."""
+    return max(min(size, size * _USUAL // math.prod(shape)), 1)
 
 
 def _empty(shape: Size, size: int) -> dict[str, np.ndarray]:

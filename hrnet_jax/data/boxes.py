@@ -118,6 +118,12 @@ def boxes_of_files(path: str, images: Sequence[str]) -> list[Boxes]:
     return found
 
 
+def names_of(paths: Sequence[str]) -> list[str]:
+    """What results call these files: the base names, or the paths where two have the same."""
+    names = [os.path.basename(path) for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
 def check_writable(path: str) -> None:
     """Raises UserError, before long work, where a file could not be written after it."""
     files.refuse_unwritable(Path(path))

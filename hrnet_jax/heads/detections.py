@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hrnet_jax.heads import boxes as box_math
+from hrnet_jax.heads import ordering
 
 Array = jax.Array
 BEFORE = 1000  # boxes of a level that go into suppression
@@ -33,7 +34,8 @@ def of_places(
 
         def one(classes: Array, distances: Array, centerness: Array) -> Found:
             scores = jax.nn.sigmoid(classes.reshape(-1))
-            scores, best = _best(jnp.where(scores > threshold, scores, box_math.NONE))
+            scores = jnp.where(scores > threshold, scores, box_math.NONE)
+            scores, best = lax.top_k(scores, min(BEFORE, len(scores)))  # of equal ones the first
             place = best // count
             found = box_math.from_distances(there[place], distances.reshape((-1, 4))[place])
             scores = scores * jax.nn.sigmoid(centerness.reshape(-1)[place])
@@ -42,11 +44,6 @@ def of_places(
         return jax.vmap(one)(classes, distances, centerness)
 
     return _joined([of_level(*level) for level in levels], sizes)
-
-
-def _best(scores: Array, most: int = BEFORE) -> tuple[Array, Array]:
-    """The best scores and their places; of equal ones the first."""
-    return lax.top_k(scores, min(most, len(scores)))
 
 
 def _joined(levels: Sequence[Found], sizes: Array) -> Any:
@@ -80,7 +77,7 @@ def proposals(
         base = jnp.asarray(box_math.anchors(height, width, stride))
 
         def one(objectness: Array, deltas: Array, sizes: Array) -> tuple[Array, Array]:
-            scores, best = _best(jax.nn.sigmoid(objectness.reshape(-1)), before)
+            scores, best = ordering.best(jax.nn.sigmoid(objectness.reshape(-1)), before)
             found = box_math.decode(base[best], deltas.reshape((-1, 4))[best])
             found = box_math.clip(found[None], sizes[None])[0]
             keep = box_math.survivors(found, box_math.real(found), _PROPOSAL_IOU)

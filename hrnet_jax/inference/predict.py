@@ -41,8 +41,10 @@ def predict(
         task: what the model is for; None: what it says. The result of 'classification' is a list
             of the `topk` (default: 5) most probable classes as `Prediction`s, most probable first;
             of 'multilabel' one of all labels with at least the probability `threshold` (0.5); of
-            'pose' one of the people in `boxes`, a list for each image of [x, y, width, height], as
-            `Person`s in this order (without `boxes` the whole image is one person).
+            'detection' one of the objects with a score above `score` (0.3) as `Found`s of
+            `hrnet_jax.tasks.detection`, best first; of 'pose' one of the people in `boxes`, a list
+            for each image of [x, y, width, height], as `Person`s in this order (without `boxes` the
+            whole image is one person).
         transform: by default that of the checkpoint, where the model is of `hrnet_jax.load`; else
             the task's: 256, 224, bilinear.
         class_names: by default likewise; else ImageNet's for 1000 classes, numbers for others.

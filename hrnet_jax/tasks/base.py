@@ -91,6 +91,8 @@ class Task:
         converter, such as 'classifier'.
     protocol: the class of what a checkpoint's `transform` holds.
     outputs: what a number of the network's outputs is called, for messages.
+    helpers: flags of predict.py, of `add_prediction_flags`, that name a checkpoint of another
+        task, which is asked first: see `helped`.
     tensorflow: its data is read with TensorFlow, which is imported while JAX is.
     """
 
@@ -104,6 +106,7 @@ class Task:
     heads: ClassVar[tuple[str, ...]] = ()
     protocol: ClassVar[type[Protocol]] = Transform
     outputs: ClassVar[str] = 'classes'
+    helpers: ClassVar[tuple[str, ...]] = ()
     tensorflow: ClassVar[bool] = True
 
     def refuse(self, what: str) -> NoReturn:
@@ -279,6 +282,14 @@ class Task:
         if options:
             raise UserError(f'{self.name} has no option {", ".join(options)} to predict with')
         return {}
+
+    def check_helper(self, flag: str, task: Task, meta: Mapping[str, Any]) -> None:
+        """Raises UserError if a checkpoint of this task, with this JSON, cannot be what `flag` of
+        `helpers` wants."""
+
+    def helped(self, flag: str, found: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """What `predict` takes, with what the checkpoint of `flag` has found in each image."""
+        return options
 
     def file_options(self, paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
         """What `predict` takes, of the task's flags of predict.py and the images' files."""

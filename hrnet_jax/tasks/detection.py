@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes, coco_tfds
+from hrnet_jax.data import box_augment, box_batches, classes, coco_boxes, coco_tfds, opencv
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data.coco_boxes import OpenedBoxes
 from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.keep_ratio import KeepRatio, coco
+from hrnet_jax.data.preprocess import rgb_image
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.data.sources import Facts
 from hrnet_jax.errors import UserError
@@ -35,6 +37,35 @@ _FIELDS = (
     *('num_classes', 'in_channels', 'head', 'channels', 'pooling', 'threshold', 'iou', 'most'),
     *('upsample', 'align_corners'),
 )
+
+
+SCORE = 0.3  # of an object that is shown: above it
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One object in an image.
+
+    Attributes:
+        box: (x, y, width, height) in pixels of the image.
+        score: how sure it is, 0 to 1.
+        index, name: of its class.
+        category: the data set's id of the class.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    index: int
+    name: str
+    category: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """`KeepRatio.outputs` as they are: they are boxes already."""
+
+    def __call__(self, outputs: Any) -> Any:
+        return outputs
 
 
 class Detection(Task):
@@ -174,6 +205,88 @@ class Detection(Task):
 
         losses = {'fcos': place_losses.fcos_loss, 'faster_rcnn': region_losses.faster_rcnn_loss}
         return losses[recipe.head](outputs, batch), {}
+
+    # Prediction
+
+    def prediction_options(
+        self, model: Any, class_names: Sequence[str] | None, *, score: float | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        super().prediction_options(model, class_names, **others)
+        names = class_names or getattr(model, 'class_names', None) or range(model.num_classes)
+        if len(names) != model.num_classes:
+            raise UserError(f'{len(names)} class names for {model.num_classes} classes')
+        score = SCORE if score is None else score
+        if not 0 <= score <= 1:
+            raise UserError(f'score must be from 0 to 1, not {score!r}')
+        return {'names': tuple(map(str, names)), 'score': score}
+
+    def open_image(self, path: str, **flags: Any) -> np.ndarray:
+        return opencv.read_rgb(path)
+
+    def parts(
+        self, transform: KeepRatio, image: Any, index: int, options: Mapping[str, Any]
+    ) -> list[tuple[dict[str, np.ndarray], Any]]:
+        array = np.asarray(rgb_image(image))
+        return [(transform.arrays(array), array.shape[:2])]
+
+    def at_once(
+        self, batch_size: int, arrays: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> int:
+        height, width, _ = arrays['image'].shape
+        return box_batches.at_once((height, width), batch_size)
+
+    def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+        return Decoded()
+
+    def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Found]:
+        """Best first; those with a score above `score`."""
+        [(decoded, image_hw)] = parts
+        transform, names = options['transform'], options['names']
+        height, width = np.divide(transform.size(image_hw), image_hw)
+        boxes = decoded['boxes'].astype(np.float64) / [width, height, width, height]
+        kept = np.flatnonzero(decoded['valid'] & (decoded['scores'] > options['score']))
+        found = []
+        for x1, y1, x2, y2, i in np.column_stack([boxes[kept], kept]).tolist():
+            index = int(decoded['labels'][int(i)])
+            about = float(decoded['scores'][int(i)]), index, names[index], transform.category(index)
+            found.append(Found((x1, y1, x2 - x1, y2 - y1), *about))
+        return found
+
+    def lines(self, found: Sequence[Found], options: Mapping[str, Any]) -> list[str]:
+        lines = []
+        for one in found:
+            box = ' '.join(f'{value:.1f}' for value in one.box)
+            lines.append(f'  {one.score:.3f}  {one.name}: {box}')
+        return lines or [f'  nothing with a score above {options["score"]:g}']
+
+    def json_rows(
+        self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]
+    ) -> list[Any]:
+        """As COCO's results: a list of objects, image after image, best first."""
+        return [
+            {
+                'file': name,
+                'category_id': one.category,
+                'label': one.name,
+                'bbox': list(one.box),
+                'score': one.score,
+            }
+            for name, held in zip(box_files.names_of(paths), found, strict=True)
+            for one in held
+        ]
+
+    def draw(
+        self, images: Sequence[Any], titles: Sequence[str], found: Sequence[Any], path: Path,
+        form: str, options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        from hrnet_jax.tasks.frames import draw
+
+        draw(images, titles, found, options['names'], path, form)
+
+    def add_prediction_flags(self, group: Any) -> None:
+        text = f'only objects with a score above this one (default: {SCORE})'
+        group.add_argument('--score', type=float, metavar='P', help=text)
 
 
 TASK = Detection()

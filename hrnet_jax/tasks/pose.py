@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ _AUGMENTATION = (
     *('flip', 'shift', 'shift_share', 'scale', 'rotation', 'rotation_share', 'noise'),
     *('half_body', 'half_body_least', 'half_body_upper'),
 )
+_PERSON = 'person'  # what detectors call their class
 THRESHOLD = 0.3  # score of a keypoint that is drawn
 _BOXES = (
     "JSON of people's boxes: COCO detections; or, for predict.py, {file: [[x, y, w, h], ...]} by "
@@ -90,6 +90,7 @@ class Pose(Task):
     protocol = TopDown
     recipes = RECIPES
     outputs = 'keypoints'
+    helpers = ('detector',)
     tensorflow = False
 
     # The model
@@ -204,7 +205,18 @@ class Pose(Task):
             boxes = [box_files.checked_boxes(rows) for rows in boxes]
         return {'boxes': boxes, 'threshold': THRESHOLD if threshold is None else threshold}
 
+    def check_helper(self, flag: str, task: Task, meta: Mapping[str, Any]) -> None:
+        if _PERSON not in (meta.get('class_names') or ()):
+            raise UserError(f'--{flag}: this checkpoint does not find persons')
+
+    def helped(self, flag: str, found: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The boxes of persons."""
+        people = ([x for x in objects if x.name == _PERSON] for objects in found)
+        return {**options, 'boxes': [[(*x.box, x.score) for x in each] for each in people]}
+
     def file_options(self, paths: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get('boxes') and options.get('detector'):
+            raise UserError('--boxes and --detector are two ways to say the same')
         if file := options.get('boxes'):
             options = {**options, 'boxes': box_files.boxes_of_files(file, paths)}
         return options
@@ -253,8 +265,6 @@ class Pose(Task):
         self, paths: Sequence[str], found: Sequence[Any], options: Mapping[str, Any]
     ) -> list[Any]:
         """As COCO's results: a list of people, in the order of the boxes."""
-        names = [os.path.basename(path) for path in paths]
-        names = names if len(set(names)) == len(names) else list(paths)
         return [
             {
                 'file': name,
@@ -263,7 +273,7 @@ class Pose(Task):
                 'score': person.score,
                 'bbox': list(person.box),
             }
-            for name, held in zip(names, found, strict=True)
+            for name, held in zip(box_files.names_of(paths), found, strict=True)
             for person in held
         ]
 
@@ -277,6 +287,10 @@ class Pose(Task):
 
     def add_prediction_flags(self, group: Any) -> None:
         group.add_argument('--boxes', metavar='FILE', help=_BOXES)
+        group.add_argument(
+            '--detector', metavar='DIR',
+            help='a checkpoint of a detector, which finds the people: a score above 0.3 counts',
+        )  # fmt: skip
         text = f'smallest score of a keypoint that is drawn (default: {THRESHOLD})'
         group.add_argument('--threshold', type=float, metavar='P', help=text)
 

@@ -115,10 +115,14 @@ def drawn(number, noise, count, share):
     return objects, others[noise[others].argsort()[: count - len(objects)]]
 
 
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def deltas_of(boxes, targets, stds=(1, 1, 1, 1)):
     size, wanted = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     moved = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2 / size
-    return torch.cat([moved, torch.log(wanted / size)], 1) / torch.tensor(stds)
+    return torch.cat([moved, torch.log(wanted / size)], 1) / tensor(stds)
 
 
 def moved(boxes, deltas):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import detections
+import numpy as np
 import pytest
 from runs import finish, start
 
 import eval as eval_command
 
-FIGURES = ('ap', 'ap50', 'ap75', 'aps', 'apm', 'apl')
+FILE = 'annotations/instances_val2017.json'
 
 
 @pytest.fixture(scope='module')
@@ -23,15 +25,34 @@ def ckpt(once):
     return once('detector', detections.make_checkpoint)
 
 
+def run(ckpt, root, folder, **where):
+    options = ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', root, '--batch-size', 4)
+    options += ('--json', folder / 'r.json', '--predictions', folder / 'p.json')
+    return finish(start('eval', options, **where))
+
+
+def read(folder):
+    """Result and boxes."""
+    return (json.loads((folder / f'{name}.json').read_text()) for name in 'rp')
+
+
 @pytest.fixture(scope='module')
 def evaluated(ckpt, coco, once):
-    """From the shell: the folder of the result, the boxes, and what was printed."""
+    """From the shell, on a set whose truth is what the network finds, moved by noise: a folder with
+    the set, the result, the boxes, and what was printed."""
 
     def make(folder):
-        folder.mkdir()
-        options = ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', coco, '--batch-size', 4)
-        options += ('--json', folder / 'r.json', '--predictions', folder / 'p.json')
-        [(code, out, err)] = finish(start('eval', options))
+        shutil.copytree(coco, folder)
+        [(code, _, err)] = run(ckpt, coco, folder)
+        assert code == 0, err
+        random, held = np.random.default_rng(0), detections.content([[]] * 4)
+        _, rows = read(folder)
+        for i, row in enumerate(rows[:: max(len(rows) // 12, 1)], 1):
+            box = np.maximum(row['bbox'] + random.normal(0, 2, 4), 1).round(2).tolist()
+            own = {'id': i, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': int(i == 3)}
+            held['annotations'].append({**row, **own})
+        (folder / FILE).write_text(json.dumps(held))
+        [(code, out, err)] = run(ckpt, folder, folder)
         assert code == 0, err
         (folder / 'out').write_text(out)
 
@@ -39,23 +60,23 @@ def evaluated(ckpt, coco, once):
 
 
 def test_as_pycocotools(evaluated):
-    result, rows = (json.loads((evaluated / f'{name}.json').read_text()) for name in 'rp')
+    result, rows = read(evaluated)
     assert len(rows) > 40
     assert {row['image_id'] for row in rows} == set(detections.IDS)
     assert {row['category_id'] for row in rows} <= set(detections.CATEGORIES)
-    assert result['metrics'] == detections.by_pycocotools(detections.content(), rows)
+    expected = detections.by_pycocotools(json.loads((evaluated / FILE).read_text()), rows)
+    assert 0.01 < expected['ap'] < 0.99
+    assert result['metrics'] == expected
     assert (result['num_examples'], result['task']) == (4, 'detection')
     out = (evaluated / 'out').read_text()
     assert 'tiny on coco, split val2017, 3-categories scale 128 96 rgb' in out
-    assert f'AP{result["ap"]:>22.3f}' in out
+    assert f'AP{result["ap"]:>24.3f}' in out
 
 
-def test_two_processes_give_the_same(ckpt, coco, evaluated, tmp_path):
-    options = ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', coco, '--batch-size', 4)
-    options += ('--json', tmp_path / 'r.json', '--predictions', tmp_path / 'p.json')
-    ended = finish(start('eval', options, processes=2, devices=2))
+def test_two_processes_give_the_same(ckpt, evaluated, tmp_path):
+    ended = run(ckpt, evaluated, tmp_path, processes=2, devices=2)
     assert [code for code, *_ in ended] == [0, 0], ended
-    ours, theirs = (json.loads((x / 'r.json').read_text()) for x in (tmp_path, evaluated))
+    (ours, _), (theirs, _) = map(read, (tmp_path, evaluated))
     assert ours['metrics'] == pytest.approx(theirs['metrics'], abs=1e-6)
     assert 'AP' in ended[0][1]
     assert 'AP' not in ended[1][1]

@@ -100,7 +100,7 @@ def assigned(boxes, truth, from_on, below, least):
         number[most >= from_on] = row[most >= from_on]
         for i in range(len(objects) if least is not None else 0):
             if overlap[:, i].max() >= least:
-                number[overlap[:, i] >= (1 - 1e-6) * overlap[:, i].max()] = i
+                number[overlap[:, i] >= (1 - 1e-15) * overlap[:, i].max()] = i
     else:
         number[:] = -1
     number[(parts_inside(boxes, crowds) > 0.5) & (number == -1)] = -2

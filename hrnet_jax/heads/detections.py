@@ -74,7 +74,7 @@ def proposals(
 
     def of_level(objectness: Array, deltas: Array, stride: int) -> tuple[Array, Array]:
         _, height, width, _ = objectness.shape
-        base = jnp.asarray(box_math.anchors(height, width, stride))
+        base = jnp.asarray(box_math.anchors(height, width, stride), deltas.dtype)
 
         def one(objectness: Array, deltas: Array, sizes: Array) -> tuple[Array, Array]:
             scores, best = ordering.best(jax.nn.sigmoid(objectness.reshape(-1)), before)

@@ -24,7 +24,6 @@ Stage = tuple[float, float, float | None, int, float]
 FIRST: Stage = (0.7, 0.3, 0.3, 256, 0.5)
 SECOND: Stage = (0.5, 0.5, None, 512, 0.25)
 _BEFORE = 2000  # boxes of a level that go into suppression
-_EQUAL = 1 - 1e-6  # to this part of it, an overlap is as large as another
 _CROWDED = 0.5  # part of a box that lies in a crowd
 
 
@@ -89,7 +88,8 @@ def matched(boxes: Array, there: Array, marked: Marked, kind: Stage) -> tuple[Ar
     negative = there & (most < below)
     if least is not None:
         best = jnp.max(overlap, 0)
-        of_best = (overlap >= _EQUAL * best[None]) & (best >= least)[None]
+        equal = 1 - 4 * jnp.finfo(overlap.dtype).eps  # a program may compute it more than once
+        of_best = (overlap >= equal * best[None]) & (best >= least)[None]
         chosen = jnp.any(of_best, 1)
         # Of several objects the last, as in mmdetection.
         last = overlap.shape[1] - 1 - jnp.argmax(of_best[:, ::-1], 1).astype(jnp.int32)

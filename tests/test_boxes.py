@@ -152,23 +152,25 @@ BOXES = {
 }
 
 
+@pytest.mark.parametrize('way', [regions.by_points, regions.by_products])
 @pytest.mark.parametrize('name', BOXES)
-def test_roi_align(name, maps):
+def test_roi_align(name, way, maps):
     boxes = BOXES[name].astype(np.float32)
-    found = jax.jit(regions.roi_align)([x[None] for x in maps], boxes[None])
+    found = jax.jit(way)(tuple(x[None] for x in maps), boxes[None])
     wanted = [aligned(maps, box.astype(np.float64)) for box in boxes]
     np.testing.assert_allclose(found[0], wanted, atol=1e-4)
 
 
-def test_many_regions(maps):
+@pytest.mark.parametrize('way', [regions.roi_align, regions.by_products])
+def test_many_regions(way, maps):
     """More than are computed together; of several images; and of none."""
     boxes = random_boxes(12, 2 * 150, 250).reshape(2, 150, 4)
-    both = [np.stack([x, 2 * x]) for x in maps]
-    found = jax.jit(regions.roi_align)(both, boxes)
+    both = tuple(np.stack([x, 2 * x]) for x in maps)
+    found = jax.jit(way)(both, boxes)
     for i, j in ((0, 0), (0, 149), (1, 127), (1, 128)):
         wanted = (1 + i) * aligned(maps, boxes[i, j].astype(np.float64))
         np.testing.assert_allclose(found[i, j], wanted, atol=1e-4)
-    assert regions.roi_align(both, jnp.zeros((2, 0, 4))).shape == (2, 0, 7, 7, 3)
+    assert way(both, jnp.zeros((2, 0, 4))).shape == (2, 0, 7, 7, 3)
 
 
 def test_gradient_of_regions(maps):

@@ -14,6 +14,7 @@ from convert import from_torch, to_torch
 from convert.__main__ import main
 from convert.conversion import convert, official
 from convert.verification import verify
+from hrnet_jax.checkpoints.published import all_published, find_published
 from hrnet_jax.data.keep_ratio import BGR, KeepRatio, coco
 
 # head, architecture -> as of mmdetection 3.3.0: entries, digest of the sorted "name shape" lines.
@@ -150,6 +151,25 @@ def test_the_command(command, tmp_path, head):
     code, out, err = command(main, tmp_path / 'tiny', '--to', 'mmdet', '--out', tmp_path / 'y.pth')
     assert code == 0, err
     assert same(from_torch(tmp_path / 'y.pth')[1], variables)
+
+
+def test_the_published_table():
+    """The 13 of mmdetection 3.3.0 that this program has."""
+    rows = {n: e for n, e in all_published().items() if e.task == 'detection'}
+    assert len(rows) == 13
+    assert {(e.head, e.num_classes, len(e.class_names)) for e in rows.values()} == {
+        ('fcos', 80, 80), ('faster_rcnn', 80, 80)
+    }  # fmt: skip
+    for name, ap, schedule in (
+        ('faster-rcnn_hrnetv2p-w18-1x_coco', 0.369, {'1x'}),
+        ('fcos_hrnetv2p-w40-gn-head_ms-640-800-4xb4-2x_coco', 0.427, {'2x', 'ms-640-800'}),
+    ):
+        assert rows[name].transform.categories == tuple(coco())
+        assert rows[name].transform.channels == ('bgr' if 'fcos' in name else 'rgb')
+        assert rows[name].results[rows[name].transform] == {'coco': {'val2017': {'ap': ap}}}
+        assert rows[name].details == schedule
+    file = 'faster_rcnn_hrnetv2p_w32_2x_coco_20200529_015927-976a9c15.pth'
+    assert find_published(None, file).name == 'faster-rcnn_hrnetv2p-w32_2x_coco'
 
 
 def test_coco():

@@ -3,15 +3,16 @@
 `published.csv` has a line a checkpoint, `results.csv` one a figure, in percent, but for AP, AR and
 PCKh, which are from 0 to 1. Where a detector found the people, the file of its boxes is in the name
 of the split: 'val2017 with FILE'. Sources: the model page of mmpretrain 1.2.0; the results tables
-and pretrained configurations of timm 1.0.31; the model pages of mmsegmentation 1.2.2 and of mmpose
-1.3.2; the README of deep-high-resolution-net.pytorch; that of HRNet-Semantic-Segmentation, whose
-figures on LIP are of stretched images, which no protocol here says, and whose windows are padded at
-the borders, where ours are moved back inside.
+and pretrained configurations of timm 1.0.31; the model pages of mmsegmentation 1.2.2, of mmpose
+1.3.2 and of mmdetection 3.3.0; the README of deep-high-resolution-net.pytorch; that of
+HRNet-Semantic-Segmentation, whose figures on LIP are of stretched images, which no protocol here
+says, and whose windows are padded at the borders, where ours are moved back inside.
 
 Of the 86 rows of mmpose 28 are left out: 7 of networks that this program does not have (associative
 embedding, CID, DEKR), 2 with other outputs than heatmaps of the set's keypoints (UDP with offsets;
 COCO and AIC combined), and 19 of sets whose keypoints are not in `keypoint_sets.csv` (PoseTrack18,
-AnimalKingdom, DeepFashion, ExLPose).
+AnimalKingdom, DeepFashion, ExLPose). Of the 28 of mmdetection the 15 of Mask R-CNN, Cascade R-CNN
+and HTC are left out; `details` has the schedule of the others.
 """
 
 from __future__ import annotations

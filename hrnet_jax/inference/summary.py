@@ -100,7 +100,8 @@ def table(
     for (*path, layer, _), leaf in flat(shapes['params']).items():
         layer = norms.get((*path, layer), layer)  # a norm's convolution
         sizes[_name([*path, layer], depth)] += leaf.size
-    rows = {name: Row(name, (), sizes[name], 0) for name in owners}
+    # A part that is not asked for here, such as a second stage, has parameters, too.
+    rows = {name: Row(name, (), sizes[name], 0) for name in (*owners, *sizes)}
     for name, eqn in zip(owners, jaxpr.eqns, strict=True):
         leaving = [v.aval.shape[1:] for v in eqn.outvars if users.get(v, {name}) != {name}]
         rows[name] = dataclasses.replace(

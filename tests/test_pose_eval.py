@@ -14,6 +14,7 @@ import runs
 
 import eval as eval_command
 import hrnet_jax
+import predict as predict_command
 from hrnet_jax.commands.arguments import given_to
 from hrnet_jax.data import coco_form, people, people_batches
 from hrnet_jax.data.evaluation import Share
@@ -159,6 +160,24 @@ def test_an_image_that_cannot_be_read(command, ckpt, coco, tmp_path):
     file.write_text(json.dumps({**content, 'annotations': kept, 'images': images}))
     rows = [row for row in rows_of(found) if row['image_id'] != 2]
     assert result['metrics'] == pytest.approx(poses.by_pycocotools(file, rows), abs=1e-6)
+
+
+def test_weights_that_give_no_numbers(refused, ckpt, coco, tmp_path):
+    """They are refused, and nothing is written."""
+    root, _ = coco
+    model, variables = hrnet_jax.load(ckpt)
+    variables['params']['head']['final_layer']['bias'] += np.float32(np.inf)
+    poses.save(tmp_path / 'tiny', model, variables, poses.SMALL)
+    written = tmp_path / 'p.json'
+    line = refused(
+        eval_command.main, '--ckpt', tmp_path, '--dataset', 'coco', '--data-dir', root,
+        '--predictions', written, '--batch-size', 4,
+    )  # fmt: skip
+    assert 'the outputs for 6 of 6 images are not finite' in line
+    photo = root / f'val2017/{1:012d}.png'
+    line = refused(predict_command.main, photo, '--ckpt', tmp_path, '--json', written)
+    assert 'the heatmaps are not finite' in line
+    assert not written.exists()
 
 
 def published(image, low, high, size, udp):

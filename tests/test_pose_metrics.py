@@ -199,7 +199,7 @@ def test_mpii(tmp_path):
         TASK.metric(None, truth=source.truth, predictions=str(tmp_path / 'p'))
 
 
-def test_training_on_mpii(command, tmp_path):
+def test_training_on_mpii(tmp_path):
     """The evaluations of a run are PCKh, by which the best checkpoint is found."""
     write_mpii(tmp_path, 'train', 8)
     source = people.open_people('mpii', 'train', str(tmp_path))

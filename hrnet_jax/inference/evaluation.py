@@ -121,7 +121,7 @@ def evaluate(
         raise RuntimeError(f'counted {result.seen} of {fed} images')
     if result.not_finite:
         raise NotFinite(
-            f'the logits of {result.not_finite} of {result.seen} images are not finite: '
+            f'the outputs for {result.not_finite} of {result.seen} images are not finite: '
             'the weights are damaged, or the computation overflows'
         )
     return result

@@ -72,7 +72,7 @@ class Precision(Metric):
             for name, ends in self.truth.parts.items()
         }
         lines = _lines(parts)
-        if self.predictions:
+        if self.predictions and not totals['not_finite']:  # else the evaluation is refused
             write_json(self.predictions, people)
             lines.append(f'written: {self.predictions}')
         return Result(

@@ -241,6 +241,10 @@ class Pose(Task):
         return Decoded()
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Person]:
+        if not all(np.isfinite(decoded['scores']).all() for decoded, _ in parts):
+            raise UserError(
+                'the heatmaps are not finite: the weights are damaged, or the computation overflows'
+            )
         return [
             Person(
                 options['transform'].placed(decoded['keypoints'], row[:4]),

@@ -22,6 +22,14 @@ SIZES = ((90, 120), (60, 75))
 SHARED = 0.2  # score of the objects that are looked at
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick():
+    """Compiles in a part of the time."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """A detector of persons and others, and images."""

@@ -87,6 +87,10 @@ def make_checkpoint(folder: Path, head: str = 'fcos') -> None:
     head_of = variables['params']['bbox_head']
     for name in ('conv_reg',) if head == 'fcos' else ():
         head_of[name]['bias'] = head_of[name]['bias'] + 3
+    save(folder / 'tiny', model, variables)
+
+
+def save(folder: Path, model, variables) -> None:
     protocol = KeepRatio(scale=(128, 96), categories=(3, 7, 12))
     meta = {
         **checkpoint.describe(model),
@@ -95,4 +99,4 @@ def make_checkpoint(folder: Path, head: str = 'fcos') -> None:
         'published': None,
         'source': {'file': None, 'origin': 'made', 'sha256': None},
     }
-    checkpoint.save(folder / 'tiny', variables, meta)
+    checkpoint.save(folder, variables, meta)

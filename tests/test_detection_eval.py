@@ -11,6 +11,8 @@ import pytest
 from runs import finish, start
 
 import eval as eval_command
+import hrnet_jax
+import predict as predict_command
 
 FILE = 'annotations/instances_val2017.json'
 
@@ -98,3 +100,20 @@ def test_a_file_that_cannot_be_written(ckpt, coco, refused, tmp_path):
         '--predictions', tmp_path / 'nowhere' / 'p.json',
     )  # fmt: skip
     assert 'nowhere' in said
+
+
+def test_weights_that_give_no_numbers(refused, ckpt, coco, tmp_path):
+    """They are refused, and nothing is written."""
+    model, variables = hrnet_jax.load(ckpt)
+    variables['params']['bbox_head']['conv_cls']['bias'] += np.float32(np.nan)
+    detections.save(tmp_path / 'tiny', model, variables)
+    written = tmp_path / 'p.json'
+    line = refused(
+        eval_command.main, '--ckpt', tmp_path, '--dataset', 'coco', '--data-dir', coco,
+        '--predictions', written, '--batch-size', 4,
+    )  # fmt: skip
+    assert 'the outputs for 4 of 4 images are not finite' in line
+    photo = coco / f'val2017/{detections.IDS[0]:012d}.png'
+    line = refused(predict_command.main, photo, '--ckpt', tmp_path, '--json', written)
+    assert 'the outputs are not finite' in line
+    assert not written.exists()

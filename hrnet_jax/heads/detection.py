@@ -121,7 +121,8 @@ class Detector(WithPyramid):
 
         Returns:
             boxes, float32 (N, most, 4), x1 y1 x2 y2 in the images; scores, float32 (N, most);
-            labels, int32 (N, most); valid, bool (N, most): which of them there are.
+            labels, int32 (N, most); valid, bool (N, most): which of them there are. The scores are
+            NaN where the heads give no numbers.
         """
         maps, threshold = self(images, sizes=sizes), self.threshold
         if self.head == 'fcos':
@@ -130,7 +131,10 @@ class Detector(WithPyramid):
             proposed = detections.proposals(maps, self.strides, sizes)
             logits, deltas = self.classify(maps['pyramid'], proposed['boxes'])
             found = detections.of_regions(proposed, logits, deltas, sizes, threshold)
-        return detections.best(found, self.iou, self.most)
+        best = detections.best(found, self.iou, self.most)
+        numbers = [jnp.all(jnp.isfinite(x), (1, 2, 3)) for xs in maps.values() for x in xs]
+        finite = jnp.all(jnp.stack(numbers), 0)[:, None]
+        return {**best, 'scores': jnp.where(finite, best['scores'], jnp.nan)}
 
 
 def blank(images: Array, sizes: Array) -> Array:

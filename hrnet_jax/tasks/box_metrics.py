@@ -63,7 +63,7 @@ class BoxPrecision(Metric):
             if identity is not None
         }
         lines = _lines(of_class)
-        if self.predictions:
+        if self.predictions and not totals['not_finite']:  # else the evaluation is refused
             write_json(self.predictions, found)
             lines.append(f'written: {self.predictions}')
         return Result(

@@ -242,6 +242,10 @@ class Detection(Task):
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Found]:
         """Best first; those with a score above `score`."""
         [(decoded, image_hw)] = parts
+        if not np.isfinite(decoded['scores']).all():
+            raise UserError(
+                'the outputs are not finite: the weights are damaged, or the computation overflows'
+            )
         transform, names = options['transform'], options['names']
         height, width = np.divide(transform.size(image_hw), image_hw)
         boxes = decoded['boxes'].astype(np.float64) / [width, height, width, height]

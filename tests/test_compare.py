@@ -191,13 +191,33 @@ def test_maps_have_channels_last(tmp_path, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('head', compare_tasks.TASKS['detection'].heads)
+def test_maps_of_a_pyramid(tmp_path, head):
+    """Both sides give what is said of a level as (N, places of all levels, numbers)."""
+    cell = CELL | {'task': 'detection', 'head': head, 'image_size': (64, 64)}
+    compare_measure.write_inputs(tmp_path, cell, [])
+    side = compare_jax.Side(cell | {'folder': str(tmp_path), 'result': 'maps'})
+    shapes = {name: array.shape for name, array in side.first().items()}
+    if head == 'fcos':
+        places = 8 * 8 + 4 * 4 + 2 * 2 + 1 + 1
+        expected = {'classes': 80, 'distances': 4, 'centerness': 1}
+    else:
+        places, expected = 16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1, {'objectness': 3, 'deltas': 12}
+    assert shapes == {name: (2, places, count) for name, count in expected.items()}
+    levels = [torch.arange(12.0).reshape(1, 3, 2, 2), torch.ones(1, 3, 1, 1)]
+    found = compare_worker.results({'classes': levels}, 'maps', compare_torch.joined)['classes']
+    assert found.shape == (1, 3, 5)
+    assert found[0, :, 1].tolist() == levels[0][0, :, 0, 1].tolist()
+
+
 def test_people_of_a_picture(tmp_path):
     """The chain: from a file to the keypoints of the people in its boxes."""
     cell = CELL | {'task': 'pose', 'mode': 'chain', 'image_size': (256, 192)}
     compare_measure.write_inputs(tmp_path, cell, [])
     path, boxes = compare_worker.picture(str(tmp_path))
     assert boxes.shape == (2, 4)
-    side = compare_jax.Side(cell | {'folder': str(tmp_path)})
+    names = compare_tasks.TASKS['pose'].chain
+    side = compare_jax.Side(cell | {'folder': str(tmp_path), 'of_chain': names})
     found = side.first()
     assert {name: array.shape for name, array in found.items()} == {
         'keypoints': (2, 17, 2),

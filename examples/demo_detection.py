@@ -22,9 +22,8 @@ from hrnet_jax.runtime import cli
 
 PICTURES = 6
 ENOUGH = 0.8  # AP at 0.5 of the held-out pictures
-SCALE = '128 128'
 TRAINING = (
-    f'--scale {SCALE} --resize 1 1 --flip 0 --pyramid 32 --no-frozen-norm --bn-group-size 16 '
+    '--scale 128 128 --resize 1 1 --flip 0 --pyramid 32 --no-frozen-norm --bn-group-size 16 '
     '--batch-size 16 --base-batch 16 --learning-rate 0.02 --epochs 24 --eval-every 8 '
     '--dtype float32'
 )
@@ -45,15 +44,14 @@ def main() -> None:
         f'--workdir {q["run"]} {TRAINING}'
     )
 
-    def evaluate(folder: str, result: str, more: str = '') -> dict:
-        run(f'eval.py --ckpt {q[folder]} {data} --split val --json {q[result]} {more}')
+    def evaluate(folder: str, result: str) -> dict:
+        run(f'eval.py --ckpt {q[folder]} {data} --split val --json {q[result]}')
         return json.loads((out / result).read_text())['metrics']
 
     trained = evaluate('run', 'trained.json')
     run(f'-m convert {q["run"]} --to mmdet --out {q["trained.pth"]} --force')
-    # No file of PyTorch says how its images are prepared.
-    run(f'-m convert {q["trained.pth"]} --out {q["again"]} --channels rgb --force')
-    again = evaluate('again', 'again.json', f'--scale {SCALE}')
+    run(f'-m convert {q["trained.pth"]} --out {q["again"]} --force')
+    again = evaluate('again', 'again.json')
     files = sorted((out / 'signs' / 'images' / 'val').iterdir())[:PICTURES]
     quoted = ' '.join(shlex.quote(str(file)) for file in files)
     run(f'predict.py {quoted} --ckpt {q["run"]} --out {q["pictures.png"]}')

@@ -24,7 +24,7 @@ PICTURES = 6
 ENOUGH = 0.8  # AP at 0.5 of the held-out pictures
 TRAINING = (
     '--scale 128 128 --resize 1 1 --flip 0 --pyramid 32 --no-frozen-norm --bn-group-size 16 '
-    '--batch-size 16 --base-batch 16 --learning-rate 0.02 --epochs 24 --eval-every 8 '
+    '--batch-size 16 --base-batch 16 --learning-rate 0.02 --epochs 20 --eval-every 10 '
     '--dtype float32'
 )
 

@@ -259,6 +259,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         from convert import verification
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
+    print('compiling the network to verify it; it can take a minute ...', flush=True)
     worst = verification.verify(model, done.variables, official(done, tensors))
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():

@@ -281,7 +281,7 @@ def test_help_shows_the_defaults_of_the_recipe(command):
             ('--batch-size', '48'),
             '48 images (batch_size / accumulate) do not divide into BatchNorm',
         ),
-        (('--accumulate', '3'), '3 parts do not divide a batch of 64'),
+        (('--accumulate', '3'), 'accumulate 3 does not divide a batch of 64'),
         (('--batch-size', '2048', '--bn-group-size', 'none'), 'less than a batch of 2048'),
         (('--image-size', '40'), '--image-size 40 is no multiple of 32'),
         (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),

@@ -126,7 +126,7 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', task.default_dataset)
             if args.dataset is None:
-                raise UserError(f'--dataset is needed: {folder} is for {task.name}')
+                raise UserError(f'--dataset is needed: {folder} does not name a data set')
             args.split = args.split or recipe.get('eval_split')
         own = given_to(args, of_metric, task, task.add_evaluation_flags)
         if args.restrict and not task.one_class:

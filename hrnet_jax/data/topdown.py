@@ -186,7 +186,7 @@ class TopDown(Protocol):
 
     def check_outputs(self, count: int | None) -> None:
         if count not in (None, len(self.keypoints)):
-            raise UserError(f'the protocol has {len(self.keypoints)} keypoints, the file {count}')
+            raise UserError(f'{len(self.keypoints)} keypoints have names, but the file has {count}')
 
     def override(self, multiple: int = 1, **flags: Any) -> Self:
         """See `Protocol.override`; `keypoints` may be the name of a published set, and another

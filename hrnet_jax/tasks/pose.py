@@ -217,7 +217,7 @@ class Pose(Task):
     ) -> Iterator[list[tuple[dict[str, np.ndarray], Any]]]:
         boxes = options['boxes']
         if boxes is not None and len(boxes) != len(images):
-            raise UserError(f'boxes of {len(boxes)} images for {len(images)} images')
+            raise UserError(f'there are boxes for {len(boxes)} images, but {len(images)} images')
         for i, image in enumerate(images):
             array = np.asarray(rgb_image(image))
             rows = (

@@ -137,7 +137,9 @@ class Recipe:
         self.check()
         _ = self.transform  # refuses a mean and a std that are none
         if self.batch_size % self.accumulate:
-            raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
+            raise UserError(
+                f'accumulate {self.accumulate} does not divide a batch of {self.batch_size}'
+            )
         group = self.bn_group_size
         if group and self.microbatch > group and self.microbatch % group:
             raise UserError(

@@ -270,8 +270,9 @@ def test_help_shows_the_defaults_of_the_recipe(command):
     code, out, _ = command(train_command.main, '--recipe', 'strong', '--help')
     assert code == 0
     text = ' '.join(out.split())
-    assert 'probability given to all classes alike (default: 0.1)' in text
+    assert 'part of the target that all classes share equally (default: 0.1)' in text
     assert 'alpha of CutMix' in text
+    assert '(default: ())' not in text
 
 
 @pytest.mark.parametrize(

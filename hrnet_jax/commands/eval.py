@@ -62,7 +62,10 @@ def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
         'at most 64, and 16 over several hosts',
     )
     p.add_argument(
-        '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        default='float32',
+        help='type of the computation',
     )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
     p.add_argument(

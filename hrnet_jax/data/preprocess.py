@@ -121,7 +121,7 @@ class Transform(Protocol):
             '--resize', type=int, help=f'shorter edge in pixels, {own}; follows a larger --crop'
         )
         group.add_argument('--crop', type=int, help=f'edge of the central square, {own}')
-        group.add_argument('--interpolation', choices=list(SUPPORT), help=own)
+        group.add_argument('--interpolation', choices=list(SUPPORT), help=f'filter, {own}')
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
         )

@@ -126,8 +126,8 @@ class TopDown(Protocol):
             '--blur',
             type=int,
             metavar='TAPS',
-            help='of the Gaussian of dark and udp (default: 11 for a sigma of 2, 17 for 3; mmpose '
-            '1.x has 11 for its HRNets of both)',
+            help='dark and udp: width of the Gaussian blur (default: 11 for peaks of sigma 2, 17 '
+            'for sigma 3; mmpose 1.x has 11 for both)',
         )
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'

@@ -40,8 +40,8 @@ _AUGMENTATION = (
 )
 THRESHOLD = 0.3  # score of a keypoint that is drawn
 _BOXES = (
-    "JSON of people's boxes: COCO detections; or, for predict.py, {file: [[x, y, w, h], ...]} by "
-    'the base name; default: those of the data set, or an image is one person'
+    "JSON with people's boxes: COCO's detections or, for predict.py, {file name: [[x, y, width, "
+    'height], ...]} (default: the boxes of the data set; for predict.py, the whole image)'
 )
 
 

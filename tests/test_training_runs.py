@@ -309,3 +309,6 @@ def test_a_network_or_a_checkpoint_is_needed(refused, tmp_path):
     run = ('--recipe', 'digits', '--workdir', tmp_path / 'run')
     assert '--arch or --init is needed' in refused(train_command.main, *run)
     assert 'nowhere does not exist' in refused(train_command.main, *run, '--init', 'nowhere')
+    run = ('--recipe', 'finetune', '--dataset', 'folder:nowhere', *run[2:])
+    assert '--arch or --init is needed' in refused(train_command.main, *run)
+    assert 'nowhere/train is not a folder' in refused(train_command.main, *run, '--arch', 'tiny')

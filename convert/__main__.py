@@ -60,14 +60,14 @@ def parser() -> tuple[cli.Parser, list[str]]:
     )
     add_arch(
         p,
-        'refuse SRC if it is another architecture; with --to, where SRC holds several '
-        'checkpoints: the one to take',
+        'refuse SRC if it is another architecture; with --to: which checkpoint to take, if SRC '
+        'holds several',
     )
     p.add_argument(
         '--weights',
         choices=['ema', 'raw'],
-        help='of a file, or with --to of a training folder, that has both: the averaged weights '
-        '(ema), or those of the last step (raw) (default: ema if there are any)',
+        help='SRC may have both: the averaged weights (ema) and those of the last step (raw) '
+        '(default: ema if there are any)',
     )
     p.add_argument('--force', action='store_true', help='replace what is there')
     g = p.add_argument_group('to Flax')
@@ -79,12 +79,12 @@ def parser() -> tuple[cli.Parser, list[str]]:
     g.add_argument(
         '--prefix',
         metavar='P',
-        help='where SRC holds several networks: what the names of the one to take begin with',
+        help='if SRC holds several networks: take the one whose names begin with P',
     )
     g.add_argument(
         '--backbone',
         action='store_true',
-        help='take the trunk alone, which gives maps, whatever head or decoder SRC has, or none; '
+        help='convert only the trunk, which gives maps; SRC may have any head or decoder, or none; '
         'of a detector with HRFPN the pyramid, too',
     )
     g.add_argument(
@@ -109,8 +109,8 @@ def parser() -> tuple[cli.Parser, list[str]]:
     g.add_argument(
         '--ignore-digest',
         action='store_true',
-        help='take a file though its content has another hash than its published name, or the JSON '
-        'that this program wrote beside it, says',
+        help='take SRC even if it has another hash than its published name says, or than the JSON '
+        'that this program wrote beside it',
     )
     g.add_argument(
         '--verify',
@@ -260,6 +260,7 @@ def verify(model: Any, done: Converted, tensors: Any) -> None:
         from convert import verification
     except ModuleNotFoundError:
         raise UserError('--verify needs PyTorch: pip install torch') from None
+    print('compiling the network to verify it; it can take a minute ...', flush=True)
     worst = verification.verify(model, done.variables, official(done, tensors))
     print('worst difference from PyTorch, relative to the largest value:')
     for stage, difference in worst.items():

@@ -163,9 +163,7 @@ def convert(
     model = recognise(shapes, kind)
     model = model.clone(**unseen(model, network))
     if arch is not None and get_arch(model.arch).name != arch:
-        raise UserError(
-            f'the file holds {called(model.arch)}, not {arch}; leave --arch out, or give that'
-        )
+        raise UserError(f'the file holds {called(model.arch)}, not {arch}; leave --arch out')
     expected = flat_shapes(model)
 
     biases = {key: key.removesuffix('0.bias') + '1.running_mean' for key in shapes}

@@ -10,7 +10,7 @@ from hrnet_jax.errors import UserError, listed
 SHOWN = 20  # names of a kind in an error message
 COUNTER = '.num_batches_tracked'
 # Biases before BatchNorm, and counters: a file has all of a kind, or none.
-ALONE = 'missing beside others of their kind'
+ALONE = 'missing, though others of their kind are there'
 
 
 def counter_of(mean: str) -> str:

@@ -165,7 +165,7 @@ class HRNet(Network):
         chosen = range(1, len(known)) if self.out_indices is None else self.out_indices
         if not chosen or not set(chosen) <= set(range(len(known))) or len({*chosen}) < len(chosen):
             raise UserError(
-                f'out_indices {tuple(chosen)} are not different ones of 0 to {len(known) - 1}'
+                f'out_indices are different numbers from 0 to {len(known) - 1}, not {tuple(chosen)}'
             )
         return tuple(known[i] for i in chosen)
 

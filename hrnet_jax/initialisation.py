@@ -50,7 +50,7 @@ def init(
         UserError: if images of that size do not fit the model, or it is one of `fold`.
     """
     if getattr(model, 'folded', False):
-        raise UserError('a folded model has no initialisation; fold one that is initialised')
+        raise UserError('a folded model cannot be initialised: initialise a model, then fold it')
     size, channels = image_hw(image_size), getattr(model, 'in_channels', 3)
     known = isinstance(model, Network) and inputs is None and not kwargs
     if known:

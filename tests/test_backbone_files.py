@@ -312,6 +312,7 @@ def test_verify(name, command, tmp_path):
     source = save(FILES[name][0], tmp_path / 'x.pth')
     code, out, err = command(main, source, '--out', tmp_path, '--backbone', '--verify')
     assert code == 0, err
+    assert out.startswith('compiling the network to verify it')
     assert re.findall(r'^  (\w+) +\d', out, re.MULTILINE) == [
         *('stem', 'layer1', 'stage2', 'stage3', 'stage4')
     ]

@@ -205,7 +205,7 @@ def test_a_damaged_step_is_put_aside(url, state):
 @ONE
 def test_another_folder_is_refused(url, state):
     Bucket(url).write('thesis/chapter1.tex', b'')
-    with pytest.raises(UserError, match='holds something else'):
+    with pytest.raises(UserError, match='holds files of something else'):
         Run(url)
 
 

@@ -145,7 +145,7 @@ def test_all_of_a_kind_or_none(lacking, layout):
     few = len(lacking) < 20
     with pytest.raises(hrnet_jax.UserError) as error:
         from_torch(state)
-    message = f'{len(lacking)} missing beside others of their kind ('
+    message = f'{len(lacking)} missing, though others of their kind are there ('
     assert message + f'{", ".join(sorted(lacking))})' * few in str(error.value)
 
 

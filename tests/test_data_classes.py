@@ -118,9 +118,9 @@ def test_classes_of_a_checkpoint_by_name(make, names):
 @pytest.mark.parametrize(
     ('names', 'said'),
     [
-        (['ant', 'bee', 'cow'], 'classes Zebra, which the checkpoint has not and lacks cow'),
-        (['ant', 'bee'], 'classes Zebra, which the checkpoint has not; if they'),
-        (['0', '1', '2'], 'classes Zebra, ant, bee, which the checkpoint has not and lacks 0, 1'),
+        (['ant', 'bee', 'cow'], 'does not have: Zebra; it lacks cow'),
+        (['ant', 'bee'], 'does not have: Zebra; if only'),
+        (['0', '1', '2'], 'does not have: Zebra, ant, bee; it lacks 0, 1'),
     ],
 )
 def test_other_classes_than_those_of_a_checkpoint(make, names, said):

@@ -277,7 +277,7 @@ def test_classes_are_found_by_name(command, refused, setting, tmp_path):
         assert said in out
     (root / f'class {kept[0]}').rename(root / 'other')
     line = refused(eval_command.main, '--ckpt', tmp_path / 'named', '--dataset', root)
-    assert f'classes other, which the checkpoint has not and lacks class {kept[0]}' in line
+    assert f'does not have: other; it lacks class {kept[0]}' in line
 
 
 @pytest.mark.parametrize('names', [('b', 'a'), ('a', 'c', 'b')])

@@ -208,5 +208,5 @@ def test_a_folder_that_cannot_be_written(digits_data, tmp_path, refused):
             train.main, '--arch', 'tiny', '--recipe', 'digits', '--data-dir', digits_data,
             '--workdir', place,
         )  # fmt: skip
-        assert 'cannot write' in line or 'holds something else' in line, line
+        assert 'cannot write' in line or 'holds files of something else' in line, line
     assert file.read_text() == 'mine'

@@ -154,5 +154,5 @@ def test_mistakes():
         hrnet_jax.decode_heatmaps(maps[0], 'dark')
     with pytest.raises(UserError, match='blur must be an odd number, not 4'):
         hrnet_jax.decode_heatmaps(maps, 'dark', blur=4)
-    with pytest.raises(UserError, match='the network has 2 keypoints, its protocol 3'):
+    with pytest.raises(UserError, match='the network has 2 keypoints, but 3 have names'):
         averaged(lambda x: maps, np.zeros((1, 32, 24, 3)), None, False, 3)

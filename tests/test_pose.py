@@ -271,7 +271,7 @@ def test_a_box_outside_of_the_image(loaded):
 @pytest.mark.parametrize(
     ('boxes', 'words'),
     [
-        ([], 'boxes of 0 images for 1 images'),
+        ([], 'there are boxes for 0 images, but 1 images'),
         ([[[0, 0, 0, 5]]], r'a box is \[x, y, width, height\] with a size above 0'),
         ([[[0, 0, 5]]], r'a box is \[x, y, width, height\]'),
         ([[[0, 0, 5, float('nan')]]], r'a box is \[x, y, width, height\]'),

@@ -130,7 +130,7 @@ def test_as_the_official_code_trains(command, refused, tmp_path):
     wrong = tmp_path / 'names.txt'
     wrong.write_text('a\n' * 17)
     for arguments, said in (
-        (('--keypoints', 'mpii'), 'the protocol has 16 keypoints, the file 17'),
+        (('--keypoints', 'mpii'), '16 keypoints have names, but the file has 17'),
         (('--input-size', 250, 192), 'input_size must be two multiples of 32, not (250, 192)'),
         (('--sigma', -1), 'sigma must be above 0'),
         (('--crop', 224), '--crop is not for this checkpoint'),
@@ -167,7 +167,7 @@ def test_there_and_back_with_the_command(command, refused, tmp_path):
     content['transform'] = TopDown().to_json()
     tmp_path.joinpath('mmpose.safetensors.json').write_text(json.dumps(content))
     _, out, _ = command(main, tmp_path / 'mmpose.safetensors', '--out', tmp_path / 'other')
-    assert 'safetensors.json: the protocol has 17 keypoints, the file 68\n' in out
+    assert 'safetensors.json: 17 keypoints have names, but the file has 68\n' in out
     assert 'which has no layout mmseg; known: official, mmpose, mmpose0' in refused(
         main, tmp_path / 'a' / 'tiny', '--to', 'mmseg', '--out', tmp_path / 'y.pth'
     )

@@ -224,7 +224,7 @@ def test_wrong_arguments(refused, digits, tmp_path):
         (right, 'IMAGE'),
         ((good,), '--ckpt'),
         ((good, bad, *right), 'bad.png'),
-        ((tmp_path / 'none.jpg', *right), 'none.jpg'),
+        ((tmp_path / 'none.jpg', *right), 'none.jpg: No such file or directory'),
         ((tmp_path, *right), 'cannot read'),
         ((good, *right, '--topk', 11), '--topk 11'),
         ((good, *right, '--topk', 0), '--topk 0'),

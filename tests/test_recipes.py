@@ -155,7 +155,7 @@ def test_help_of_one_recipe_is_whole(command, name):
     assert 'yet run to the end by us' in text or 'Run by us' in text
     assert ('PATH/SPLIT.csv' in text) == (name == 'multilabel')
     assert ('of class folders' in text) == (name in RECIPES)
-    own = {'distill': '--teacher', 'finetune': '--init'}
+    own = {'distill': '--teacher'}
     needed = own.get(name, '--dataset' if name in ('multilabel', 'segment', 'pose') else None)
     assert text.count('(needed)') == (needed is not None)
     if needed:

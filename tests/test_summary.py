@@ -147,5 +147,5 @@ def test_command(command, refused):
 
 def test_folded_models_are_refused():
     model = create_model('tiny', 10)
-    with pytest.raises(UserError, match='not folded'):
+    with pytest.raises(UserError, match='before it was folded'):
         table(fold(model, init(model, jax.random.key(0))).model)

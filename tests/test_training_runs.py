@@ -270,8 +270,9 @@ def test_help_shows_the_defaults_of_the_recipe(command):
     code, out, _ = command(train_command.main, '--recipe', 'strong', '--help')
     assert code == 0
     text = ' '.join(out.split())
-    assert 'probability given to all classes alike (default: 0.1)' in text
+    assert 'part of the target that all classes share equally (default: 0.1)' in text
     assert 'alpha of CutMix' in text
+    assert '(default: ())' not in text
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_help_shows_the_defaults_of_the_recipe(command):
             ('--batch-size', '48'),
             '48 images (batch_size / accumulate) do not divide into BatchNorm',
         ),
-        (('--accumulate', '3'), '3 parts do not divide a batch of 64'),
+        (('--accumulate', '3'), 'accumulate 3 does not divide a batch of 64'),
         (('--batch-size', '2048', '--bn-group-size', 'none'), 'less than a batch of 2048'),
         (('--image-size', '40'), '--image-size 40 is no multiple of 32'),
         (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),
@@ -308,3 +309,6 @@ def test_a_network_or_a_checkpoint_is_needed(refused, tmp_path):
     run = ('--recipe', 'digits', '--workdir', tmp_path / 'run')
     assert '--arch or --init is needed' in refused(train_command.main, *run)
     assert 'nowhere does not exist' in refused(train_command.main, *run, '--init', 'nowhere')
+    run = ('--recipe', 'finetune', '--dataset', 'folder:nowhere', *run[2:])
+    assert '--arch or --init is needed' in refused(train_command.main, *run)
+    assert 'nowhere/train is not a folder' in refused(train_command.main, *run, '--arch', 'tiny')

@@ -16,7 +16,7 @@ from hrnet_jax.tasks.flag import add_task
 
 def add_checkpoint(parser: Parser) -> None:
     """The flags that say which checkpoint: arguments of `loading.find` and `load`."""
-    add_arch(parser, 'where DIR holds several checkpoints: the one to take')
+    add_arch(parser, 'which checkpoint to take, if DIR holds several')
     parser.add_argument(
         '--ckpt',
         required=True,
@@ -27,8 +27,8 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument(
         '--weights',
         choices=['ema', 'raw'],
-        help='of a training folder, or of a repository on the hub, that has both: the averaged '
-        'weights (ema), or those of the step (raw) (default: ema if there are any)',
+        help='a training folder or a repository may have both: the averaged weights (ema) and '
+        'those of the step (raw) (default: ema if there are any)',
     )
     add_task(parser)
 

@@ -62,7 +62,10 @@ def parser() -> tuple[cli.Parser, list[str], list[str], list[str]]:
         'at most 64, and 16 over several hosts',
     )
     p.add_argument(
-        '--dtype', choices=['float32', 'bfloat16'], default='float32', help='of the computation'
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        default='float32',
+        help='type of the computation',
     )
     p.add_argument('--limit', type=int, metavar='N', help='only the first N images')
     p.add_argument(
@@ -126,7 +129,7 @@ def main() -> None:
             recipe = meta.get('training', {}).get('recipe', {})
             args.dataset = recipe.get('dataset', task.default_dataset)
             if args.dataset is None:
-                raise UserError(f'--dataset is needed: {folder} is for {task.name}')
+                raise UserError(f'--dataset is needed: {folder} does not name a data set')
             args.split = args.split or recipe.get('eval_split')
         own = given_to(args, of_metric, task, task.add_evaluation_flags)
         if args.restrict and not task.one_class:

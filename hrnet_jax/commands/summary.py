@@ -15,10 +15,11 @@ def main() -> None:
         description='Parameters, multiply-adds and output sizes of a network.',
     )
     add_arch(p, 'the network', required=True)
-    p.add_argument('--num-classes', type=int, default=1000)
+    p.add_argument('--num-classes', type=int, default=1000, help='outputs of the classifier')
     p.add_argument(
-        '--image-size', type=int, nargs='+', default=[224], metavar='N', help='edge; or two'
-    )
+        '--image-size', type=int, nargs='+', default=[224], metavar='N',
+        help='edge of the images in pixels, or height and width',
+    )  # fmt: skip
     p.add_argument('--depth', type=int, default=2, help='1: stages, 2: their modules, ... 7')
     args = p.parse_args()
     if len(args.image_size) > 2:

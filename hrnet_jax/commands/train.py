@@ -58,7 +58,11 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
     )
     add_arguments(p.add_argument_group('recipe', 'what the result depends on'), cls)
     g = p.add_argument_group('run', 'what the result does not depend on')
-    g.add_argument('--eval-batch-size', type=int, help='images (default: as in training)')
+    g.add_argument(
+        '--eval-batch-size',
+        type=int,
+        help='images at once in an evaluation (default: as in training)',
+    )
     g.add_argument(
         '--log-every', type=int, default=50, help='steps between records, at most an epoch'
     )
@@ -67,7 +71,12 @@ def parser() -> tuple[cli.Parser, type[Recipe]]:
         '--checkpoint-minutes', type=float, default=15.0, help='longest time between checkpoints'
     )
     g.add_argument('--keep', type=int, default=2, help='last checkpoints kept, beside the best')
-    g.add_argument('--stop-at', type=int, metavar='STEP', help='end there, to go on another time')
+    g.add_argument(
+        '--stop-at',
+        type=int,
+        metavar='STEP',
+        help='end after this step; the same command without this flag goes on',
+    )
     g.add_argument('--tensorboard', action=argparse.BooleanOptionalAction, default=True,
                    help='write WORKDIR/tensorboard')  # fmt: skip
     g.add_argument('--wandb', metavar='PROJECT', help='log to Weights & Biases too')

@@ -24,7 +24,10 @@ def main() -> None:
     add_checkpoint(p)
     p.add_argument('--out', required=True, metavar='PICTURE', help=f'ends in {", ".join(FORMATS)}')
     p.add_argument(
-        '--map', choices=[*map(str, STRIDES), 'all'], default='all', help='by its stride'
+        '--map',
+        choices=[*map(str, STRIDES), 'all'],
+        default='all',
+        help='stride of the map to draw',
     )
     p.add_argument(
         '--class', dest='target', metavar='CLASS', help='name or number; default: the most probable'

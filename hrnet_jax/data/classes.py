@@ -99,7 +99,7 @@ def places(source: Facts, names: Sequence[str]) -> np.ndarray:
         UserError: if the source has classes that `names` lacks, or says no names.
     """
     if source.class_names is None:
-        raise UserError(f'{source.dataset.name} has no class names, so they have no other order')
+        raise UserError(f'{source.dataset.name} has no class names to put in order')
     number = {_same(name): i for i, name in enumerate(names)}
     if unknown := [x for x in source.class_names if _same(x) not in number]:
         raise UserError(
@@ -172,8 +172,8 @@ def of_checkpoint(
         )
     unknown = [x for x in have if _same(x) not in theirs]
     missing = [x for x in names if _same(x) not in ours]
-    lacks = f' and lacks {listed(missing)}' if missing and len(have) == count else ''
+    lacks = f'; it lacks {listed(missing)}' if missing and len(have) == count else ''
     raise UserError(
-        f'{name} has the classes {listed(unknown)}, which the checkpoint has not{lacks}; if they '
-        'are the same under other names, --class-names FILE says their order'
+        f'{name} has classes that the checkpoint does not have: {listed(unknown)}{lacks}; if only '
+        'the names differ, give their order by --class-names FILE'
     )

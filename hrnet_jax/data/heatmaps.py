@@ -31,7 +31,7 @@ def averaged(
     both = images if swap is None else jnp.concatenate([images, images[:, :, ::-1]])
     maps = forward(both)
     if maps.shape[-1] != count:
-        raise UserError(f'the network has {maps.shape[-1]} keypoints, its protocol {count}')
+        raise UserError(f'the network has {maps.shape[-1]} keypoints, but {count} have names')
     if swap is None:
         return maps
     maps, mirrored = jnp.split(maps, 2)

@@ -125,4 +125,4 @@ def _heads(path: str, count: int, people: str) -> np.ndarray:
         raise UserError(f'{path} is missing; it has the sizes of the heads') from None
     except Exception as error:  # SciPy raises almost anything on a damaged file
         raise UserError(f'cannot read {name} of {path}: {first_line(error)}') from None
-    raise UserError(f'{path} has not the heads of the {count} people of {people}: {name}')
+    raise UserError(f'{path} does not hold the heads of the {count} people of {people}: {name}')

@@ -121,7 +121,7 @@ class Transform(Protocol):
             '--resize', type=int, help=f'shorter edge in pixels, {own}; follows a larger --crop'
         )
         group.add_argument('--crop', type=int, help=f'edge of the central square, {own}')
-        group.add_argument('--interpolation', choices=list(SUPPORT), help=own)
+        group.add_argument('--interpolation', choices=list(SUPPORT), help=f'filter, {own}')
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
         )
@@ -202,6 +202,10 @@ def open_image(path: str, turned: bool = True) -> Image.Image:
     try:
         with encoded.opened(path) as image:
             return to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    except OSError as error:
+        if error.strerror:  # the system refuses the file
+            raise UserError(f'cannot read {path}: {error.strerror}') from error
+        raise UserError(f'cannot read {path} as an image: {error}') from error
     except Exception as error:  # PIL's decoders raise almost anything on a damaged file.
         raise UserError(f'cannot read {path} as an image: {error}') from error
 

@@ -126,8 +126,8 @@ class TopDown(Protocol):
             '--blur',
             type=int,
             metavar='TAPS',
-            help='of the Gaussian of dark and udp (default: 11 for a sigma of 2, 17 for 3; mmpose '
-            '1.x has 11 for its HRNets of both)',
+            help='dark and udp: width of the Gaussian blur (default: 11 for peaks of sigma 2, 17 '
+            'for sigma 3; mmpose 1.x has 11 for both)',
         )
         group.add_argument(
             '--flip', action=argparse.BooleanOptionalAction, help='average with the mirror image'
@@ -186,7 +186,7 @@ class TopDown(Protocol):
 
     def check_outputs(self, count: int | None) -> None:
         if count not in (None, len(self.keypoints)):
-            raise UserError(f'the protocol has {len(self.keypoints)} keypoints, the file {count}')
+            raise UserError(f'{len(self.keypoints)} keypoints have names, but the file has {count}')
 
     def override(self, multiple: int = 1, **flags: Any) -> Self:
         """See `Protocol.override`; `keypoints` may be the name of a published set, and another

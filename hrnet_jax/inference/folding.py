@@ -20,6 +20,7 @@ from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.introspection import Path, Structure, structure
 from hrnet_jax.layers import EPSILON, Array, Configured, matmul_precision
 from hrnet_jax.models import Variables, fitting
+from hrnet_jax.runtime import compilation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,16 +171,7 @@ def _by_winograd(model: nn.Module) -> bool:
 
 @functools.lru_cache
 def _options_of_cpu() -> dict[str, Any] | None:
-    def known(options: dict[str, Any]) -> bool:
-        try:
-            jax.jit(lambda: 0, compiler_options=options).lower().compile()
-        except jax.errors.JaxRuntimeError:  # releases of XLA differ in their options
-            return False
-        return True
-
-    if known(CPU_OPTIONS):
-        return CPU_OPTIONS
-    return {name: value for name, value in CPU_OPTIONS.items() if known({name: value})} or None
+    return compilation.known_options(CPU_OPTIONS)
 
 
 def at_a_time() -> int:

@@ -56,7 +56,9 @@ def predict(
             kind, or a `batch_size` below 1.
     """
     if isinstance(model, Folded):
-        raise UserError('of a folded model, give predict its fields: fast.model, fast.variables')
+        raise UserError(
+            'of a folded model give both parts: predict(fast.model, fast.variables, ...)'
+        )
     kind = task_of_model(model) if task is None else get_task(task)
     transform = transform or getattr(model, 'transform', None) or kind.protocol()
     chosen = kind.prediction_options(model, class_names, **options) | {'transform': transform}

@@ -71,7 +71,7 @@ def table(
         UserError: for a folded model, a depth below 1, or images that do not fit.
     """
     if model.folded:
-        raise UserError('the table is of a model that is not folded')
+        raise UserError('give the model as it was before it was folded')
     if depth < 1:
         raise UserError(f'depth must be at least 1, not {depth}')
     # Folded, for a third of the equations. Not jitted: equal modules would share the equations of

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -49,6 +50,21 @@ def enable_cache() -> None:
     jax.config.update('jax_compilation_cache_dir', str(cache))
     if 'JAX_COMPILATION_CACHE_MAX_SIZE' not in os.environ:
         jax.config.update('jax_compilation_cache_max_size', LIMIT)
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any] | None:
+    """Those of XLA's options that this release knows; None if it knows none."""
+
+    def known(options: dict[str, Any]) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        except jax.errors.JaxRuntimeError:  # releases of XLA differ in their options
+            return False
+        return True
+
+    if known(options):
+        return options
+    return {name: value for name, value in options.items() if known({name: value})} or None
 
 
 def _processor() -> str:

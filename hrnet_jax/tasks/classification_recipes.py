@@ -125,11 +125,10 @@ class Finetune(ClassRecipe):
         python train.py --arch w18 --recipe finetune --init converted/w18 \\
             --dataset folder:flowers --split train --eval-split val --workdir runs/flowers
 
-    Expect: a good classifier within minutes on a GPU for sets of thousands of images. Run by us on
-    small sets only.
+    Without --init, --arch says which network, and far more images are needed. Expect: a good
+    classifier within minutes on a GPU for sets of thousands of images. Run by us on small sets
+    only.
     """
-
-    required = ('init',)
 
     epochs: float = 30
     batch_size: int = 64

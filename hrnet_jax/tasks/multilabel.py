@@ -143,8 +143,8 @@ class MultilabelClassification(Classification):
     def renumbered(self, source: Source, names: Sequence[str]) -> Source:
         if len(names) != source.num_classes:
             raise UserError(
-                f'{source.dataset.name} has {source.num_classes} labels, not {len(names)}: a label '
-                'that its file does not have is not known of its images'
+                f'{source.dataset.name} has {source.num_classes} labels, but {len(names)} are '
+                'needed: nothing says which images have the others'
             )
 
         def change(labels: Any, place: np.ndarray) -> Any:
@@ -167,7 +167,7 @@ class MultilabelClassification(Classification):
         if ours and theirs and list(ours) != list(theirs):
             raise UserError(
                 f'{source.dataset.name}: its labels are not those of the checkpoint, or in another '
-                'order; a file classes.txt beside the CSV says which there are'
+                'order; give them in a file classes.txt beside the CSV, one a line'
             )
 
     def figures_of(self, model: Any, metric: Metric) -> tuple[Figure, ...]:

@@ -40,8 +40,8 @@ _AUGMENTATION = (
 _PERSON = 'person'  # what detectors call their class
 THRESHOLD = 0.3  # score of a keypoint that is drawn
 _BOXES = (
-    "JSON of people's boxes: COCO detections; or, for predict.py, {file: [[x, y, w, h], ...]} by "
-    'the base name; default: those of the data set, or an image is one person'
+    "JSON with people's boxes: COCO's detections or, for predict.py, {file name: [[x, y, width, "
+    'height], ...]} (default: the boxes of the data set; for predict.py, the whole image)'
 )
 
 
@@ -229,7 +229,7 @@ class Pose(Task):
     ) -> Iterator[list[tuple[dict[str, np.ndarray], Any]]]:
         boxes = options['boxes']
         if boxes is not None and len(boxes) != len(images):
-            raise UserError(f'boxes of {len(boxes)} images for {len(images)} images')
+            raise UserError(f'there are boxes for {len(boxes)} images, but {len(images)} images')
         for i, image in enumerate(images):
             array = np.asarray(rgb_image(image))
             rows = (

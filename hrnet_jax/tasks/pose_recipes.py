@@ -41,7 +41,7 @@ class PoseRecipe(Recipe):
     rotation: float = setting(80.0, 'degrees that it is turned: noise times this')
     rotation_share: float = setting(0.6, 'how often it is turned')
     noise: Literal['truncated', 'clipped'] = setting(
-        'truncated', 'normal numbers: drawn again beyond 1 (mmpose), or cut off (official)'
+        'truncated', 'random numbers beyond the limit: drawn again (mmpose) or cut off (official)'
     )
     eval_flip: bool = setting(True, 'evaluation: average with the mirror image', True)
 

@@ -71,19 +71,23 @@ class Recipe:
     steps: int | None = setting(None, 'length of the run, instead of epochs', none='as epochs say')
     batch_size: int = setting(128, 'images a step, over all devices and hosts')
     accumulate: int = setting(1, 'parts in which a step computes its gradient, to save memory')
-    seed: int = setting(0, 'of initialisation, order of the data and augmentation')
+    seed: int = setting(0, 'decides the first weights, the order of the data and the augmentation')
 
     mean: tuple[float, ...] = setting(
-        (), "of the images' channels, R G B, from 0 to 1; none: that of init, or of ImageNet",
-        inherited=True,
+        (), 'what is subtracted from the pixels: R G B, from 0 to 1',
+        none='as --init has it, else as for ImageNet', inherited=True,
     )  # fmt: skip
-    std: tuple[float, ...] = setting((), 'what they are divided by; none: likewise', inherited=True)
+    std: tuple[float, ...] = setting(
+        (), 'what the pixels are then divided by', none='likewise', inherited=True
+    )
 
     optimizer: Optimizer = setting('sgd', 'sgd (with momentum), adam or adamw')
-    learning_rate: float = setting(0.05, 'at a batch of `base_batch`; scales with batch_size')
+    learning_rate: float = setting(
+        0.05, 'for a batch of base_batch images; proportional to batch_size'
+    )
     base_batch: int = setting(128, 'images in a batch for which learning_rate is meant')
     momentum: float = setting(0.9, 'momentum of sgd')
-    nesterov: bool = setting(True, 'momentum as Nesterov')
+    nesterov: bool = setting(True, "Nesterov's form of momentum")
     weight_decay: float = setting(1e-4, 'sgd and adam: added to the gradient; adamw: decoupled')
     decay_norms: bool = setting(True, 'decay biases and BatchNorm too')
     clip_norm: float | None = setting(None, 'largest norm of the whole gradient', none='any')
@@ -92,23 +96,23 @@ class Recipe:
         (30, 60, 90), 'step schedule: epochs at which the learning rate is multiplied by gamma'
     )
     gamma: float = setting(0.1, 'step schedule: factor at each milestone')
-    power: float = setting(0.9, 'poly schedule: of the part of the steps that is left')
+    power: float = setting(0.9, 'poly schedule: exponent of the part of the steps that is left')
     min_rate: float = setting(
         0.0, 'cosine and poly schedule: the learning rate at the end; scales as learning_rate'
     )
     by_epoch: bool = setting(False, 'cosine schedule: one value an epoch instead of one a step')
-    warmup_epochs: float = setting(0.0, 'epochs of linear increase')
-    warmup_steps: int = setting(0, 'steps of linear increase, instead of warmup_epochs')
-    warmup_factor: float = setting(0.0, 'part of the learning rate that the increase begins with')
+    warmup_epochs: float = setting(0.0, 'epochs in which the learning rate first rises, linearly')
+    warmup_steps: int = setting(0, 'the same in steps, instead of warmup_epochs')
+    warmup_factor: float = setting(0.0, 'part of the learning rate with which this rise begins')
     warmup: Literal['linear', 'constant'] = setting(
-        'linear', 'increase in a line, or at once after these steps'
+        'linear', 'the rate rises linearly in these steps, or at once after them'
     )
     ema: float | None = setting(
         None, 'averaged weights: part of the average that a step keeps', none='no average'
     )
 
     dtype: Literal['bfloat16', 'float32'] = setting(
-        'bfloat16', 'of the computation; weights, statistics and loss are float32'
+        'bfloat16', 'type of the computation; weights, statistics and loss are float32'
     )
     bn_group_size: int | None = setting(
         32, 'images that share BatchNorm statistics', none='the whole batch'
@@ -140,7 +144,9 @@ class Recipe:
         self.check()
         _ = self.transform  # refuses a mean and a std that are none
         if self.batch_size % self.accumulate:
-            raise UserError(f'{self.accumulate} parts do not divide a batch of {self.batch_size}')
+            raise UserError(
+                f'accumulate {self.accumulate} does not divide a batch of {self.batch_size}'
+            )
         group = self.bn_group_size
         if group and self.microbatch > group and self.microbatch % group:
             raise UserError(
@@ -234,7 +240,7 @@ class SquareRecipe(Recipe):
     teacher: str | None = setting(None, 'checkpoint whose predictions are the targets')
     distill_weight: float = setting(1.0, 'part of the loss that compares with the teacher')
     distill_loss: Similarity = setting('js', 'divergence from the teacher: Jensen-Shannon or KL')
-    temperature: float = setting(1.0, 'distillation: of both softmaxes')
+    temperature: float = setting(1.0, 'distillation: temperature of both softmaxes')
 
     def check(self) -> None:
         self.pair('crop_scale')
@@ -345,7 +351,7 @@ class LabelRecipe(SquareRecipe):
     cutmix: float = setting(
         0.0, 'alpha of CutMix; 0: none; with Mixup, chance takes one of the two'
     )
-    label_smoothing: float = setting(0.0, 'probability given to all classes alike')
+    label_smoothing: float = setting(0.0, 'part of the target that all classes share equally')
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ def _default(cls: type[Recipe], name: str) -> str:
     default, none = cls.__dataclass_fields__[name].default, metadata(cls, name).get('none')
     if name in cls.required and default in (None, ''):
         return 'needed'
-    if default is None:
+    if default in (None, ()):
         return f'default: {none or "none"}'
     return f'default: {default}' + (f'; none: {none}' if none else '')
 

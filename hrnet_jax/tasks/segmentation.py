@@ -147,8 +147,8 @@ class Segmentation(Task):
         self._add_labels(group)
         group.add_argument(
             '--label-ids', action='store_const', const=True,
-            help="--labels: the ids that the data set's own label maps have, such as 7 for a road "
-            'of Cityscapes, as test servers want them',
+            help="with --labels: write the ids of the data set's own label maps, such as 7 for a "
+            'road of Cityscapes; test servers want these',
         )  # fmt: skip
 
     def _add_labels(self, group: Any) -> None:

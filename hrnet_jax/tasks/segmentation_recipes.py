@@ -31,7 +31,9 @@ class PixelRecipe(Recipe):
 
     crop_size: Size = setting((512, 512), 'height and width of the training images')
     fit: Size | None = setting(
-        None, 'LONG SHORT edge that an image is resized to', none='images keep their size'
+        None,
+        'largest longer edge and largest shorter edge after resizing',
+        none='images keep their size',
     )
     scale: Pair = setting((0.5, 2.0), 'factors on that size in training, from and to')
     class_share: float = setting(
@@ -43,7 +45,9 @@ class PixelRecipe(Recipe):
     ohem: bool = setting(False, 'count hard pixels only (online hard example mining)')
     ohem_threshold: float = setting(0.9, 'ohem: pixels count whose probability is below')
     ohem_kept: int = setting(131_072, 'ohem: pixels an image that count at least')
-    class_weights: tuple[float, ...] = setting((), 'factors on the loss, one for each class')
+    class_weights: tuple[float, ...] = setting(
+        (), 'factors on the loss, one for each class', none='all 1'
+    )
     aux_weight: float = setting(0.4, 'ocr: factor on the loss of the first guess')
 
     eval_window: Size | None = setting(

@@ -292,7 +292,9 @@ class Experiment:
         folder = loading.find(self.taught_by)
         meta = checkpoint.read_json(folder)
         if task_of(meta) is not self.task:
-            raise UserError(f'the teacher {folder} is for {task_of(meta).name}')
+            raise UserError(
+                f'the teacher {folder} is for {task_of(meta).name}, not {self.task.name}'
+            )
         if (theirs := meta.get('num_classes', self.num_classes)) != self.num_classes:
             raise UserError(
                 f'the teacher {folder} has {theirs} classes, the data {self.num_classes}'

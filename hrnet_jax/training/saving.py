@@ -47,21 +47,21 @@ def prepare(
     ours = file.exists() or (path / workdir.CHECKPOINTS).exists()
     held = path.is_dir() and any(not file.name.startswith('.') for file in path.iterdir())
     if held and not ours and not force:
-        raise UserError(f'{path} holds something else; take a new folder, or --force')
+        raise UserError(f'{path} holds files of something else; name a new folder, or add --force')
     try:
         (path / workdir.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         before = dict(files.read_json(file)) if file.exists() else None
     except OSError as error:
         raise UserError(f'cannot write {path}: {error.strerror}') from None
     except (ValueError, TypeError):
-        raise UserError(f'{file} is damaged; its folder needs it to go on') from None
+        raise UserError(f'{file} is damaged, and the run cannot go on without it') from None
     if before is None and workdir.steps(path) and not force:
-        raise UserError(f'{file} is missing beside checkpoints; --force goes on without it')
+        raise UserError(f'{file} is missing, but checkpoints are there; --force goes on without it')
     changed = {} if before is None else dict(_changes({'task': DEFAULT, **before}, config))
     if (refused := [text for name, text in changed.items() if name not in free]) and not force:
         raise UserError(
-            f'{path} is of a run with {"; ".join(refused)}; take another --workdir, or --force to '
-            'go on in spite of it'
+            f'{path} is of a run with {"; ".join(refused)}; name another --workdir, or add '
+            '--force to go on in spite of it'
         )
     return list(changed.values())
 

@@ -75,8 +75,8 @@ class Trainer:
         if verdict == 'not finite':
             raise self.failure or UserError(
                 f'loss, gradient or update are not finite in step {step + 1:,}; the last '
-                'checkpoint, if there is one, is kept. A lower --learning-rate or a --clip-norm, '
-                'with --force, goes on from it'
+                'checkpoint, if there is one, is kept. To go on from it, lower --learning-rate or '
+                'add --clip-norm, and add --force'
             )
         if self.failure:
             raise self.failure

@@ -111,8 +111,8 @@ def transfer(
     if problems:
         layers = list(dict.fromkeys(name.rpartition('/')[0] for name in problems))
         raise UserError(
-            f'the source does not fit: {listed(list(problems.values()), separator="; ")}; name in '
-            f'fresh what is to stay as it is, such as fresh={layers[:5]}'
+            f'the source does not fit: {listed(list(problems.values()), separator="; ")}; to leave '
+            f'these layers as they are initialised, give fresh={layers[:5]}'
         )
     done['left'] = ['/'.join(path[1:]) for path in flat_source if path not in taken]
     report = Transferred(**{name: tuple(names) for name, names in done.items()})

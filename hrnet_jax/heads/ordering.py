@@ -20,14 +20,14 @@ _SMALL = 16  # elements that are not parted any more
 def best(scores: Array, most: int) -> tuple[Array, Array]:
     """The `most` best of (M,) scores and their places.
 
-    Where the last of them is equal to the next, they are those of PyTorch's sort, in its order;
-    else those of a stable one.
+    Where there are more than `most`, and equal ones among the best, they are in the order of
+    PyTorch's sort; else in that of a stable one.
     """
     count = len(scores)
     if count <= most:
         return lax.top_k(scores, count)
     top = lax.top_k(scores, most + 1)[0]
-    order = _parted(scores, most, top[most - 1] == top[most])
+    order = _parted(scores, most, jnp.any(top[1:] == top[:-1]))
     values, places = lax.top_k(scores[order], most)
     return values, order[places]
 

@@ -45,7 +45,7 @@ from hrnet_jax.layers import Configured
 from hrnet_jax.models import Variables
 
 PLATFORMS = tuple(name for name in folding.PLATFORMS if name != 'gpu')
-TOLERANCE = 1e-5
+TOLERANCE = 5e-5  # rounding gives 1e-6 to 3e-6, with GroupNorm up to 2e-5
 LIMIT = 2**31 - 2**24  # bytes; the file's format ends at 2 GiB
 
 

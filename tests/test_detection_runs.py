@@ -77,6 +77,7 @@ def test_faster_rcnn_from_a_classifier(tiny, folder, command, tmp_path):
         train_command.main, '--recipe', 'detect', '--dataset', f'folder:{folder}',
         *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard', '--head',
         'faster_rcnn', '--init', tmp_path / 'tiny', '--steps', '1', '--batch-size', '2',
+        '--warmup-steps', '0',
     )  # fmt: skip
     assert (code, err) == (0, '')
     assert f'init    {tmp_path / "tiny"}, head new for 5 classes' in out

@@ -65,7 +65,7 @@ class File:
         if self.transform:
             return self.transform.override(multiple, **flags), []
         said = self.source.meta.get('dataset_meta')
-        meta = said if isinstance(said, Mapping) else {}
+        meta = said if isinstance(said, Mapping) else {'classes': self.source.meta.get('CLASSES')}
         return task.protocol_of_file(self.done.model, meta, multiple, **flags)
 
     def task(self, asked: str | None = None) -> Task:
@@ -179,8 +179,8 @@ def describe(
         transform = file.protocol(found)[0]
     transform.check_outputs(done.num_classes)
     names = file.told.get('class_names') if class_names is None else list(class_names)
-    if names is None and file.known:
-        names = file.known.class_names
+    if names is None:
+        names = file.known.class_names if file.known else found.usual_names(transform)
     return {
         **checkpoint.describe(done.model.clone(**file.fields | options), found),
         'hrnet_jax': __version__,

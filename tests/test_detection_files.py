@@ -16,6 +16,7 @@ from convert.conversion import convert, official
 from convert.verification import verify
 from hrnet_jax.checkpoints.published import all_published, find_published
 from hrnet_jax.data.keep_ratio import BGR, KeepRatio, coco
+from hrnet_jax.tasks import get_task
 
 # head, architecture -> as of mmdetection 3.3.0: entries, digest of the sorted "name shape" lines.
 MANIFESTS = {
@@ -173,8 +174,14 @@ def test_the_published_table():
 
 
 def test_coco():
-    """80 classes are COCO's, whose ids have gaps."""
-    protocol, _ = KeepRatio.of_file(80, {})
+    """80 classes are COCO's, whose ids have gaps, unless they have other names."""
+    protocol, notes = KeepRatio.of_file(80, {})
+    assert notes[0] == 'the 80 classes are taken to be those of COCO; else say --class-names'
+    names = get_task('detection').usual_names(protocol)
+    assert names == tuple(coco().values())
+    assert KeepRatio.of_file(80, {'classes': names})[1][0].startswith('images are taken to be RGB')
+    own, _ = KeepRatio.of_file(80, {'classes': ('a', *names[1:])})
+    assert (own.categories, get_task('detection').usual_names(own)) == (None, None)
     assert (protocol.category(0), protocol.category(79)) == (1, 90)
     assert (coco()[1], coco()[90]) == ('person', 'toothbrush')
     assert KeepRatio.from_text(protocol.text) == protocol

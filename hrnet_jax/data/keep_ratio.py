@@ -96,10 +96,13 @@ class KeepRatio(Protocol):
     def of_file(
         cls, outputs: int | None, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
     ) -> tuple[Self, list[str]]:
-        """80 classes are taken to be COCO's."""
-        known = tuple(coco()) if outputs == len(coco()) else None
-        found = cls(categories=known).override(multiple, **flags)
-        return found, images_taken([found.channels.upper()], ['--channels'], flags)
+        """80 classes without other names are taken to be COCO's."""
+        names = tuple(coco().values())
+        of_coco = outputs == len(names) and tuple(meta.get('classes') or names) == names
+        found = cls(categories=tuple(coco()) if of_coco else None).override(multiple, **flags)
+        note = 'the 80 classes are taken to be those of COCO; else say --class-names'
+        notes = [note] * (of_coco and not meta.get('classes'))
+        return found, notes + images_taken([found.channels.upper()], ['--channels'], flags)
 
     def check_outputs(self, count: int | None) -> None:
         if self.categories is not None and count not in (None, len(self.categories)):

@@ -171,6 +171,10 @@ class Task:
         """Those of a published checkpoint for this data set, where it must say them."""
         return None
 
+    def usual_names(self, protocol: Any) -> tuple[str, ...] | None:
+        """Those of the classes of a converted file that names none, where the protocol tells."""
+        return None
+
     def facts(self, source: Facts) -> dict[str, Any]:
         """What checkpoint.json says of the data that the model was trained on; JSON."""
         return {'class_names': list(source.class_names) if source.class_names else None}

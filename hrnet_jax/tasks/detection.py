@@ -117,6 +117,9 @@ class Detection(Task):
     def class_names(self, dataset: str) -> tuple[str, ...] | None:
         return tuple(coco().values()) if dataset == 'coco' else None
 
+    def usual_names(self, protocol: KeepRatio) -> tuple[str, ...] | None:
+        return self.class_names('coco') if protocol.categories == tuple(coco()) else None
+
     # Data
 
     def open_dataset(self, name: str, split: str | None, data_dir: str | None) -> Any:

@@ -62,6 +62,9 @@ def test_what_may_change_in_a_run():
         assert evaluation_fields(cls) == expected
 
 
+OWN_DATA = ('multilabel', 'segment', 'pose', 'detect')  # recipes that need a data set
+
+
 def parsed(cls, *flags):
     p = argparse.ArgumentParser()
     add_arguments(p.add_argument_group(), cls)
@@ -156,7 +159,7 @@ def test_help_of_one_recipe_is_whole(command, name):
     assert ('PATH/SPLIT.csv' in text) == (name == 'multilabel')
     assert ('of class folders' in text) == (name in RECIPES)
     own = {'distill': '--teacher'}
-    needed = own.get(name, '--dataset' if name in ('multilabel', 'segment', 'pose') else None)
+    needed = own.get(name, '--dataset' if name in OWN_DATA else None)
     assert text.count('(needed)') == (needed is not None)
     if needed:
         options = text.partition('what the result depends on')[2]

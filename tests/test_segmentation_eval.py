@@ -163,7 +163,7 @@ def test_another_number_of_classes_is_refused(refused, ckpt, tmp_path):
     (tmp_path / 'classes.txt').write_text('a\nb\nc\nd\ne\nf\n')
     data = ('--dataset', f'folder:{tmp_path}', '--split', 'val')
     line = refused(eval_command.main, '--ckpt', ckpt, *data)
-    assert 'has the classes a, b, c, d, e' in line
+    assert 'the checkpoint does not have: a, b, c, d, e' in line
 
 
 def test_classes_are_found_by_name(command, ckpt, tmp_path):

@@ -115,6 +115,15 @@ def test_files(url, tmp_path):
     assert bucket.sizes() == {}
 
 
+def test_a_folder_is_no_file(url, monkeypatch):
+    """As s3fs says it, if a file appears after the list and before the look at the folder."""
+    bucket = Bucket(url)
+    place = f'{bucket._root}/step'
+    found = {place: {'name': place, 'type': 'directory', 'size': 0}}
+    monkeypatch.setattr(bucket, '_call', lambda *a, **k: found)
+    assert bucket.sizes('step') == {}
+
+
 def test_what_cannot_be_used_is_said(url, impatient):
     kind = url.partition('://')[0]
     with pytest.raises(Refused, match=f'cannot write {kind}://none/x/a: there is no such bucket'):

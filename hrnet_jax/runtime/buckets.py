@@ -77,7 +77,8 @@ class Bucket:
         return {
             path[len(self._root) :].lstrip('/'): int(info['size'] or 0)
             for path, info in found.items()
-            if not path.endswith('/')
+            # s3fs gives the folder itself where its first file appears while it looks.
+            if info.get('type') != 'directory' and not path.endswith('/')
         }
 
     def read(self, name: str) -> bytes:

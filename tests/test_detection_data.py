@@ -120,24 +120,29 @@ def test_files_of_another_form(tmp_path, change, said):
     assert '\n' not in str(stop.value)
 
 
-def test_batches_of_few_shapes(opened):
-    """Resized by OpenCV, in arrays whose edges are multiples of 32."""
+def test_each_array_is_of_the_least_shape(opened):
+    """Resized by OpenCV; only images whose edges are the same multiples of 32 share a batch."""
     batches = box_batches.batches(opened, SMALL, Share(4))
-    [batch] = batches
-    assert batches.notes == ('images of 4 sizes are padded to 1 shape: 1 program is compiled',)
-    assert batch['image'].shape == (4, 128, 128, 3)
-    assert batch['image_hw'].tolist() == [[96, 128], [128, 85], [96, 96], [75, 128]]
-    assert batch['full_hw'].tolist() == [list(size) for size in detections.SIZES]
-    assert batch['index'].tolist() == [0, 1, 2, 3]
-    for i, (height, width) in enumerate(batch['image_hw']):
-        expected = cv2.resize(segments.picture(i, *detections.SIZES[i]), (width, height))
-        np.testing.assert_array_equal(batch['image'][i, :height, :width], expected)
-        assert not batch['image'][i, height:].any()
-        assert not batch['image'][i, :, width:].any()
+    note = 'images of 4 sizes are padded to 3 shapes: 3 programs are compiled'
+    assert batches.notes == (note,)
+    held = list(batches)
+    assert [batch['index'].tolist() for batch in held] == [[0, 3], [1], [2]]
+    assert [batch['image'].shape[1:3] for batch in held] == [(96, 128), (128, 96), (96, 96)]
+    assert [batch['image_hw'].tolist() for batch in held] == [
+        [[96, 128], [75, 128]], [[128, 85]], [[96, 96]],
+    ]  # fmt: skip
+    for batch in held:
+        for j, i in enumerate(batch['index']):
+            height, width = batch['image_hw'][j]
+            assert batch['full_hw'][j].tolist() == list(detections.SIZES[i])
+            expected = cv2.resize(segments.picture(i, *detections.SIZES[i]), (width, height))
+            np.testing.assert_array_equal(batch['image'][j, :height, :width], expected)
+            assert not batch['image'][j, height:].any()
+            assert not batch['image'][j, :, width:].any()
     one, two = (box_batches.batches(opened, SMALL, Share(4, True, i, 2, 1, 3)) for i in (0, 1))
-    assert (one.steps, two.steps) == (1, 1)
-    indices = [next(iter(part))['index'].tolist() for part in (one, two)]
-    assert indices == [[0, 1], [2, -1]]
+    assert (one.steps, two.steps) == (3, 3)
+    indices = [[batch['index'].tolist() for batch in part] for part in (one, two)]
+    assert indices == [[[0], [1], [2]], [[-1], [-1], [-1]]]
 
 
 def _found(opened, random):
@@ -158,7 +163,10 @@ def _found(opened, random):
 def test_ap_is_that_of_pycocotools(opened, tmp_path, seed):
     """Of what is found in the resized images, with crowds, an empty image, and padding."""
     boxes, scores, labels, valid = _found(opened, np.random.default_rng(seed))
-    [batch] = box_batches.batches(opened, SMALL, Share(4))
+    sizes = [SMALL.size(size) for size in detections.SIZES]
+    held = {'image_hw': sizes, 'full_hw': detections.SIZES}
+    batch = {name: np.array(rows, np.int32) for name, rows in held.items()}
+    batch['mask'] = np.ones(4, bool)
     factors = np.tile((batch['image_hw'] / batch['full_hw'])[:, ::-1], 2)[:, None]
     outputs = {
         'boxes': (boxes * factors).astype(np.float32),

@@ -91,7 +91,7 @@ def test_other_categories(ckpt, coco, refused, tmp_path):
     (tmp_path / 'val.json').write_text(json.dumps(held))
     (tmp_path / 'images').symlink_to(coco / 'val2017')
     said = refused(eval_command.main, '--ckpt', ckpt, '--dataset', f'folder:{tmp_path}')
-    assert 'has the classes fish, which the checkpoint has not and lacks dog' in said
+    assert 'classes that the checkpoint does not have: fish; it lacks dog' in said
 
 
 def test_a_file_that_cannot_be_written(ckpt, coco, refused, tmp_path):

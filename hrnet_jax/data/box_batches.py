@@ -1,13 +1,17 @@
-"""Evaluation of boxes: each image once, resized, in arrays of few shapes."""
+"""Evaluation of boxes: each image once, resized, in an array of its own shape.
+
+The pyramid and GroupNorm see what an array has beyond the image. So only images whose edges are the
+same multiples of 32 share a batch. At a scale of (1333, 800) there are at most 84 such shapes.
+"""
 
 from __future__ import annotations
 
+import collections
 import math
 from typing import Any
 
 import numpy as np
 
-from hrnet_jax.data.buckets import grouped
 from hrnet_jax.data.evaluation import Batches, Share
 from hrnet_jax.data.indexed import Indexed
 from hrnet_jax.data.indexed_batches import planned, read_ahead, shapes_note
@@ -30,9 +34,10 @@ def batches(source: Indexed, protocol: KeepRatio, share: Share) -> Batches:
     """
     total = min(share.limit or source.num_examples, source.num_examples)
     sizes = [(int(height), int(width)) for height, width in source.image_hw(range(total))]
-    shapes, _ = grouped([(protocol.padded(size),) for size in sizes])
-    groups = [(shape, np.array(sorted(numbers))) for (shape,), numbers in shapes.items()]
-    groups.sort(key=lambda group: group[1][0])
+    shapes: dict[Size, list[int]] = collections.defaultdict(list)
+    for number, size in enumerate(sizes):
+        shapes[protocol.padded(size)].append(number)
+    groups = [(shape, np.array(numbers)) for shape, numbers in shapes.items()]
 
     def read(number: int) -> Any:
         image = source.read(number)['image']

@@ -44,8 +44,13 @@ def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Buc
     Args:
         sizes: height and width of each image.
     """
-    own = [(int(height), int(width)) for height, width in sizes]
-    kinds, exact = grouped([(*views.sizes(size), size) for size in own], limit)
+    limit = min(limit, 1 + len(sizes) // _IMAGES)
+    kinds: dict[_Shapes, list[int]] = collections.defaultdict(list)
+    for number, (height, width) in enumerate(sizes):
+        kinds[*views.sizes((int(height), int(width))), (int(height), int(width))].append(number)
+    exact = len(kinds) <= limit
+    if not exact:
+        kinds = _merged(kinds, limit)
 
     def small(numbers: Sequence[int]) -> bool:
         window = views.window or (0, 0)
@@ -58,25 +63,10 @@ def buckets(sizes: Sequence[Any], views: Views, limit: int = SHAPES) -> list[Buc
     ]
 
 
-Shapes = tuple[Size, ...]  # of the arrays of an image: its views, and itself
+_Shapes = tuple[Size, ...]  # of the views, and of the image
 
 
-def grouped(shapes: Sequence[Shapes], limit: int = SHAPES) -> tuple[dict[Shapes, list[int]], bool]:
-    """Shapes -> numbers of the images whose arrays have them, or are put into them; and whether
-    all are of their own shapes. There are at most `limit`, and fewer for few images.
-
-    Args:
-        shapes: of each image.
-    """
-    limit = min(limit, 1 + len(shapes) // _IMAGES)
-    kinds: dict[Shapes, list[int]] = collections.defaultdict(list)
-    for number, own in enumerate(shapes):
-        kinds[own].append(number)
-    exact = len(kinds) <= limit
-    return (kinds if exact else _merged(kinds, limit)), exact
-
-
-def _rounded(shapes: Shapes, parts: int) -> Shapes:
+def _rounded(shapes: _Shapes, parts: int) -> _Shapes:
     """Up to a multiple of 32, and to one of `parts` between two powers of 2."""
 
     def up(edge: int) -> int:
@@ -86,21 +76,21 @@ def _rounded(shapes: Shapes, parts: int) -> Shapes:
     return tuple((up(height), up(width)) for height, width in shapes)
 
 
-def _merged(kinds: dict[Shapes, list[int]], limit: int) -> dict[Shapes, list[int]]:
+def _merged(kinds: dict[_Shapes, list[int]], limit: int) -> dict[_Shapes, list[int]]:
     parts = 16
     while len({_rounded(shapes, parts) for shapes in kinds}) > max(_KINDS, limit) and parts > 1:
         parts //= 2
-    held: dict[Shapes, list[int]] = collections.defaultdict(list)
+    held: dict[_Shapes, list[int]] = collections.defaultdict(list)
     for shapes, numbers in kinds.items():
         held[_rounded(shapes, parts)] += numbers
 
-    def union(a: Shapes, b: Shapes) -> Shapes:
+    def union(a: _Shapes, b: _Shapes) -> _Shapes:
         return tuple((max(x[0], y[0]), max(x[1], y[1])) for x, y in zip(a, b, strict=True))
 
-    def cost(shapes: Shapes, count: int) -> int:
+    def cost(shapes: _Shapes, count: int) -> int:
         return count * sum(height * width for height, width in shapes)
 
-    def added(pair: tuple[Shapes, Shapes]) -> int:
+    def added(pair: tuple[_Shapes, _Shapes]) -> int:
         counts = [len(held[shapes]) for shapes in pair]
         before = sum(cost(shapes, count) for shapes, count in zip(pair, counts, strict=True))
         return cost(union(*pair), sum(counts)) - before

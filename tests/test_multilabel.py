@@ -198,5 +198,5 @@ def test_labels_in_another_order(tmp_path):
         changed = task.renumbered(source, names)
         found = [x['label'].tolist() for x in changed.records(0, 3).as_numpy_iterator()]
         assert found == wanted
-    with pytest.raises(UserError, match='has 3 labels, not 4'):
+    with pytest.raises(UserError, match='has 3 labels, but 4 are needed'):
         task.renumbered(source, ['owl', 'cat', 'dog', 'cow'])

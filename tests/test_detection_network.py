@@ -179,6 +179,27 @@ def test_fewer_proposals_than_wanted():
     assert not found['boxes'][0, 3:].any()
 
 
+def test_places_without_any_centreness():
+    """A centre-ness of 0 takes no place from the others, even below the threshold."""
+    classes = np.full((1, 4, 4, 1), -9, np.float32)
+    central = np.full((1, 4, 4, 1), -200, np.float32)
+    classes[0, 3, 3], central[0, 3, 3] = 3, 1
+    maps = {'classes': [classes], 'centerness': [central]}
+    maps['distances'] = [np.full((1, 4, 4, 4), 2, np.float32)]
+    found = detections.best(detections.of_places(maps, (8,), np.array([[32, 32]]), 0.05), 0.5, 3)
+    assert found['valid'].tolist() == [[True, False, False]]
+    assert found['boxes'][0, 0].tolist() == [26, 26, 30, 30]
+
+
+def test_a_second_stage_that_gives_no_numbers():
+    model = hrnet_jax.create_model('tiny', 3, task='detection', head='faster_rcnn', channels=8)
+    variables = hrnet_jax.init(model, jax.random.key(0), 64)
+    head = variables['params']['bbox_head']
+    head['fc_cls']['bias'] = head['fc_cls']['bias'] + np.float32(np.nan)
+    detect = compiled(lambda v, x, s: model.apply(v, x, s, method='detect'))
+    assert np.isnan(detect(variables, image(6, 1, 32, 32), np.array([[32, 32]]))['scores']).all()
+
+
 @pytest.mark.parametrize(
     ('options', 'said'),
     [

@@ -131,8 +131,11 @@ class Detector(WithPyramid):
             proposed = detections.proposals(maps, self.strides, sizes)
             logits, deltas = self.classify(maps['pyramid'], proposed['boxes'])
             found = detections.of_regions(proposed, logits, deltas, sizes, threshold)
+            maps = {**maps, 'regions': (logits, deltas)}
         best = detections.best(found, self.iou, self.most)
-        numbers = [jnp.all(jnp.isfinite(x), (1, 2, 3)) for xs in maps.values() for x in xs]
+        numbers = [
+            jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))) for xs in maps.values() for x in xs
+        ]
         finite = jnp.all(jnp.stack(numbers), 0)[:, None]
         return {**best, 'scores': jnp.where(finite, best['scores'], jnp.nan)}
 

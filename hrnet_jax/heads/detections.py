@@ -38,7 +38,9 @@ def of_places(
             scores, best = lax.top_k(scores, min(BEFORE, len(scores)))  # of equal ones the first
             place = best // count
             found = box_math.from_distances(there[place], distances.reshape((-1, 4))[place])
-            scores = scores * jax.nn.sigmoid(centerness.reshape(-1)[place])
+            # A product of NONE and a centre-ness of 0 would be no number, which argmax finds first.
+            central = scores * jax.nn.sigmoid(centerness.reshape(-1)[place])
+            scores = jnp.where(scores > box_math.NONE, central, box_math.NONE)
             return found, scores, best % count
 
         return jax.vmap(one)(classes, distances, centerness)

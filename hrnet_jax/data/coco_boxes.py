@@ -11,13 +11,14 @@ import numpy as np
 from hrnet_jax.data import boxes as box_files
 from hrnet_jax.data import coco_tfds, opencv
 from hrnet_jax.data.coco_folders import Layout, located, paths_of
-from hrnet_jax.data.coco_form import box_of
+from hrnet_jax.data.coco_form import OF_IMAGES, box_of, odd
 from hrnet_jax.data.indexed import Example, Indexed
 from hrnet_jax.data.opencv import Place
 from hrnet_jax.data.sources import Dataset
 from hrnet_jax.errors import UserError, listed
 
 _SPLITS = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
+_OF_BOXES = {'area': (1,), 'iscrowd': (1,)}  # as `coco_form.OF_IMAGES`
 LAYOUTS = {'coco': Layout(('annotations/instances_{split}2017.json',), '{split}2017', _SPLITS)}
 
 
@@ -150,13 +151,17 @@ def parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[Any
     try:
         rows = [(row['id'], row['name']) for row in content['categories']]
         categories = dict(sorted(rows))
-        images = {image['id']: image for image in content['images']}
-        annotations = list(content['annotations'])
+        listing, annotations = list(content['images']), list(content['annotations'])
+        images = {image['id']: image for image in listing}
         strangers = {str(x['image_id']) for x in annotations if x['image_id'] not in images}
         unknown = {str(x['category_id']) for x in annotations if x['category_id'] not in categories}
         good = all(isinstance(i, int) and isinstance(name, str) for i, name in rows)
         good = good and all(isinstance(i, int | str) for i in images)
         named = all(isinstance(image['file_name'], str) for image in images.values())
+        wrong = [said for image in listing for said in odd('image', image, OF_IMAGES)]
+        wrong += [said for row in annotations for said in odd('annotation', row, _OF_BOXES)]
+        if len(set(map(type, images))) > 1:
+            wrong.append('ids of images are all numbers, or all texts')
     except (KeyError, TypeError, AttributeError):
         good = named = False
     if not good:
@@ -165,6 +170,10 @@ def parsed(content: Any, path: str) -> tuple[dict[Any, Any], list[Any], dict[Any
         )
     if not images or not named:
         raise UserError(f'{path} lists no images with a file_name')
+    if wrong:
+        raise UserError(f'{path} is not in the form of COCO: {listed(wrong)}')
+    if len(images) < len(listing):
+        raise UserError(f'{path}: every image needs an id of its own')
     twice = len(categories) < len(rows) or len(set(categories.values())) < len(rows)
     if twice or not categories:
         raise UserError(f'{path}: every category needs an id and a name of its own')
@@ -203,8 +212,6 @@ def opened(
         box = box_of(row, path) or [0.0] * 4
         crowd = int(bool(row.get('iscrowd')))
         area = box[2] * box[3] if row.get('area') is None else row['area']
-        if not isinstance(area, int | float):
-            raise UserError(f'{path}: the area of annotation {row.get("id")} is no number')
         held = {'id': i, 'image_id': row['image_id'], 'category_id': row['category_id']}
         truth.append({**held, 'bbox': box, 'area': float(area), 'iscrowd': crowd})
         if _is_inside(box, images[row['image_id']]) and area > 0:

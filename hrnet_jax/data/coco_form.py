@@ -36,20 +36,20 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
         strangers = {x['image_id'] for x in people} - images.keys()
         named = all(isinstance(image.get('file_name'), str) for image in images.values())
         words = all(isinstance(name, str) for name in category['keypoints'])
-        odd = [said for image in images.values() for said in _odd('image', image, _OF_IMAGES)]
-        odd += [said for person in people for said in _odd('annotation', person, _OF_PEOPLE)]
+        wrong = [said for image in images.values() for said in odd('image', image, OF_IMAGES)]
+        wrong += [said for person in people for said in odd('annotation', person, _OF_PEOPLE)]
         if len(set(map(type, images))) > 1 or not _is_id(next(iter(images), 0)):
-            odd.append('ids of images are all numbers, or all texts')
+            wrong.append('ids of images are all numbers, or all texts')
         if not _is_id(category['id']) or not isinstance(category['keypoints'], list):
-            odd.append('a category has a number or a text as id, and a list of keypoints')
+            wrong.append('a category has a number or a text as id, and a list of keypoints')
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise UserError(
             f'{path} is not in the form of COCO: images, annotations, and a category with keypoints'
         ) from None
     if not words:
         raise UserError(f'{path}: "keypoints" of the category are names')
-    if odd:
-        raise UserError(f'{path} is not in the form of COCO: {listed(odd)}')
+    if wrong:
+        raise UserError(f'{path} is not in the form of COCO: {listed(wrong)}')
     if strangers:
         ids = listed(sorted(map(str, strangers)))
         raise UserError(f'{path}: people are in images {ids}, which it does not list')
@@ -59,16 +59,14 @@ def parsed(content: Any, path: str, title: str) -> tuple[dict[Any, Any], list[An
 
 
 # Field -> how many numbers it has.
-_OF_IMAGES = {'width': (1,), 'height': (1,)}
+OF_IMAGES = {'width': (1,), 'height': (1,)}
 _OF_PEOPLE = {
     'area': (1,), 'iscrowd': (1,), 'center': (2,), 'scale': (1, 2), 'box_size': (1,)
 }  # fmt: skip
 _MOST = 1e12  # of a number; NaN is not below it, either
 
 
-def _odd(
-    kind: str, held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]]
-) -> Iterator[str]:
+def odd(kind: str, held: Mapping[str, Any], fields: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """What to say of fields that are not so many numbers."""
     for name, lengths in fields.items():
         value = held.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import types
 
 import cv2
 import detections
@@ -12,6 +13,7 @@ import prepared
 import pytest
 import segments
 
+from hrnet_jax import checkpoint
 from hrnet_jax.data import box_augment, box_batches, coco_boxes
 from hrnet_jax.data.evaluation import Share
 from hrnet_jax.data.keep_ratio import KeepRatio
@@ -19,6 +21,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.box_metrics import BoxPrecision
 from hrnet_jax.tasks.detection_recipes import Fcos1x, OwnBoxes
+from hrnet_jax.training.experiment import Experiment, Options
 
 TASK = get_task('detection')
 SMALL = KeepRatio(scale=(128, 96))
@@ -261,6 +264,9 @@ def test_recipes():
     assert Fcos1x().transform == KeepRatio(
         channels='bgr', mean=(0.406, 0.456, 0.485), std=(0.225, 0.224, 0.229)
     )
+    assert Fcos1x(channels='rgb').transform == KeepRatio()
+    given = OwnBoxes(dataset='x', channels='bgr', mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert (given.transform.mean, given.transform.std) == ((0.3, 0.2, 0.1), (0.6, 0.5, 0.4))
     assert Fcos1x().sizes == ((800, 1344), (1344, 800))
     own = OwnBoxes(dataset='x', channels='bgr')
     assert own.transform.mean == (0.406, 0.456, 0.485)
@@ -268,3 +274,19 @@ def test_recipes():
         OwnBoxes(dataset='x', resize=(2.0, 1.0))
     with pytest.raises(UserError, match='scale must be two sizes, the longer first'):
         OwnBoxes(dataset='x', scale=(100, 200))
+
+
+@pytest.mark.parametrize('channels', [None, 'rgb', 'bgr'])
+def test_pixels_of_the_detector_that_a_run_starts_from(once, tmp_path, channels):
+    """Its order of channels, or another, with mean and std in that order."""
+    folder = once('detector', detections.make_checkpoint) / 'tiny'
+    meta = checkpoint.read_json(folder)
+    meta['transform'] |= {'channels': 'bgr', 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}
+    checkpoint.save(tmp_path / 'c', checkpoint.load(folder)[1], meta)
+    options = Options(tmp_path / 'run')
+    run = types.SimpleNamespace(task=TASK, arch='tiny', options=options)
+    recipe = OwnBoxes(dataset='x', init=str(tmp_path / 'c'), channels=channels)
+    found = Experiment._inheriting(run, recipe).transform
+    turned = -1 if channels == 'rgb' else 1
+    assert found.channels == (channels or 'bgr')
+    assert (found.mean, found.std) == ((0.1, 0.2, 0.3)[::turned], (0.4, 0.5, 0.6)[::turned])

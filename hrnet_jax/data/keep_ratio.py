@@ -116,6 +116,9 @@ class KeepRatio(Protocol):
                 flags[name] = flags.get(name) or getattr(self, name)[::-1]
         return super().override(multiple, **flags)
 
+    def settings(self) -> dict[str, Any]:
+        return {**self.override(channels='rgb').to_json(), 'channels': self.channels}
+
     def category(self, label: int) -> int:
         """The data set's id of a class."""
         return label + 1 if self.categories is None else self.categories[label]

@@ -110,6 +110,10 @@ class Protocol(abc.ABC):
         """The fields, as JSON types."""
         return {name: _listed(value) for name, value in vars(self).items()}
 
+    def settings(self) -> dict[str, Any]:
+        """The fields as those of a recipe: mean and std are in the order R G B there."""
+        return self.to_json()
+
     @classmethod
     def from_json(cls, fields: dict[str, Any] | None) -> Self:
         """The inverse of `to_json`; a missing field has its default.

@@ -23,8 +23,8 @@ class BoxRecipe(Recipe):
     pyramid: int = setting(256, 'channels of each level of the pyramid')
     frozen_norm: bool = setting(True, 'BatchNorm keeps and uses the statistics of --init')
     channels: Channels | None = setting(
-        None, 'order of the channels of images, and of mean and std', inherited=True,
-        none='as the detector of --init, or rgb',
+        None, 'order of the channels that the network gets; mean and std are turned with them',
+        inherited=True, none='as the detector of --init, or rgb',
     )  # fmt: skip
 
     scale: Size = setting(
@@ -59,7 +59,8 @@ class BoxRecipe(Recipe):
     @property
     def transform(self) -> KeepRatio:
         """With categories from 1 on: `Task.transform` puts those of the data in their place."""
-        return KeepRatio(scale=self.scale).override(channels=self.channels, **self.pixels)
+        rgb = KeepRatio(scale=self.scale).override(**self.pixels)
+        return rgb.override(channels=self.channels)
 
     def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
         """FCOS: biases of convolutions have twice the rate and no decay."""
@@ -84,8 +85,6 @@ class Fcos1x(BoxRecipe):
 
     dataset: str = setting('coco', 'coco, coco/2017 of tfds, or folder:PATH')
     channels: Channels | None = 'bgr'
-    mean: tuple[float, ...] = (0.406, 0.456, 0.485)
-    std: tuple[float, ...] = (0.225, 0.224, 0.229)
     clip_norm: float | None = 35.0
     warmup_factor: float = 1 / 3
     warmup: Literal['linear', 'constant'] = 'constant'

@@ -276,8 +276,8 @@ class Experiment:
         else:
             meta = checkpoint.read_json(loading.find(recipe.init, self.arch))
             task = task_of(meta)
-            known = task.protocol.from_json(meta.get('transform')).to_json()
-            known |= meta if task is self.task else {}
+            known = dict(meta) if task is self.task else {}
+            known |= task.protocol.from_json(meta.get('transform')).settings()
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value := known[name], list) else value
             for name in names

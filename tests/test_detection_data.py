@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
+import shutil
 import types
 
 import cv2
@@ -93,6 +95,22 @@ def test_as_tfds_has_prepared_it(once, opened):
     assert sum(held.values()) == sum(
         int(row['area']) for row in detections.content()['annotations']
     )
+
+
+def test_images_that_cannot_be_read(coco, tmp_path):
+    """They count as such where some may be missing: in the evaluation, and in training."""
+    shutil.copytree(coco, tmp_path, dirs_exist_ok=True)
+    (tmp_path / f'val2017/{detections.IDS[1]:012d}.png').write_bytes(b'no image')
+    opened = coco_boxes.open_boxes('coco', None, str(tmp_path))
+    held = list(box_batches.batches(opened, SMALL, Share(4, max_corrupt=0.3)))
+    assert sum(batch['unreadable'].sum() for batch in held) == 1
+    assert sum(batch['mask'].sum() for batch in held) == 3
+    with pytest.raises(UserError, match='1 of 4 images'):
+        list(box_batches.batches(opened, SMALL, Share(4)))
+    recipe = OwnBoxes(dataset='x', scale=(128, 96), batch_size=1, base_batch=1, max_corrupt=0.5)
+    data = TASK.training_data(opened, recipe, 0, 1)
+    weights = [batch['weight'].item() for batch in itertools.islice(data.batches(), 3)]
+    assert sorted(weights) == [0, 1, 1]
 
 
 def _change(held, change):

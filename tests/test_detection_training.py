@@ -19,6 +19,7 @@ from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.keep_ratio import KeepRatio
 from hrnet_jax.heads.detection import STRIDES
 from hrnet_jax.initialisation import init
+from hrnet_jax.tasks import region_losses
 from hrnet_jax.tasks.detection import TASK
 from hrnet_jax.tasks.detection_recipes import OwnBoxes
 from hrnet_jax.training.step import _FORWARD, make_loss
@@ -150,3 +151,15 @@ def test_a_step_as_pytorchs(head):
     print(max(apart, key=apart.get), max(apart.values()))
     assert apart.keys() == grads.keys()
     assert max(apart.values()) < 1e-9
+
+
+def test_two_objects_with_one_box():
+    """Each box that is marked is a region of its own label."""
+    boxes = jax.numpy.array([[[10.0, 10, 50, 50]] * 2])
+    marked = {
+        'boxes': boxes, 'labels': np.array([[1, 2]]), 'valid': np.ones((1, 2), bool),
+        'crowd': np.zeros((1, 2), bool),
+    }  # fmt: skip
+    proposed = {'boxes': boxes[:, :1] + 90, 'valid': np.ones((1, 1), bool)}
+    drawn = region_losses.regions(proposed, marked, np.zeros((1, 3)))
+    assert sorted(drawn['label'][0].tolist()) == [-1, 1, 2]

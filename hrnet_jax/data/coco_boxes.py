@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hrnet_jax.data import coco_tfds, opencv
 from hrnet_jax.data.coco_folders import Layout, located, paths_of
 from hrnet_jax.data.coco_form import OF_IMAGES, box_of, odd
 from hrnet_jax.data.indexed import Example, Indexed
+from hrnet_jax.data.keep_ratio import MULTIPLE
 from hrnet_jax.data.opencv import Place
 from hrnet_jax.data.sources import Dataset
 from hrnet_jax.errors import UserError, listed
@@ -57,13 +60,26 @@ class Boxes:
         return {'image': opencv.read_rgb(self.images[number]), **vars(self.marked[number])}
 
     def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
-        sizes = [opencv.image_hw(self.images[number]) for number in numbers]
-        return np.array(sizes, np.int32).reshape(-1, 2)
+        """Any of an image that cannot be read: it will be counted as such."""
+
+        def one(number: int) -> tuple[int, int]:
+            for read in (opencv.image_hw, _decoded_hw):  # PIL's headers, else OpenCV
+                with contextlib.suppress(UserError):
+                    return read(self.images[number])
+            return MULTIPLE, MULTIPLE
+
+        with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
+            return np.array(list(pool.map(one, numbers)), np.int32).reshape(-1, 2)
 
     def chosen(self, numbers: Sequence[int]) -> Boxes:
         """Those of some images."""
         images = tuple(self.images[i] for i in numbers)
         return Boxes(images, tuple(self.marked[i] for i in numbers))
+
+
+def _decoded_hw(place: Place) -> tuple[int, int]:
+    height, width, _ = opencv.read_rgb(place).shape
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)

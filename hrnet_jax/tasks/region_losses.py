@@ -207,6 +207,8 @@ def regions(proposed: Mapping[str, Array], marked: Marked, noise: Array) -> dict
         boxes = jnp.concatenate([marked['boxes'], proposed])
         there = jnp.concatenate([marked['valid'] & ~marked['crowd'], valid])
         row, positive, negative = matched(boxes, there, marked, SECOND)
+        own_rows = jnp.arange(len(marked['boxes']), dtype=row.dtype)
+        row = row.at[: len(own_rows)].set(own_rows)  # also where two are marked with one box
         objects, others = drawn(positive, negative, noise, *SECOND[3:])
         rank = 2 * objects.astype(jnp.int32) + others.astype(jnp.int32)
         place = jax.lax.top_k(rank, min(SECOND[3], len(rank)))[1]

@@ -206,7 +206,7 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
     out = joined(args.out, folder)
     refuse_existing(out, args.force, checkpoint.JSON)
 
-    transform, taken = file.protocol(task, STRIDE, **own)
+    transform, taken = file.protocol(task, STRIDE, names, **own)
     meta = folders.describe(file, transform, names, args.task, **fusion)
     if args.verify:
         verify(checkpoint.model_of(meta), done, file.source.tensors)

@@ -60,12 +60,19 @@ class File:
             return self.known.transform
         return self.task().protocol.from_json(said) if said else None
 
-    def protocol(self, task: Task, multiple: int = 1, **flags: Any) -> tuple[Protocol, list[str]]:
-        """Its `transform` with these flags, or else a guess; and what is taken for granted."""
+    def protocol(
+        self, task: Task, multiple: int = 1, names: Sequence[str] | None = None, **flags: Any
+    ) -> tuple[Protocol, list[str]]:
+        """Its `transform` with these flags, or else a guess; and what is taken for granted.
+
+        Args:
+            names: of the classes, where they are not those that the file says.
+        """
         if self.transform:
             return self.transform.override(multiple, **flags), []
         said = self.source.meta.get('dataset_meta')
         meta = said if isinstance(said, Mapping) else {'classes': self.source.meta.get('CLASSES')}
+        meta = meta if names is None else {**meta, 'classes': names}
         return task.protocol_of_file(self.done.model, meta, multiple, **flags)
 
     def task(self, asked: str | None = None) -> Task:
@@ -176,7 +183,7 @@ def describe(
     if done.kind.name not in found.heads:
         raise UserError(f'{found.name} is not converted from files of a {done.kind.title}')
     if transform is None:
-        transform = file.protocol(found)[0]
+        transform = file.protocol(found, names=class_names)[0]
     transform.check_outputs(done.num_classes)
     names = file.told.get('class_names') if class_names is None else list(class_names)
     if names is None:

@@ -14,6 +14,7 @@ from convert import from_torch, to_torch
 from convert.__main__ import main
 from convert.conversion import convert, official
 from convert.verification import verify
+from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints.published import all_published, find_published
 from hrnet_jax.data.keep_ratio import BGR, KeepRatio, coco
 from hrnet_jax.tasks import get_task
@@ -186,3 +187,13 @@ def test_coco():
     assert (coco()[1], coco()[90]) == ('person', 'toothbrush')
     assert KeepRatio.from_text(protocol.text) == protocol
     assert KeepRatio().category(2) == 3
+
+
+def test_eighty_classes_with_other_names(command, tmp_path):
+    """Their ids are 1, 2, ..., without COCO's gaps."""
+    source = save(tmp_path / 'x.pth', detector('faster_rcnn', 80))
+    (tmp_path / 'names').write_text(''.join(f'kind {i}\n' for i in range(80)))
+    code, out, err = command(main, source, '--out', tmp_path, '--class-names', tmp_path / 'names')
+    assert (code, 'are taken to be those of COCO' in out) == (0, False), err
+    meta = checkpoint.read_json(tmp_path / 'tiny')
+    assert (meta['class_names'][79], meta['transform']['categories']) == ('kind 79', None)

@@ -213,3 +213,18 @@ def test_a_second_stage_that_gives_no_numbers():
 def test_wrong_options(options, said):
     with pytest.raises(hrnet_jax.UserError, match=said):
         hrnet_jax.create_model('tiny', 3, task='detection', **options)
+
+
+def test_distances_beyond_all_numbers():
+    """Their edges are those of the image, as in mmdetection."""
+    options = {'task': 'detection', 'head': 'fcos', 'channels': 32, 'threshold': 0.0}
+    model = hrnet_jax.create_model('tiny', 3, **options)
+    variables = hrnet_jax.init(model, jax.random.key(0), 64)
+    head = variables['params']['bbox_head']
+    head['conv_reg']['bias'] = head['conv_reg']['bias'] + np.float32(200)
+    detect = compiled(lambda v, x, s: model.apply(v, x, s, method='detect'))
+    found = detect(variables, image(6, 1, 32, 32), np.array([[30, 31]]))
+    boxes, valid = found['boxes'][0], found['valid'][0]
+    assert valid.sum() == 3  # one of each class: all boxes are alike
+    assert (boxes[valid] == [0, 0, 31, 30]).all()
+    assert np.isfinite(found['scores']).all()

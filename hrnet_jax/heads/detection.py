@@ -133,8 +133,12 @@ class Detector(WithPyramid):
             found = detections.of_regions(proposed, logits, deltas, sizes, threshold)
             maps = {**maps, 'regions': (logits, deltas)}
         best = detections.best(found, self.iou, self.most)
-        numbers = [
-            jnp.all(jnp.isfinite(x), tuple(range(1, x.ndim))) for xs in maps.values() for x in xs
+        numbers = [  # a distance may be infinite: then the edge is the image's
+            jnp.all(
+                ~jnp.isnan(x) if name == 'distances' else jnp.isfinite(x), tuple(range(1, x.ndim))
+            )
+            for name, xs in maps.items()
+            for x in xs
         ]
         finite = jnp.all(jnp.stack(numbers), 0)[:, None]
         return {**best, 'scores': jnp.where(finite, best['scores'], jnp.nan)}

@@ -226,5 +226,5 @@ def test_distances_beyond_all_numbers():
     found = detect(variables, image(6, 1, 32, 32), np.array([[30, 31]]))
     boxes, valid = found['boxes'][0], found['valid'][0]
     assert valid.sum() == 3  # one of each class: all boxes are alike
-    assert (boxes[valid] == [0, 0, 31, 30]).all()
+    assert (np.asarray(boxes)[np.asarray(valid)] == [0, 0, 31, 30]).all()
     assert np.isfinite(found['scores']).all()

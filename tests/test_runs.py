@@ -194,7 +194,7 @@ def test_prepare(tmp_path):
     [text] = saving.prepare(tmp_path, changed, force=False, free={'recipe.seed'})
     assert text == 'recipe.seed 0, not 1'
     changed['recipe']['batch_size'] = 32
-    with pytest.raises(UserError, match=r'with recipe\.batch_size 64, not 32; take'):
+    with pytest.raises(UserError, match=r'with recipe\.batch_size 64, not 32; name another'):
         saving.prepare(tmp_path, changed, force=False, free={'recipe.seed'})
     assert json.loads((tmp_path / 'config.json').read_text()) == config  # not before it goes on
     (tmp_path / 'config.json').write_text('{"arch"')

@@ -75,6 +75,7 @@ def test_as_pycocotools(evaluated):
     assert f'AP{result["ap"]:>24.3f}' in out
 
 
+@pytest.mark.long  # as test_pose_eval.py does by the same code
 def test_two_processes_give_the_same(ckpt, evaluated, tmp_path):
     ended = run(ckpt, evaluated, tmp_path, processes=2, devices=2)
     assert [code for code, *_ in ended] == [0, 0], ended

@@ -169,6 +169,7 @@ def test_two_processes_evaluate(run, photos, tmp_path):
     assert json.loads(file.read_text())['map'] == pytest.approx(max(recorded), abs=1e-3)
 
 
+@pytest.mark.long  # as test_training_runs.py does by the same code
 def test_two_processes_train(run, photos, tmp_path):
     """As one does. SIGTERM to one of the two stops both after the same step, and one process with
     other devices goes on from there."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import operator
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -24,9 +23,9 @@ from hrnet_jax.errors import UserError
 
 # Tasks take these from here, too.
 from hrnet_jax.tasks.metric import Array, Batch, Figure, Metric, Result, Totals  # noqa: F401
+from hrnet_jax.tasks.training_data import TrainingData
 
 if TYPE_CHECKING:
-    from hrnet_jax.data.sources import Field
     from hrnet_jax.tasks.recipe import Group, Recipe
 Opened = Any  # a `Source` or an `Indexed`, as the task opens it
 Variables = dict[str, Any]
@@ -34,38 +33,6 @@ Variables = dict[str, Any]
 
 class Unknown(UserError):
     """A checkpoint is of a model that this program does not know."""
-
-
-class TrainingData(typing.Protocol):
-    """The training batches of one process: a function of seed and step.
-
-    Attributes:
-        steps_per_epoch: whole batches; what remains of an epoch's order is left out.
-        fields: what a batch has beside image and weight.
-    """
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-    @property
-    def fields(self) -> tuple[Field, ...]: ...
-
-    def size_at(self, step: int) -> tuple[int, int]:
-        """Height and width of the images of a step: one of few sizes, as each needs a program."""
-        ...
-
-    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """The batches from step `start` on, without end.
-
-        Yields:
-            image: uint8 (A, N, *size_at(step), 3), A = recipe.accumulate and N this process's share
-                of the images that go through the network at once.
-            The fields, (A, N, ...).
-            weight: float32 (A, N): 1, or 0 in the place of an image that cannot be read.
-
-        Raises:
-            UserError: if too many images cannot be read.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,6 +194,7 @@ def files() -> dict[str, dict[str, bytes]]:
         'images of a classifier': large,
         'label maps': large,
         'people': {**_json('coco.json'), 'far__coco.json': _far()},
+        'objects': _json('coco.json'),
         'boxes': _json('rows.json'),
         'checkpoint': _json('classification+checkpoint.json'),
         'network': _json('tiny.json') | {'digits__tiny.json': _digits()},

@@ -55,6 +55,7 @@ STRANGERS = {
     ),
     'images': Stranger(data.images, mutants.of_png, data.seen, 15_000),
     'label maps': Stranger(data.labels, mutants.of_png, data.label_map, 10_000),
+    'objects': Stranger(data.objects, mutants.of_json, data.marked, 5_000),
     'people': Stranger(data.people, mutants.of_json, data.annotated, 5_000),
     'boxes': Stranger(data.detector, mutants.of_json, data.boxes, 10_000),
     'mpii': Stranger(data.mpii, mutants.of_json_or_bytes, data.measured, 5_000),

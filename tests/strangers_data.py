@@ -130,6 +130,36 @@ def annotated(path: Path) -> None:
         precision(source.truth.content, people, source.truth.sigmas)
 
 
+def objects(folder: Path) -> list[str]:
+    import detections
+    import segments
+
+    for i, (identity, size) in enumerate(zip(detections.IDS, detections.SIZES, strict=True)):
+        segments.write(folder / f'images/{identity:012d}.png', segments.picture(i, *size))
+    (folder / 'coco.json').write_text(json.dumps(detections.content()))
+    return ['coco.json']
+
+
+def marked(path: Path) -> None:
+    """And evaluated, with a box of each class in each image."""
+    from hrnet_jax.data.coco_boxes import open_boxes
+    from hrnet_jax.data.keep_ratio import KeepRatio
+    from hrnet_jax.tasks import get_task
+    from hrnet_jax.tasks.box_metrics import precision
+
+    source, protocol = open_boxes(f'folder:{path}', None, None), KeepRatio(scale=(128, 96))
+    source.image_hw(range(source.num_examples))
+    for number in range(min(source.num_examples, 3)):
+        protocol.arrays(source.read(number)['image'])
+    truth = get_task('detection').context(source, None)['truth']
+    found = [
+        {'image_id': i, 'category_id': category, 'bbox': [1.0, 2.0, 30.0, 40.0], 'score': 0.5}
+        for i in truth.image_ids[:4]
+        for category in truth.category_ids[:4]
+    ]
+    precision(truth.content, found)
+
+
 def detector(folder: Path) -> list[str]:
     rows = [
         {'image_id': i, 'category_id': 1, 'bbox': [1, 2.5, 30, 40], 'score': 0.9} for i in (1, 1, 2)

@@ -134,5 +134,6 @@ def _bytes(place: Place) -> bytes:
             return place.read() or b'\0'  # OpenCV takes no empty array
         with open(os.path.expanduser(place), 'rb') as file:
             return file.read() or b'\0'
-    except OSError as error:
-        raise UserError(f'cannot read {place}: {error.strerror}') from None
+    except (OSError, ValueError) as error:  # the latter: a name that no file can have
+        said = getattr(error, 'strerror', None) or first_line(error)
+        raise UserError(f'cannot read {place}: {said}') from None

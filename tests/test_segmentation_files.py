@@ -86,7 +86,7 @@ def test_all_biases_or_none(head):
     assert convert(state).head_bias
     if head == 'ocr':
         del state['aux_head.0.bias']
-        with pytest.raises(hrnet_jax.UserError, match=r'of their kind are there \(aux_head.0.bias\)'):
+        with pytest.raises(hrnet_jax.UserError, match=r'kind are there \(aux_head.0.bias\)'):
             convert(state)
 
 

@@ -22,6 +22,7 @@ from hrnet_jax.checkpoints import format as checkpoint
 from hrnet_jax.checkpoints.published import all_published
 from hrnet_jax.commands.arguments import add_arch, add_protocols, every_task, given
 from hrnet_jax.errors import UserError
+from hrnet_jax.heads.hrfpn import Pooling
 from hrnet_jax.runtime import cli
 from hrnet_jax.runtime.buckets import joined, output
 from hrnet_jax.runtime.files import refuse_existing
@@ -30,11 +31,11 @@ from hrnet_jax.tasks.flag import add_task, task_of_checkpoint
 from hrnet_jax.upsampling import Upsample
 from hrnet_jax.weights import loading
 
-_FUSION = ('upsample', 'align_corners')
+_HIDDEN = ('upsample', 'align_corners', 'pooling')  # fields that no file shows
 _LAYOUTS = {layout.name: None for kind in KINDS for layout in kind.layouts}
 _TO_FLAX = (
     *('name', 'prefix', 'backbone', 'ignore_digest', 'inplace_abn', 'verify', 'class_names'),
-    *_FUSION,
+    *_HIDDEN,
 )
 _SHOWN = 6  # names in a note
 TOLERANCE = 1e-4  # of --verify; float32 rounding gives 1e-6 to 3e-6
@@ -99,6 +100,12 @@ def parser() -> tuple[cli.Parser, list[str]]:
         action=argparse.BooleanOptionalAction,
         help="PyTorch's flag of that name, for the bilinear ways (default: as it is published; "
         'else yes for official files with OCR, no for others)',
+    )
+    g.add_argument(
+        '--pooling',
+        choices=get_args(Pooling),
+        help='how the pyramid of a detector makes its coarser maps (default: average, as in all '
+        'published ones)',
     )
     g.add_argument(
         '--inplace-abn',
@@ -172,7 +179,7 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
             f'{args.source} is converted already; --to LAYOUT writes a PyTorch file from it'
         )
     names = _class_names(args.class_names)
-    fusion = given(args, _FUSION)
+    hidden = given(args, _HIDDEN)
     if args.backbone:
         _apart(args, '--backbone', 'task', 'class_names')
     check_images(own)
@@ -191,9 +198,9 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
         inplace_abn=args.inplace_abn,
     )
     done, known, task = file.done, file.known, file.task(args.task)
-    if other := fusion.keys() - done.fields.keys():
+    if other := hidden.keys() - done.fields.keys():
         flag = min(other).replace('_', '-')
-        raise UserError(f'--{flag} is not for a {done.kind.title}, which upsamples by nearest')
+        raise UserError(f'--{flag} is not for a {done.kind.title}')
     if names is not None and task.outputs != 'classes':
         raise UserError(f'--class-names is not for {task.name}, which has {task.outputs}')
     if names is not None and len(names) != done.num_classes:
@@ -207,11 +214,11 @@ def from_file(args: Any, own: dict[str, Any]) -> None:
     refuse_existing(out, args.force, checkpoint.JSON)
 
     transform, taken = file.protocol(task, STRIDE, names, **own)
-    meta = folders.describe(file, transform, names, args.task, **fusion)
+    meta = folders.describe(file, transform, names, args.task, **hidden)
     if args.verify:
         verify(checkpoint.model_of(meta), done, file.source.tensors)
     checkpoint.save(out, done.variables, meta, args.force)
-    guesses = *file.doubts(fusion), *_published(file, own | fusion), *taken
+    guesses = *file.doubts(hidden), *_published(file, own | hidden), *taken
     for note in (*file.notes, *guesses):
         print(f'note: {note}')
     for line in beside.lines(meta, None) if meta['class_names'] else ():

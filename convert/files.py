@@ -19,7 +19,7 @@ from hrnet_jax.models import Variables
 from hrnet_jax.runtime.files import refuse_existing, replacing
 from hrnet_jax.tasks import task_of
 
-_COMPUTED = ('upsample', 'align_corners')  # what changes the results of the same weights
+_COMPUTED = ('upsample', 'align_corners', 'pooling')  # what changes the results of the same weights
 FORMATS = ('.pth', '.safetensors')
 
 

@@ -17,6 +17,7 @@ from hrnet_jax.checkpoints.hub_files import PREFIX, NoFile, download, parse
 from hrnet_jax.checkpoints.published import Published, find_published
 from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.errors import UserError
+from hrnet_jax.heads.hrfpn import Pooling
 from hrnet_jax.tasks import DEFAULT, get_task, task_of
 from hrnet_jax.tasks.base import Task
 from hrnet_jax.upsampling import Upsample
@@ -275,6 +276,7 @@ def _misfit(content: dict[str, Any], done: Converted) -> str | None:
         'transform': transform is None or isinstance(transform, dict),
         'upsample': content.get('upsample', 'nearest') in get_args(Upsample),
         'align_corners': isinstance(content.get('align_corners', False), bool),
+        'pooling': content.get('pooling', 'average') in get_args(Pooling),
     }
     if wrong := [field for field, fit in fits.items() if not fit]:
         return f'{wrong[0]} is {content.get(wrong[0])!r:.60}'

@@ -277,7 +277,8 @@ def test_what_a_backbone_does_not_do(backbones, name, refused, tmp_path):
 @pytest.mark.parametrize(
     ('name', 'flags', 'said'),
     [
-        ('whole', ('--upsample', 'bilinear'), '--upsample is not for a classifier, which upsam'),
+        ('whole', ('--upsample', 'bilinear'), '--upsample is not for a classifier\n'),
+        ('whole', ('--pooling', 'max'), '--pooling is not for a classifier\n'),
         ('naked', ('--backbone', '--task', 'multilabel'), '--task cannot be combined'),
         ('pose, official', ('--backbone', '--arch', 'w18'), 'the file holds tiny, not w18'),
     ],

@@ -155,6 +155,24 @@ def test_the_command(command, tmp_path, head):
     assert same(from_torch(tmp_path / 'y.pth')[1], variables)
 
 
+@pytest.mark.parametrize('flags', [(), ('--backbone',)])
+def test_maximum_pooling(command, tmp_path, flags):
+    """No file of another program shows it; the JSON beside ours does."""
+    source = save(tmp_path / 'x.pth', detector('fcos'))
+    code, out, err = command(
+        main, source, '--out', tmp_path, '--pooling', 'max', '--verify', *flags
+    )
+    assert code == 0, err
+    model, _ = hrnet_jax.load(tmp_path / 'tiny')
+    assert (model.pooling, model.strides[0]) == ('max', 8)
+    code, out, err = command(main, tmp_path / 'tiny', '--to', 'mmdet', '--out', tmp_path / 'y.pth')
+    assert code == 0, err
+    assert 'must set pooling max, which is not usual there' in out
+    code, out, err = command(main, tmp_path / 'y.pth', '--out', tmp_path / 'again', *flags)
+    assert code == 0, err
+    assert hrnet_jax.load(tmp_path / 'again/tiny')[0].pooling == 'max'
+
+
 def test_the_published_table():
     """The 13 of mmdetection 3.3.0 that this program has."""
     rows = {n: e for n, e in all_published().items() if e.task == 'detection'}

@@ -87,9 +87,9 @@ class KeepRatio(Protocol):
     def add_file_flags(cls, group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             '--channels', choices=get_args(Channels),
-            help='their order in what a detector gets, and that of --mean and --std (default: as '
-            'of the published checkpoint, or as in the JSON beside SRC; else bgr for FCOS, rgb for '
-            'Faster R-CNN, as mmdetection has them)',
+            help='their order in what a detector gets; --mean and --std are turned with them '
+            '(default: as of the published checkpoint, or as in the JSON beside SRC; else bgr for '
+            'FCOS, rgb for Faster R-CNN, as mmdetection has them)',
         )  # fmt: skip
 
     @classmethod
@@ -109,11 +109,14 @@ class KeepRatio(Protocol):
             raise UserError(f'the protocol has {len(self.categories)} categories, not {count}')
 
     def override(self, multiple: int = 1, **flags: Any) -> Self:
-        """See `Protocol.override`; another order of channels turns mean and std around."""
+        """See `Protocol.override`; `mean` and `std` are R, G, B, whatever the order of channels."""
         flags = {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
-        if flags.get('channels') not in (None, self.channels):
-            for name in ('mean', 'std'):
-                flags[name] = flags.get(name) or getattr(self, name)[::-1]
+        turn, back = (
+            -1 if order == 'bgr' else 1
+            for order in (flags.get('channels') or self.channels, self.channels)
+        )
+        for name in ('mean', 'std'):
+            flags[name] = (flags.get(name) or getattr(self, name)[::back])[::turn]
         return super().override(multiple, **flags)
 
     def settings(self) -> dict[str, Any]:

@@ -59,8 +59,7 @@ class BoxRecipe(Recipe):
     @property
     def transform(self) -> KeepRatio:
         """With categories from 1 on: `Task.transform` puts those of the data in their place."""
-        rgb = KeepRatio(scale=self.scale).override(**self.pixels)
-        return rgb.override(channels=self.channels)
+        return KeepRatio(scale=self.scale).override(channels=self.channels, **self.pixels)
 
     def parameter_groups(self, head: Sequence[Sequence[str]]) -> tuple[Group, ...]:
         """FCOS: biases of convolutions have twice the rate and no decay."""

@@ -225,12 +225,10 @@ def test_a_checkpoint_that_does_not_say_how_images_are_prepared(folder, tmp_path
         assert 'there is no "transform"' in refused(evaluate, '--ckpt', copy, *data)
 
 
-@pytest.mark.faults
-def test_fifty_thousand_images_of_which_one_is_damaged(folder, tmp_path):
-    """Over two processes: named, in both; and counted right where it may be left out."""
-    root, count, kinds = tmp_path / 'images', 50_000, ('ant', 'bee', 'cow')
-    files = []
-    for i in range(50):
+def evaluation(folder, tmp_path, count):
+    """eval.py's options for so many images, and the folder with them."""
+    root, kinds, files = tmp_path / 'images', ('ant', 'bee', 'cow'), []
+    for i in range(min(count, 50)):
         files.append(tmp_path / f'{i}.jpg')
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), np.uint8)).save(
             files[-1]
@@ -242,13 +240,27 @@ def test_fifty_thousand_images_of_which_one_is_damaged(folder, tmp_path):
     model = shutil.copytree(folder / 'tiny', tmp_path / 'tiny')
     meta = checkpoint.read_json(model) | {'class_names': list(kinds)}
     (model / 'checkpoint.json').write_text(json.dumps(checkpoint.with_digest(meta)))
-    broken = root / 'cow' / '43217.jpg'
-    content = bytearray(broken.read_bytes())
-    broken.unlink()
-    content[len(content) // 2 :] = bytes(len(content) // 2)
-    broken.write_bytes(content)
     options = ['--ckpt', model, '--dataset', f'folder:{root}', '--batch-size', '250']
-    options += ['--json', tmp_path / 'r.json']
+    return [*options, '--json', tmp_path / 'r.json'], root
+
+
+def test_a_checkpoint_made_in_python_is_evaluated(command, folder, tmp_path):
+    """It has what `describe` says, and no more."""
+    code, _, err = command(evaluate, *evaluation(folder, tmp_path, 3)[0])
+    assert (code, err) == (0, '')
+    result = json.loads((tmp_path / 'r.json').read_text())
+    assert (result['num_examples'], result['checkpoint']) == (3, None)
+
+
+@pytest.mark.faults
+def test_fifty_thousand_images_of_which_one_is_damaged(folder, tmp_path):
+    """Over two processes: named, in both; and counted right where it may be left out."""
+    count = 50_000
+    options, root = evaluation(folder, tmp_path, count)
+    broken = root / 'cow' / '43217.jpg'
+    content = broken.read_bytes()
+    broken.unlink()  # a link to others
+    broken.write_bytes(content[: len(content) // 2])
     ended = finish(start('eval', options, processes=2), timeout=3000)
     assert [code for code, *_ in ended] == [2, 2], ended
     assert '43217.jpg' in ended[0][2] + ended[1][2]

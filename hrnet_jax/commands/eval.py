@@ -223,7 +223,7 @@ def report(
     name, unreadable = source.dataset.name, result.unreadable
     partial = source.is_partial or total < source.num_examples or unreadable > 0
     published = {} if partial else expected(meta, transform, *source.published)
-    known = (meta['published'] or {}).get('name')
+    known = (meta.get('published') or {}).get('name')
     if 'training' in meta:
         print(f'step {meta["training"]["step"]} of a run with train.py')
     print(
@@ -272,8 +272,8 @@ def report(
             'transform': transform.to_json(),
             'protocol': transform.text,
             'dtype': args.dtype,
-            'checkpoint': (meta['published'] or {}).get('name'),
-            'source_sha256': meta['source']['sha256'],
+            'checkpoint': (meta.get('published') or {}).get('name'),
+            'source_sha256': (meta.get('source') or {}).get('sha256'),
         }
         files.write(args.json, json.dumps(content, indent=1) + '\n')
         print(f'written: {args.json}')

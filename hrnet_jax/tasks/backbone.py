@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hrnet_jax.errors import UserError
-from hrnet_jax.tasks.base import Task, arch_of
+from hrnet_jax.tasks.dense import DenseTask
 
-# In checkpoint.json: of HRNet, and of one with a pyramid.
-_FIELDS = ('in_channels', 'outputs', 'upsample', 'align_corners')
 _OF_PYRAMID = ('in_channels', 'channels', 'pooling', 'stride', 'upsample', 'align_corners')
 
 
-class Backbone(Task):
+class Backbone(DenseTask):
     name = 'backbone'
     heads = ('backbone', 'pyramid')
+    fields = ('in_channels', 'outputs', 'upsample', 'align_corners')
 
     def refuse(self, what: str) -> NoReturn:
         raise UserError(
@@ -32,19 +30,8 @@ class Backbone(Task):
 
         return (Pyramid if 'channels' in options else HRNet)(get_arch(arch), **options)
 
-    def describe(self, model: Any) -> dict[str, Any]:
-        from hrnet_jax.archs import get_arch
-
-        names = _OF_PYRAMID if hasattr(model, 'channels') else _FIELDS
-        fields = {name: getattr(model, name) for name in names}
-        return {'arch': dataclasses.asdict(get_arch(model.arch)), **fields}
-
-    def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
-        from hrnet_jax.archs import Arch, get_arch
-
-        arch = arch_of(meta, Arch, get_arch)
-        names = _OF_PYRAMID if 'channels' in meta else _FIELDS
-        return self.create_model(arch, **{name: meta[name] for name in names} | options)
+    def fields_of(self, names: Any) -> tuple[str, ...]:
+        return _OF_PYRAMID if 'channels' in names else self.fields
 
     def prediction_options(
         self, model: Any, class_names: Sequence[str] | None, **options: Any

@@ -22,22 +22,14 @@ from hrnet_jax.tasks.base import (
     Array,
     Figure,
     Metric,
-    Task,
     TrainingData,
     Variables,
-    arch_of,
     options_of,
 )
 from hrnet_jax.tasks.box_metrics import BoxPrecision
+from hrnet_jax.tasks.dense import AsTheyAre, DenseTask
 from hrnet_jax.tasks.detection_recipes import RECIPES, BoxRecipe
 from hrnet_jax.tasks.recipe import Group
-
-# Of `Detector`, in checkpoint.json.
-_FIELDS = (
-    *('num_classes', 'in_channels', 'head', 'channels', 'pooling', 'threshold', 'iou', 'most'),
-    *('upsample', 'align_corners'),
-)
-
 
 SCORE = 0.3  # of an object that is shown: above it
 
@@ -60,15 +52,7 @@ class Found:
     category: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """`KeepRatio.outputs` as they are: they are boxes already."""
-
-    def __call__(self, outputs: Any) -> Any:
-        return outputs
-
-
-class Detection(Task):
+class Detection(DenseTask):
     name = 'detection'
     heads = ('fcos', 'faster_rcnn')
     figures = (
@@ -83,6 +67,10 @@ class Detection(Task):
     recipes = RECIPES
     datasets = (*coco_boxes.LAYOUTS, *coco_tfds.NAMES)
     tensorflow = False
+    fields = (
+        *('num_classes', 'in_channels', 'head', 'channels', 'pooling', 'threshold', 'iou', 'most'),
+        *('upsample', 'align_corners'),
+    )
 
     # The model
 
@@ -95,16 +83,6 @@ class Detection(Task):
     def build(self, arch: Any, recipe: Any, source: Any) -> Any:
         own = {'head': recipe.head, 'channels': recipe.pyramid, 'frozen_norm': recipe.frozen_norm}
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
-
-    def describe(self, model: Any) -> dict[str, Any]:
-        fields = {name: getattr(model, name) for name in _FIELDS}
-        return {'arch': dataclasses.asdict(model.arch), **fields}
-
-    def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
-        from hrnet_jax.archs import Arch, get_arch
-
-        arch = arch_of(meta, Arch, get_arch)
-        return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
 
     def protocol_of_file(
         self, model: Any, meta: Mapping[str, Any], multiple: int = 1, **flags: Any
@@ -240,7 +218,7 @@ class Detection(Task):
         return box_batches.at_once((height, width), batch_size)
 
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
-        return Decoded()
+        return AsTheyAre()
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Found]:
         """Best first; those with a score above `score`."""

@@ -23,15 +23,14 @@ from hrnet_jax.tasks.base import (
     Metric,
     Task,
     TrainingData,
-    arch_of,
     options_of,
 )
+from hrnet_jax.tasks.dense import AsTheyAre, DenseTask
 from hrnet_jax.tasks.keypoint_metrics import Distances, Precision
 from hrnet_jax.tasks.pose_recipes import RECIPES, PoseRecipe
 from hrnet_jax.tasks.recipe import Group
 from hrnet_jax.tasks.similarity import person_score
 
-_FIELDS = ('in_channels', 'head', 'upsample', 'align_corners')  # of `PoseNet`, in checkpoint.json
 # Of recipes, as `Augmentation` has them.
 _AUGMENTATION = (
     *('flip', 'shift', 'shift_share', 'scale', 'rotation', 'rotation_share', 'noise'),
@@ -62,15 +61,7 @@ class Person:
     box: tuple[float, float, float, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Decoded:
-    """`TopDown.outputs` as they are: they are keypoints already."""
-
-    def __call__(self, outputs: Any) -> Any:
-        return outputs
-
-
-class Pose(Task):
+class Pose(DenseTask):
     name = 'pose'
     heads = ('finest', 'joined')
     figures = (
@@ -92,6 +83,7 @@ class Pose(Task):
     outputs = 'keypoints'
     helpers = ('detector',)
     tensorflow = False
+    fields = ('in_channels', 'head', 'upsample', 'align_corners')
 
     # The model
 
@@ -111,16 +103,10 @@ class Pose(Task):
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
 
     def describe(self, model: Any) -> dict[str, Any]:
-        fields = {name: getattr(model, name) for name in _FIELDS}
-        arch = dataclasses.asdict(model.arch)
-        return {'arch': arch, 'num_classes': model.num_keypoints, **fields}
+        return super().describe(model) | {'num_classes': model.num_keypoints}
 
     def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
-        from hrnet_jax.archs import Arch, get_arch
-
-        arch = arch_of(meta, Arch, get_arch)
-        own = {name: meta[name] for name in _FIELDS}
-        return self.create_model(arch, meta['num_classes'], **own | options)
+        return super().model_of(meta, num_classes=meta['num_classes'], **options)
 
     # Data
 
@@ -238,7 +224,7 @@ class Pose(Task):
             yield [({'image': transform.crop(array, row[:4])}, row) for row in rows]
 
     def decoder(self, options: Mapping[str, Any]) -> Callable[[Any], Any]:
-        return Decoded()
+        return AsTheyAre()
 
     def joined(self, parts: Sequence[tuple[Any, Any]], options: Mapping[str, Any]) -> list[Person]:
         if not all(np.isfinite(decoded['scores']).all() for decoded, _ in parts):

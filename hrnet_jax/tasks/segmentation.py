@@ -25,21 +25,14 @@ from hrnet_jax.tasks.base import (
     Array,
     Figure,
     Metric,
-    Task,
     TrainingData,
     Variables,
-    arch_of,
     options_of,
 )
 from hrnet_jax.tasks.confusion import Confusion
+from hrnet_jax.tasks.dense import DenseTask
 from hrnet_jax.tasks.recipe import Group
 from hrnet_jax.tasks.segmentation_recipes import RECIPES, PixelRecipe
-
-# Of `Segmenter`, in checkpoint.json.
-_FIELDS = (
-    *('num_classes', 'in_channels', 'head', 'ocr_channels', 'key_channels', 'dropout'),
-    *('upsample', 'align_corners'),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +55,7 @@ class Decoded:
         return found
 
 
-class Segmentation(Task):
+class Segmentation(DenseTask):
     name = 'segmentation'
     recipes = RECIPES
     figures = (
@@ -75,6 +68,10 @@ class Segmentation(Task):
     protocol = Views
     tensorflow = False
     datasets = (*LAYOUTS, *PREPARED)
+    fields = (
+        *('num_classes', 'in_channels', 'head', 'ocr_channels', 'key_channels', 'dropout'),
+        *('upsample', 'align_corners'),
+    )
 
     # The model
 
@@ -91,16 +88,6 @@ class Segmentation(Task):
         fields = ('head', 'dropout', 'frozen_norm')
         own = {name: getattr(recipe, name) for name in fields} | recipe.filled()
         return self.create_model(arch, self.num_outputs(source), **own, **options_of(recipe))
-
-    def describe(self, model: Any) -> dict[str, Any]:
-        fields = {name: getattr(model, name) for name in _FIELDS}
-        return {'arch': dataclasses.asdict(model.arch), **fields}
-
-    def model_of(self, meta: Mapping[str, Any], **options: Any) -> Any:
-        from hrnet_jax.archs import Arch, get_arch
-
-        arch = arch_of(meta, Arch, get_arch)
-        return self.create_model(arch, **{name: meta[name] for name in _FIELDS} | options)
 
     # Data
 

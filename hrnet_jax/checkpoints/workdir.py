@@ -35,7 +35,10 @@ def steps(workdir: Path) -> list[int]:
 
 
 def recipe(workdir: Path) -> dict[str, Any]:
-    """The recipe in config.json; empty where there is none, or none that can be read."""
+    """The recipe in config.json; empty where there is none, none that can be read, or no
+    checkpoint that was made by it."""
+    if not steps(workdir):
+        return {}
     try:
         return dict(read_json(workdir / CONFIG)['recipe'])
     except (OSError, ValueError, KeyError, TypeError):

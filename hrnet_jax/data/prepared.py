@@ -45,6 +45,8 @@ def open_builder(name: str, version: str, data_dir: str | None, archives: str = 
         known = tfds.list_builders(with_community_datasets=False)
         if name.split('/')[0] not in known and ':' not in name:
             raise UserError(f'{wanted} is not in {root}, and tfds has no data set of that name')
+        if version and version not in (versions := _versions(name)):
+            raise UserError(f'tfds has {name} in version {" or ".join(versions)}, not {version}')
         raise UserError(f'{wanted} is not prepared in {root}; prepare it once: {prepare}')
     configs = sorted({copy.parent.name for copy in copies})
     if len(configs) > 1:
@@ -68,6 +70,18 @@ def open_builder(name: str, version: str, data_dir: str | None, archives: str = 
     if builder.info.file_format.value != 'tfrecord':
         builder.info.set_file_format('tfrecord', override=True, override_if_initialized=True)
     return builder
+
+
+def _versions(name: str) -> list[str]:
+    """Those of a data set that tfds itself knows, by the builder's code."""
+    import tensorflow_datasets as tfds
+
+    kind = tfds.builder_cls(name.split('/')[0])
+    of_configs = [
+        x for config in kind.BUILDER_CONFIGS for x in (config.version, *config.supported_versions)
+    ]
+    every = (kind.VERSION, *kind.SUPPORTED_VERSIONS, *of_configs)
+    return sorted({str(version) for version in every if version})
 
 
 def split_of(info: Any, name: str, split: str) -> tuple[Any, Any]:

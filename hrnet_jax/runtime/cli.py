@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import platform
+import re
 import select
 import sys
 import warnings
@@ -67,6 +68,9 @@ class Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(r'unrecognized arguments: (--[\w-]+)', message)
+        if unknown and (near := difflib.get_close_matches(unknown[1], self._option_string_actions)):
+            message += f'; perhaps {" or ".join(near)}'
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
     def add_hosts(self) -> None:

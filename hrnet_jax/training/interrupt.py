@@ -12,6 +12,7 @@ from typing import Any
 # Signals within so many seconds count as one: a launcher may send one to the process group and one
 # to each process.
 _SAME = 1.0
+_FIRST = 'stopping after the steps under way; once more, after a second, to leave at once'
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -67,7 +68,7 @@ class Interrupt:
                 os._exit(128 + data[0])
             if self.number is None:
                 self.number, first = data[0], now
-                print('stopping after this step; once more to leave at once', file=sys.stderr)
+                print(_FIRST, file=sys.stderr)
             elif now - first > _SAME:
                 os._exit(128 + data[0])
         os.close(reader)

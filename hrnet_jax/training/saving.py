@@ -55,8 +55,11 @@ def prepare(
         raise UserError(f'cannot write {path}: {error.strerror}') from None
     except (ValueError, TypeError):
         raise UserError(f'{file} is damaged, and the run cannot go on without it') from None
-    if before is None and workdir.steps(path) and not force:
+    begun = bool(workdir.steps(path))
+    if before is None and begun and not force:
         raise UserError(f'{file} is missing, but checkpoints are there; --force goes on without it')
+    if not begun:  # it was stopped before there was anything to keep
+        return []
     changed = {} if before is None else dict(_changes({'task': DEFAULT, **before}, config))
     if (refused := [text for name, text in changed.items() if name not in free]) and not force:
         raise UserError(

@@ -211,6 +211,155 @@ def test_a_damaged_step_is_put_aside(url, state):
     assert f'damaged/2/{META}' in bucket.sizes()
 
 
+def test_a_step_that_was_put_aside_is_written_again(state):
+    """Also where the bucket still has the damaged one."""
+    run, url = Run('memory://again'), 'memory://again'
+    saving.write_config(run.home.path, CONFIG)
+    run.save(state, 1)
+    run.save(state, 2)
+    run.start()
+    run.end()
+    bucket = Bucket(url)
+    bucket.remove(name for name in bucket.sizes() if '/2/raw/' in name)
+    run = Run(url)
+    assert run.restored(state) == 1
+    run.save(state, 2)
+    run.store.close()
+    run.start()
+    run.end()
+    assert Run(url).restored(state) == 2
+
+
+def test_killed_after_its_first_step_is_copied_it_goes_on(state, monkeypatch):
+    """The configuration is there before the step."""
+    url, write = 'memory://first', Bucket.write
+
+    def killed(self, name, data):
+        assert not steps(url)
+        write(self, name, data)
+
+    run = Run(url)
+    run.save(state, 1)
+    run.store.close()
+    run.home._warn = run.warnings.append
+    saving.write_config(run.home.path, CONFIG)
+    (run.home.path / workdir.METRICS).write_text('')
+    monkeypatch.setattr(Bucket, 'write', killed)
+    with pytest.raises(UserError):
+        run.home._copy()
+    monkeypatch.setattr(Bucket, 'write', write)
+    assert Run(url).restored(state) == 1
+
+
+def test_what_vanishes_here_stays_in_the_bucket(state):
+    """As files in /tmp may, after some days: of the best step."""
+    run = Run('memory://vanished')
+    run.store.note(1, 99)
+    for step in (1, 2, 3):
+        run.save(state, step)
+    run.store.close()
+    run.start()
+    run.home.settle()
+    while steps('memory://vanished') != [1, 2, 3]:
+        time.sleep(0.1)
+    shutil.rmtree(run.home.path / workdir.CHECKPOINTS / '1')
+    run.save(state, 4)
+    run.end()
+    assert steps('memory://vanished') == [1, 3, 4]
+
+
+def test_a_warning_that_nobody_takes_does_not_end_the_copying(state, monkeypatch):
+    """As where the output is a pipe that was closed."""
+
+    def closed(line):
+        raise BrokenPipeError
+
+    def refuse(*arguments):
+        raise Refused('no')
+
+    run, put = Run('memory://closed'), Bucket.put
+    saving.write_config(run.home.path, CONFIG)
+    monkeypatch.setattr(Bucket, 'put', refuse)
+    run.home.start(closed)
+    run.save(state, 1)
+    run.store._manager.wait_until_finished()
+    deadline = time.monotonic() + 20
+    while not run.home._problem and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(UserError, match='no'):
+        run.home.settle()
+    monkeypatch.setattr(Bucket, 'put', put)
+    assert run.home._thread.is_alive()
+    run.end()
+    assert steps('memory://closed') == [1]
+
+
+def test_folders_that_orbax_removes_meanwhile_are_no_problem(state, monkeypatch):
+    """Its files are not looked at for the record."""
+    run = Run('memory://meanwhile')
+    saving.write_config(run.home.path, CONFIG)
+    half = run.home.path / workdir.CHECKPOINTS / '1.orbax-checkpoint-tmp'
+    half.mkdir()
+    scandir = os.scandir
+
+    def gone(path):
+        if str(path) == str(half):
+            shutil.rmtree(half, ignore_errors=True)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', gone)
+    run.start()
+    run.end()
+    assert not run.warnings
+    assert Bucket('memory://meanwhile').sizes() == {
+        workdir.CONFIG: len(json.dumps(CONFIG, indent=1)) + 1
+    }
+
+
+@ONE
+def test_names_that_lead_out_of_a_folder(url, tmp_path, monkeypatch):
+    """Anyone may write them into a bucket; nothing of it is written here."""
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'deep' / 'er'))
+    (tmp_path / 'deep' / 'er').mkdir(parents=True)
+    for name in ('x/../../../checkpoint.json', '../../config.json', '../meta/metadata'):
+        bucket = Bucket(f'{url}/{len(name)}')
+        bucket.write(name, b'{}')
+        for read in (hrnet_jax.load, home.open_home):
+            with pytest.raises(UserError, match='would lie outside of its folder'):
+                read(bucket.url)
+    assert [*tmp_path.rglob('*.json')] == []
+
+
+@ONE
+def test_names_that_no_disk_takes(url):
+    for place, names in {
+        'both': ('checkpoint.json', 'checkpoint.json/checkpoint.json'),
+        'long': ('a' * 300 + '/checkpoint.json',),
+    }.items():
+        for name in names:
+            Bucket(f'{url}/{place}').write(name, b'{}')
+        with pytest.raises(UserError, match=f'cannot copy {url}/{place}/'):
+            hrnet_jax.load(f'{url}/{place}')
+
+
+def test_a_checkpoint_that_changes_while_it_is_copied_is_not_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    url, download = 'memory://changing', Bucket.download
+    checkpoint.save(url, init(MODEL, jax.random.key(0), 32), checkpoint.describe(MODEL))
+
+    def half(self, name, folder):
+        whole = self.read(checkpoint.JSON)
+        self.remove([checkpoint.JSON])
+        download(self, name, folder)
+        self.write(checkpoint.JSON, whole)
+
+    monkeypatch.setattr(Bucket, 'download', half)
+    with pytest.raises(UserError, match='was changed meanwhile; try again'):
+        hrnet_jax.load(url)
+    monkeypatch.setattr(Bucket, 'download', download)
+    assert hrnet_jax.load(url)[0].num_classes == 10
+
+
 @ONE
 def test_another_folder_is_refused(url, state):
     Bucket(url).write('thesis/chapter1.tex', b'')
@@ -239,7 +388,7 @@ def test_training_goes_on_without_the_bucket_until_a_save(server, url, state, im
         server.send_signal(signal.SIGCONT)
     run.save(state, 4)
     run.end()
-    assert steps(url) == [2, 4]
+    assert steps(url) == [3, 4]  # what was saved when the bucket refused is not lost
 
 
 def test_what_the_bucket_refuses_at_the_end_stays_here(tmp_path, monkeypatch):
@@ -248,9 +397,6 @@ def test_what_the_bucket_refuses_at_the_end_stays_here(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise Refused('no')
 
-    def gone(*arguments):
-        raise ProcessLookupError
-
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     monkeypatch.setattr(Bucket, 'write', refuse)
     run = home.open_home('memory://refused')
@@ -258,10 +404,15 @@ def test_what_the_bucket_refuses_at_the_end_stays_here(tmp_path, monkeypatch):
     (run.path / workdir.METRICS).write_text('all that there is')
     with pytest.raises(UserError, match='no; what is missing there is in ') as error:
         run.close()
-    monkeypatch.setattr(os, 'kill', gone)  # as if its process had ended
-    home.open_home('memory://refused').close()
     [kept] = tmp_path.iterdir()
     assert str(error.value).endswith(str(kept))
+    used, killed = (home.open_home('memory://refused') for _ in range(2))
+    killed._own.release()  # as if its process had ended
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0))
+    home.open_home('memory://refused').close()
+    assert sorted(tmp_path.iterdir()) == sorted([kept, used.path])
+    used.close()
     assert (kept / workdir.METRICS).read_text() == 'all that there is'
 
 

@@ -15,6 +15,7 @@ import pytest
 import runs
 
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.training.saving import prepare
 
 SETTING = ('--epochs', '4', '--ema', '0.9', '--checkpoint-steps', '2', '--keep', '3')
 STEPS = 72
@@ -193,6 +194,41 @@ def test_two_processes_with_a_folder_each(digits_data, tmp_path):
     ended = runs.finish(runs.launch('run', digits_data, processes=2, folders=folders, quick=True))
     assert [code for code, *_ in ended] == [2, 2], ended
     assert 'it must be shared' in ended[1][2]
+
+
+def test_a_folder_that_can_only_be_read(digits_data, small_disk, refused):
+    """As when a disk with errors is mounted again."""
+    import train
+
+    prepare(small_disk / 'run', {}, force=False)
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    options = ('--arch', 'tiny', '--recipe', 'digits', '--data-dir', digits_data)
+    line = refused(train.main, *options, '--workdir', small_disk / 'run')
+    assert f'cannot write {small_disk / "run"}: Read-only file system' in line
+
+
+@pytest.mark.parametrize('armed', [False, True])
+def test_a_signal_is_obeyed_where_nobody_reads(armed):
+    """Standard error is a pipe that was closed, or a terminal that has gone."""
+    code = (
+        'import time; from hrnet_jax.training.interrupt import Interrupt; asked = Interrupt(); '
+        f'asked.armed = {armed}; asked.__enter__(); print("ready", flush=True); time.sleep(60)'
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=writer, cwd=runs.ROOT
+    )
+    os.close(writer)
+    try:
+        process.stdout.readline()
+        for _ in range(1 + armed):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.2 * armed)
+        assert process.wait(10) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_folder_that_cannot_be_written(digits_data, tmp_path, refused):

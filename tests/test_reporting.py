@@ -78,6 +78,7 @@ def test_resume_drops_what_comes_again(reporter, tmp_path, start, steps):
     report.close()
     whole = rows(tmp_path)
     with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"kinf": "train", "step": 15}\n7\n')  # a bit is flipped; no record
         file.write('{"kind": "train", "step": 15, "lo')  # killed while writing
 
     report = reporter(start)

@@ -19,7 +19,7 @@ from hrnet_jax.errors import UserError
 from hrnet_jax.initialisation import init
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks.classification_recipes import Digits
-from hrnet_jax.training import saving
+from hrnet_jax.training import home, saving
 from hrnet_jax.training.home import Home
 from hrnet_jax.training.step import create_state, make_optimizer
 
@@ -122,12 +122,15 @@ def test_flipped_bits_are_noticed_and_the_step_before_is_taken(store, state, ite
     assert read(store, state).step == 2
 
 
-@pytest.mark.parametrize('damage', ['empty folder', 'no item', 'cut json'])
-def test_other_damage(store, state, damage):
+@pytest.mark.parametrize('damage', ['empty folder', 'no json', 'no item', 'cut json'])
+def test_other_damage(store, state, damage, monkeypatch):
+    monkeypatch.setattr(home, '_PATIENCE', 0)
     save(store, state, 1, 2)
     folder = store.path / 'checkpoints' / '2'
     if damage == 'no item':
         shutil.rmtree(folder / 'rest')
+    elif damage == 'no json':
+        (folder / 'meta' / 'metadata').unlink()
     elif damage == 'cut json':
         (folder / 'meta' / 'metadata').write_text('{"version": 1')
     else:
@@ -135,6 +138,23 @@ def test_other_damage(store, state, damage):
         folder.mkdir()
     (store.path / 'checkpoints' / 'notes.txt').write_text('mine')
     assert read(store, state).step == 1
+    assert 'it is now in damaged' in store.warnings[0]
+    save(store, state, 2)
+    assert read(store, state).step == 2
+
+
+@pytest.mark.parametrize('field', workdir.FIELDS)
+def test_a_json_without_a_field(store, state, field):
+    """With the right digest, as anyone can compute it."""
+    save(store, state, 1)
+    file = store.path / 'checkpoints' / '1' / workdir.META
+    meta = json.loads(file.read_text())
+    for key in (field, 'digest'):
+        del meta[key]
+    file.write_text(json.dumps(checkpoint.with_digest(meta)))
+    for call in (lambda: read(store, state), lambda: checkpoint.load(store.path)):
+        with pytest.raises(UserError, match=f"it has no '{field}'"):
+            call()
 
 
 def test_never_from_the_beginning_in_silence(store, state):
@@ -256,7 +276,8 @@ def test_the_order_of_classes_stays(tmp_path, before, now, said):
         file = tmp_path / workdir.CHECKPOINTS / str(step) / workdir.META
         file.parent.mkdir(parents=True)
         training = {'step': step, 'scores': {}}
-        meta = {'class_names': names, 'num_classes': len(now or ''), 'training': training}
+        meta = dict.fromkeys(('arrays', 'ema', 'rest'), {}) | {'training': training}
+        meta |= {'class_names': names, 'num_classes': len(now or '')}
         file.write_text(json.dumps(checkpoint.with_digest(meta)))
     if said is None:
         saving.require_classes(tmp_path, now)

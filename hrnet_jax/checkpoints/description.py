@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ def with_digest(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, 'digest': _digest(content)}
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path, fields: Collection[str]) -> dict[str, Any]:
     """The JSON in a file, without its digest.
+
+    Args:
+        fields: what must be in it.
 
     Raises:
         UserError: if it cannot be read, is not one of ours, or has changed.
@@ -40,6 +43,8 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f'{file} has format {version!r:.60}, this program reads {VERSION}{REMEDY}')
     if digest != own:
         raise UserError(f'{file} is damaged or was edited: its digest differs{REMEDY}')
+    if missing := [name for name in fields if name not in meta]:
+        raise UserError(f'{file} is not of this program: it has no {missing[0]!r}{REMEDY}')
     if odd := [name for name, fits in _FORM.items() if name in meta and not fits(meta[name])]:
         raise UserError(f'{file} is not of this program: {odd[0]} is {meta[odd[0]]!r:.60}{REMEDY}')
     return meta

@@ -109,8 +109,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path) / JSON
     if not file.is_file() and (Path(path) / workdir.META).is_file():
-        file = Path(path) / workdir.META
-    return description.read(file)
+        return description.read(Path(path) / workdir.META, workdir.FIELDS)
+    return description.read(file, (ARRAYS,))
 
 
 def arch_name(meta: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ CHECKPOINTS = 'checkpoints'
 DAMAGED = 'damaged'
 META = 'meta/metadata'  # where Orbax puts the JSON item 'meta'
 METRICS = 'metrics.jsonl'
+FIELDS = ('arrays', 'ema', 'rest', 'training')  # of that JSON
 
 
 def is_run(path: Path) -> bool:
@@ -30,8 +31,13 @@ def is_run(path: Path) -> bool:
 
 def steps(workdir: Path) -> list[int]:
     """The steps of which there is a whole checkpoint, in order."""
-    found = (workdir / CHECKPOINTS).glob(f'*/{META}')
-    return sorted(int(p.parts[-3]) for p in found if p.parts[-3].isdecimal())
+    return [x for x in folders(workdir) if (workdir / CHECKPOINTS / str(x) / META).exists()]
+
+
+def folders(workdir: Path) -> list[int]:
+    """The steps of which there is a folder, in order."""
+    found = (workdir / CHECKPOINTS).glob('*/')
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 def recipe(workdir: Path) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def described(workdir: Path) -> dict[str, Any]:
     """The JSON of the newest checkpoint where that can be read; empty where there is none."""
     for step in reversed(steps(workdir)):
         try:
-            return description.read(workdir / CHECKPOINTS / str(step) / META)
+            return description.read(workdir / CHECKPOINTS / str(step) / META, FIELDS)
         except UserError:
             continue  # who reads the checkpoint will hear
     return {}

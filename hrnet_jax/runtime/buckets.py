@@ -68,18 +68,25 @@ class Bucket:
             logging.getLogger(library).setLevel(logging.CRITICAL)
 
     def sizes(self, under: str = '') -> dict[str, int]:
-        """Name -> bytes, of all files below `under`."""
+        """Name -> bytes, of all files below `under`.
+
+        Raises:
+            UserError: for a name that would lead out of a folder: anyone may write such names.
+        """
         place = self._path(under) if under else self._root
         try:
             found = self._call('list', under, 'find', place, detail=True)
         except FileNotFoundError:
             return {}
-        return {
+        sizes = {
             path[len(self._root) :].lstrip('/'): int(info['size'] or 0)
             for path, info in found.items()
             # s3fs gives the folder itself where its first file appears while it looks.
             if info.get('type') != 'directory' and not path.endswith('/')
         }
+        if outside := [name for name in sizes if '..' in PurePosixPath(name).parts]:
+            raise UserError(f'{self.url} holds {outside[0]}, which would lie outside of its folder')
+        return sizes
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is no such file."""
@@ -90,10 +97,15 @@ class Bucket:
 
     def get(self, name: str, local: Path, size: int = 0) -> None:
         """Copies a file to `local`. Raises FileNotFoundError where it is not there."""
-        local.parent.mkdir(parents=True, exist_ok=True)
         part = local.with_name(f'.{local.name}.part')
-        self._call('read', name, 'get_file', self._path(name), str(part), size=size)
-        os.replace(part, local)
+        try:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._call('read', name, 'get_file', self._path(name), str(part), size=size)
+            os.replace(part, local)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # a name may be too long for a disk, or that of a folder, too
+            raise UserError(f'cannot copy {self.url}/{name}: {error.strerror}') from error
 
     def put(self, local: Path, name: str) -> None:
         """Copies a file from `local`."""
@@ -148,8 +160,6 @@ class Bucket:
         found = self.sizes(name)
         start = len(name) + 1 if name else 0
         wanted = {file: folder / file[start:] for file in found}
-        if outside := [file for file in found if '..' in PurePosixPath(file).parts]:
-            raise UserError(f'{self.url} holds {outside[0]}, which would lie outside of its folder')
         missing = [file for file, path in wanted.items() if not path.exists()]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda file: self.get(file, wanted[file], found[file]), missing))

@@ -7,11 +7,12 @@ training goes on; a checkpoint counts in the bucket once its JSON, which is copi
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,23 @@ class Home:
 
     def mark(self, token: str) -> None:
         """Writes an empty file that the other processes look for."""
-        (self.path / token).touch()
+        try:
+            (self.path / token).touch()
+        except OSError as error:
+            raise UserError(f'cannot write {self.path}: {error.strerror}') from None
 
     def unmark(self, token: str) -> None:
         (self.path / token).unlink(missing_ok=True)
 
     def marked(self, token: str) -> bool:
         return _appears(self.path / token)
+
+    def put_aside(self, step: int) -> None:
+        """Moves a checkpoint that cannot be read to damaged/."""
+        aside = self.path / workdir.DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
 
     def start(self, warn: Callable[[str], None]) -> None:
         """Process 0 begins to write."""
@@ -100,7 +111,12 @@ class BucketHome(Home):
 
     def fetch(self, step: int) -> None:
         name = f'{workdir.CHECKPOINTS}/{step}'
-        self.bucket.download(name, self.path / name)
+        with self._there_still():
+            self.bucket.download(name, self.path / name)
+
+    def put_aside(self, step: int) -> None:
+        super().put_aside(step)
+        self._there.discard(step)
 
     def mark(self, token: str) -> None:
         self.bucket.write(token, b'')
@@ -136,9 +152,9 @@ class BucketHome(Home):
                 with self._one:
                     self._copy()
         except UserError as error:
-            # Under a name that the next run does not remove.
-            self._own.release()
+            # Under a name that the next run does not remove; until then it is locked.
             kept = self.path.rename(self.path.with_name(f'kept_{self.path.name}'))
+            self._own.release()
             raise UserError(f'{error}; what is missing there is in {kept}') from error
         shutil.rmtree(self.path, ignore_errors=True)
         self._own.release()
@@ -163,9 +179,19 @@ class BucketHome(Home):
         if names and not any(_is_ours(name) for name in names):
             (self.path / next(iter(names)).partition('/')[0]).touch()  # `prepare` refuses it
             return
-        for name in names:
-            if '/' not in name or name.endswith(f'/{workdir.META}'):
-                self.bucket.get(name, self.path / name, names[name])
+        with self._there_still():
+            for name in names:
+                if '/' not in name or name.endswith(f'/{workdir.META}'):
+                    self.bucket.get(name, self.path / name, names[name])
+
+    @contextlib.contextmanager
+    def _there_still(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise UserError(
+                f'{self.name} changes while it is read: another run writes there; end that first'
+            ) from error
 
     def _work(self) -> None:
         """Copies a checkpoint as soon as it is whole, and the record now and then."""
@@ -179,35 +205,51 @@ class BucketHome(Home):
             due = time.monotonic() + _EVERY
 
     def _new(self) -> bool:
-        return not self._problem and not self._there == self._begun == self._wanted()
+        return not self._problem and bool(self._wanted() - self._there or self._outdated())
 
     def _wanted(self) -> set[int]:
         return set(self.kept(workdir.steps(self.path)))
 
+    def _outdated(self) -> set[int]:
+        """What is to go: newer ones have taken its place, or it was never whole. What has merely
+        vanished here, as files in /tmp may after some days, stays in the bucket."""
+        whole = self._there.union(workdir.steps(self.path))
+        return self._begun - set(self.kept(sorted(whole)))
+
     def _copy(self) -> None:
-        """Makes the bucket as the folder is: checkpoints first, then what is to go, then the rest.
+        """Makes the bucket as the folder is: what a checkpoint needs to be taken, checkpoints, the
+        rest, and at last what is to go.
 
         Raises:
             UserError: if the bucket refuses; `_problem` is that until a copy succeeds.
         """
         try:
+            self._copy_file(workdir.CONFIG)
             for step in sorted(self._wanted() - self._there, reverse=True):
                 self._copy_step(step)
-            for step in self._begun - self._wanted():
+            for name in sorted(self._record()):
+                self._copy_file(name)
+            for step in self._outdated():
                 self.bucket.remove_folder(f'{workdir.CHECKPOINTS}/{step}', workdir.META)
                 self._there.discard(step)
                 self._begun.discard(step)
-            for path in sorted(self.path.rglob('*')):
-                name = path.relative_to(self.path).as_posix()
-                if not name.startswith((f'{workdir.CHECKPOINTS}/', '.')) and path.is_file():
-                    self._copy_file(path, name)
         except Exception as error:
             line = str(error) if isinstance(error, UserError) else first_line(error)
-            if not self._problem:
-                self._warn(f'{line}; training goes on, but the next checkpoint must get there')
-            self._problem = UserError(line)
+            new, self._problem = not self._problem, UserError(line)
+            if new:
+                with contextlib.suppress(OSError):  # of an output that nobody takes any more
+                    self._warn(f'{line}; training goes on, but the next checkpoint must get there')
             raise self._problem from error
         self._problem = None
+
+    def _record(self) -> Iterator[str]:
+        """The files beside the checkpoints, in which Orbax makes and removes folders meanwhile."""
+        for folder, below, names in os.walk(self.path):
+            if folder == str(self.path):
+                below[:] = [name for name in below if name != workdir.CHECKPOINTS]
+                names = [name for name in names if not name.startswith('.')]
+            files = (Path(folder) / name for name in names)
+            yield from (x.relative_to(self.path).as_posix() for x in files if x.is_file())
 
     def _copy_step(self, step: int) -> None:
         name = f'{workdir.CHECKPOINTS}/{step}'
@@ -223,14 +265,15 @@ class BucketHome(Home):
             self.held = frozenset()
         self._there.add(step)
 
-    def _copy_file(self, path: Path, name: str) -> None:
+    def _copy_file(self, name: str) -> None:
+        path = self.path / name
         try:
             status = path.stat()
             version = status.st_mtime_ns, status.st_size
             if self._copied.get(name) != version:
                 self.bucket.write(name, path.read_bytes())
                 self._copied[name] = version
-        except FileNotFoundError:  # a temporary one
+        except FileNotFoundError:  # a temporary one, or none yet
             return
 
 

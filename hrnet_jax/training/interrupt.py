@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -60,15 +61,16 @@ class Interrupt:
                 continue
             now = time.monotonic()
             if not self.armed:
-                print(
-                    'stopped before the first step: nothing new to save',
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _say('stopped before the first step: nothing new to save')
                 os._exit(128 + data[0])
             if self.number is None:
                 self.number, first = data[0], now
-                print(_FIRST, file=sys.stderr)
+                _say(_FIRST)
             elif now - first > _SAME:
                 os._exit(128 + data[0])
         os.close(reader)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # where nobody reads, a signal is obeyed all the same
+        print(line, file=sys.stderr, flush=True)

@@ -226,11 +226,13 @@ def _strict(value: float) -> float | str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl: the last may have been cut short."""
+    """The whole lines of metrics.jsonl: the last may have been cut short, others be damaged."""
     rows = []
     for line in path.read_text(errors='replace').splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and {'kind', 'step'} <= row.keys():
+                rows.append(row)
     return rows
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ def require_shared(home: Home) -> None:
                 )
     finally:
         if distributed.is_main():
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, OSError):
                 home.unmark(token)
 
 
@@ -190,12 +189,12 @@ class Store:
         """Starts to write the state, which may be donated as soon as this returns.
 
         Raises:
-            UserError: if it cannot be written, or the one before could not.
+            UserError: if it cannot be written, or the one before could not, or has not got to
+                where the home keeps it.
         """
         step = int(state.step)
         if not distributed.is_main() or step in (self._newest, *workdir.steps(self.path)):
             return
-        self.home.settle()
         import orbax.checkpoint as ocp
 
         # Copies: on a CPU, np.asarray would be a view of what the next step overwrites.
@@ -218,6 +217,7 @@ class Store:
             self._open().save(
                 step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True
             )
+        self.home.settle()  # not before: where this fails, the run ends, and keeps this state
 
     def check(self) -> None:
         """Raises UserError if writing in the background has failed."""
@@ -247,7 +247,8 @@ class Store:
         Raises:
             UserError: if there are checkpoints and none can be read.
         """
-        steps = workdir.steps(self.path) if distributed.is_main() else []
+        # Orbax takes one without its JSON for whole.
+        steps = workdir.folders(self.path) if distributed.is_main() else []
         number, problem = distributed.broadcast(len(steps)), ''
         for left in reversed(range(number)):
             step = distributed.broadcast(steps[left] if steps else 0)
@@ -272,18 +273,12 @@ class Store:
             self.warn(f'{problem}; going back' + ', it is now in damaged/' * (left > 0))
             with distributed.fail_together():
                 if distributed.is_main() and left:
-                    self._put_aside(step)
+                    self.home.put_aside(step)
         if number:
             raise UserError(
                 f'{self.path}: none of its checkpoints can be read; the last: {problem}'
             )
         return None
-
-    def _put_aside(self, step: int) -> None:
-        aside = self.path / workdir.DAMAGED / str(step)
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(self.path / workdir.CHECKPOINTS / str(step), aside)
 
     def _read(self, step: int, shapes: TrainState) -> TrainState:
         folder = self.path / workdir.CHECKPOINTS / str(step)

@@ -38,9 +38,14 @@ def fetch(url: str, choose: Callable[[Path], Path]) -> Path:
         except UserError as error:
             raise type(error)(str(error).replace(view, bucket.url)) from None
         name = found.relative_to(view).as_posix().removeprefix('.')
-        said = next(p for p in (found / JSON, found / workdir.META) if p.is_file())
-        digest = hashlib.sha256(said.read_bytes()).hexdigest()[:16]
+        digest = _digest(found)
     return _copied(bucket, name, digest)
+
+
+def _digest(folder: Path) -> str:
+    """Of the JSON of a checkpoint; raises FileNotFoundError where there is none."""
+    file = folder / JSON if (folder / JSON).is_file() else folder / workdir.META
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _copied(bucket: Bucket, name: str, digest: str) -> Path:
@@ -52,9 +57,11 @@ def _copied(bucket: Bucket, name: str, digest: str) -> Path:
             with tempfile.TemporaryDirectory(dir=place, prefix='.') as temporary:
                 made = Path(temporary) / last
                 bucket.download(name, made)
+                if _digest(made) != digest:  # what is in the cache counts as whole
+                    raise FileNotFoundError
                 _rename(made, place / last)
     except FileNotFoundError as error:
-        raise UserError(f'{bucket.url}: {name or last} was removed meanwhile; try again') from error
+        raise UserError(f'{bucket.url}: {name or last} was changed meanwhile; try again') from error
     except (OSError, RuntimeError) as error:
         raise UserError(f'{bucket.url}: cannot write the cache: {error}') from error
     return place / last

@@ -1,18 +1,15 @@
-"""The code of README and docs runs, on `tiny` and small images instead of `w18` to save time."""
+"""The code and the commands of README and docs run."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import jax
@@ -20,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import segments
-import yaml
+from pages import PAGES, ROOT, blocks
 from PIL import Image
 
 import eval as eval_command
@@ -28,38 +25,7 @@ import hrnet_jax
 import predict as predict_command
 import train as train_command
 from convert import __main__ as convert_command
-from hrnet_jax.checkpoints.published import all_published
-from hrnet_jax.data.preprocess import Transform
 from hrnet_jax.export import export
-from hrnet_jax.runtime import cli
-
-ROOT = Path(__file__).parents[1]
-QUICK = '--image-size 32 --eval-resize 32 --eval-crop 32 --epochs 4 --batch-size 16'
-
-PAGES = ['README.md', *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
-# A command with arguments, up to what ends it in a text or in a shell.
-COMMAND = re.compile(
-    r'python3?(?: -u)? (-m convert|-m hrnet_jax\.\w+'
-    r'|(?:/\S*/)?(?:train|eval|predict|benchmarks/(?!startup)[a-z_]+|examples/to_onnx)\.py)'
-    r'((?: +[^\s`|>&;]+)*)'
-)
-COMMANDS = sorted(
-    {
-        found
-        for page in PAGES
-        for found in COMMAND.findall((ROOT / page).read_text().replace('\\\n', ' '))
-        if found[1].strip()
-    }
-)
-
-
-def blocks(page: str, language: str = 'python') -> list[str]:
-    found = re.findall(rf'```{language}\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
-    assert found
-    return [
-        block.replace("'w18'", "'tiny'").replace('224', '64').replace('480, 640', '96, 128')
-        for block in found
-    ]
 
 
 def run(page: str) -> dict:
@@ -124,115 +90,6 @@ def test_code_of_every_page_is_run():
     for page in PAGES:
         if '```python' in (ROOT / page).read_text():
             assert f"run('{page}')" in written or page == 'docs/tasks.md'
-
-
-def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub and mkdocs make them."""
-    headings = re.findall(r'^#+ (.+)$', page.read_text(), re.MULTILINE)
-    return {re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in headings}
-
-
-@pytest.mark.parametrize('page', PAGES)
-def test_links_and_files_exist(page):
-    text = (ROOT / page).read_text()
-    for link in re.findall(r'\]\(([^)\s]+)\)', text):
-        if not link.startswith('https://'):
-            name, _, anchor = link.partition('#')
-            target = (ROOT / page).parent / name if name else ROOT / page
-            assert target.is_file(), link
-            assert not anchor or anchor in anchors(target), link
-    for name in re.findall(r'(?:hrnet_jax|tests|benchmarks|examples|docs)/[\w./]*\w/?', text):
-        outside = name == 'hrnet_jax/src'  # a place on somebody's disk, in docs/pods.md
-        assert outside or (ROOT / name).exists() or f'hrnet/{name}' in text, name
-
-
-def test_every_page_can_be_reached():
-    nav = re.findall(r': (\w+\.md)$', (ROOT / 'mkdocs.yml').read_text(), re.MULTILINE)
-    assert sorted(f'docs/{name}' for name in nav) == PAGES[1:]
-    readme = (ROOT / 'README.md').read_text()
-    assert all(page in readme for page in PAGES[1:])
-
-
-def test_named_checkpoints_and_figures_are_those_of_the_tables():
-    hub = {entry.hub for entry in all_published().values() if entry.hub}
-    files = {name for entry in all_published().values() for name in entry.files}
-    files |= {'hrnet_w18.pth'}  # of nobody: any file
-    text = '\n'.join((ROOT / page).read_text() for page in PAGES)
-    assert set(re.findall(r'timm/hrnet_[\w.]*\w', text)) == hub
-    assert set(re.findall(r'\b(?:hrnet|HRNet)\w[\w-]*\.pth(?:\.tar)?', text)) <= files
-    rows = re.findall(
-        r'^\| `(\S+)` \| \w+ \| (\d+), (\d+)( bicubic)? \| ([\d.]+) / ([\d.]+) \|$',
-        (ROOT / 'docs/accuracy.md').read_text(),
-        re.MULTILINE,
-    )
-    assert len(rows) == 19
-    for name, resize, crop, filter, *figures in rows:
-        transform = Transform(int(resize), int(crop), filter.strip() or 'bilinear')
-        published = all_published()[name].results[transform]['imagenet2012']['validation']
-        assert published == dict(zip(('top1', 'top5'), map(float, figures), strict=True))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick():
-    """Compiles in a part of the time."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)
-
-
-class Parsed(Exception):
-    """A command's arguments were understood."""
-
-
-def test_every_command_was_found():
-    assert len(COMMANDS) > 25
-    scripts = {script for script, _ in COMMANDS}
-    assert {'-m convert', '-m hrnet_jax.export', 'benchmarks/compare.py', 'train.py'} <= scripts
-
-
-@pytest.mark.parametrize(('script', 'rest'), COMMANDS)
-def test_commands_are_understood(script, rest, monkeypatch, tmp_path):
-    """Every command in README and docs has flags and values that exist."""
-
-    def understood(parser, *_):
-        argparse.ArgumentParser.parse_args(parser)
-        raise Parsed
-
-    monkeypatch.setattr(cli.Parser, 'parse_args', understood)
-    monkeypatch.setattr(sys, 'argv', [script, *shlex.split(rest, comments=True)])
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    (tmp_path / 'angle.py').write_text(blocks('docs/tasks.md')[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(os, 'environ', {**os.environ})  # tpu_compile.py sets some
-    name = script.removeprefix('-m ').replace('convert', 'convert.__main__')
-    if script.startswith('-m '):
-        main = importlib.import_module(name).main
-    else:
-        main = runpy.run_path(str(ROOT / script.split('hrnet/src/')[-1]))['main']
-    with pytest.raises((Parsed, SystemExit)) as ended:
-        main()
-    assert ended.type is Parsed or '--help' in rest
-
-
-@pytest.mark.parametrize('page', PAGES)
-def test_shells_and_extras(page):
-    text = (ROOT / page).read_text()
-    for block in re.findall(r'```(?:ba)?sh\n(.*?)```', text, re.DOTALL):
-        subprocess.run(['bash', '-n'], input=block, text=True, check=True)
-    known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-    for named in re.findall(r"'\.\[([\w,]+)\]'", text):
-        assert set(named.split(',')) <= set(known['optional-dependencies'])
-
-
-def test_manifest_of_kubernetes(monkeypatch):
-    [block] = blocks('docs/pods.md', 'yaml')
-    pod = yaml.safe_load(block)['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
-    name, *arguments = pod['containers'][0]['command']
-    known = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-    module, _, function = known['scripts'][name].partition(':')
-    assert hasattr(importlib.import_module(module), function)
-    monkeypatch.setattr(sys, 'argv', [name, *arguments])
-    assert importlib.import_module(module).parser()[0].parse_args().batch_size == 512
 
 
 @pytest.fixture
@@ -306,9 +163,11 @@ def test_quick_start(flowers):
     assert Image.open('picture.png').size > (300, 200)
 
 
-def test_fine_tuning(flowers, here):
+def test_fine_tuning(flowers, here, standard_promotion):
     train, evaluate, predict, convert = commands('docs/finetune.md')
-    assert re.search(r'initialised +2 .*head/classifier', python(f'{train} {QUICK}'))
+    quick = '--image-size 32 --eval-resize 32 --eval-crop 32 --batch-size 16 --dtype float32'
+    said = here(f'{train} {quick} --epochs 4 --eval-every 4')
+    assert re.search(r'initialised +2 .*head/classifier', said)
     scope = run('docs/finetune.md')
     confusion = scope['confusion']
     assert confusion.sum() == 40
@@ -405,12 +264,3 @@ def test_notebook(tmp_path, monkeypatch, capsys, standard_promotion):
     assert scope['right'].mean() > 0.9
     assert scope['logits'].shape == (4, 2)
     assert '99.17 % of 599 scans' in capsys.readouterr().out
-
-
-def test_every_promise_has_its_test():
-    """Of docs/reliability.md."""
-    named = set(re.findall(r'`(test_\w+)`', (ROOT / 'docs/reliability.md').read_text()))
-    texts = [file.read_text() for file in (ROOT / 'tests').glob('test_*.py')]
-    there = {name for text in texts for name in re.findall(r'^def (test_\w+)', text, re.MULTILINE)}
-    assert len(named) > 60
-    assert not named - there

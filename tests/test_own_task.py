@@ -46,7 +46,7 @@ def train(folder, run, *more, task='angle', command=runs.train, **where):
     options = (
         f'--task {task}:TASK --dataset folder:{folder} --split train --eval-split val '
         '--image-size 32 --eval-resize 32 --eval-crop 32 '
-        '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
+        '--batch-size 32 --dtype float32 --epochs 2 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
     return command(folder / run, folder, *options, *more, recipe=task, **where)
 
@@ -67,9 +67,9 @@ def own(folder, monkeypatch):
 def test_own_task(folder, own, command, refused, monkeypatch, standard_promotion):
     """In a hundred lines of the user's, without a change to ours."""
     assert 'error' in train(folder, 'whole')
-    assert 'going on after 10' in train(folder, runs.lose_checkpoints(folder / 'whole', after=10))
+    assert 'going on after 5' in train(folder, runs.lose_checkpoints(folder / 'whole', after=5))
     last = [
-        checkpoint.read_json(folder / run / 'checkpoints' / '12') for run in ('whole', 'whole-10')
+        checkpoint.read_json(folder / run / 'checkpoints' / '6') for run in ('whole', 'whole-5')
     ]
     assert last[0]['arrays'] == last[1]['arrays']
     assert last[0]['task'] == 'angle'
@@ -152,7 +152,7 @@ def test_a_model_of_its_own(folder, own):
     assert 'model   tiny, 0.00 M parameters' in out
     assert 'going on after 4' in out
     assert json.loads((folder / 'own' / 'config.json').read_text())['arch'] == 'tiny'
-    assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '12')['outputs'] == 2
+    assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '6')['outputs'] == 2
     model, variables = hrnet_jax.load(folder / 'own')
     assert model.outputs == 2
     assert list(variables) == ['params']

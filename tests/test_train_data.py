@@ -60,14 +60,11 @@ def test_resumed_anywhere_they_are_the_same(source, reference, start):
 
 
 def test_any_number_of_processes_reads_the_same(source, reference):
-    for processes in (2, 3):
-        streams = [
-            TrainData(source, RECIPE, i, processes).batches(EPOCH - 2) for i in range(processes)
-        ]
-        for step in range(EPOCH - 2, EPOCH + 1):
-            parts = [next(stream) for stream in streams]
-            joined = {k: np.concatenate([part[k] for part in parts], 1) for k in parts[0]}
-            same([joined], [reference[step]])
+    streams = [TrainData(source, RECIPE, i, 3).batches(EPOCH - 2) for i in range(3)]
+    for step in range(EPOCH - 2, EPOCH + 1):
+        parts = [next(stream) for stream in streams]
+        joined = {k: np.concatenate([part[k] for part in parts], 1) for k in parts[0]}
+        same([joined], [reference[step]])
 
 
 @pytest.mark.parametrize('processes', [4, 16])
@@ -189,16 +186,14 @@ def copy(prepared, tmp_path):
 
 
 def test_imagenet_as_tfds_prepares_it(prepared, monkeypatch):
-    """Real builder, real archives, several files, read in any split of processes."""
+    """Real builder, real archives, several files, read by one process and by one of two."""
     monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
     source = data.open_dataset('imagenet2012', 'train', prepared)
     whole = take(TrainData(source, SMALL).batches(), 9)
     assert whole[0]['image'].shape == (1, 8, 32, 32, 3)
     assert set(np.concatenate([b['label'] for b in whole], 1)[0].tolist()) <= set(range(1000))
-    halves = [take(TrainData(source, SMALL, i, 2).batches(5), 4) for i in range(2)]
-    for step in range(4):
-        joined = {k: np.concatenate([half[step][k] for half in halves], 1) for k in whole[0]}
-        same([joined], [whole[5 + step]])
+    half = take(TrainData(source, SMALL, 1, 2).batches(5), 4)
+    same(half, [{k: v[:, 4:] for k, v in batch.items()} for batch in whole[5:]])
 
 
 def test_damaged_record_files_stop_the_run(copy, monkeypatch):

@@ -53,10 +53,14 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
+from hrnet_jax.inference import folding  # noqa: E402
+
+FOLDED = dict(folding.CPU_OPTIONS)
+folding.CPU_OPTIONS['xla_backend_optimization_level'] = 0  # compiled in a third of the time
 
 # Files with long tests begin first, so that no worker waits for another at the end.
 DEAR = (
-    'test_training_runs', 'test_multilabel_runs', 'test_own_task', 'test_docs', 'test_parity',
+    'test_training_runs', 'test_multilabel_runs', 'test_own_task', 'test_docs_code', 'test_parity',
     'test_segmentation_runs', 'test_pose_runs', 'test_pose', 'test_views', 'test_pose_eval',
     'test_segmentation_eval', 'test_eval_processes', 'test_package', 'test_train_data',
 )  # fmt: skip
@@ -135,10 +139,7 @@ def folded_as_for_users(monkeypatch):
     """Folded networks are compiled with no other options than a user's."""
     from steps import AS_FOR_USERS
 
-    from hrnet_jax.inference import folding
-
-    own = AS_FOR_USERS | folding.CPU_OPTIONS
-    monkeypatch.setattr(folding, 'CPU_OPTIONS', own)
+    monkeypatch.setattr(folding, 'CPU_OPTIONS', AS_FOR_USERS | FOLDED)
     folding._options_of_cpu.cache_clear()
     yield
     folding._options_of_cpu.cache_clear()

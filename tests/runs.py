@@ -20,11 +20,13 @@ import pytest
 import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.inference import folding
 from hrnet_jax.runtime import cli
 
 ROOT = Path(__file__).parents[1]
 COMMAND = (
     'import sys, jax; jax.config.update("jax_num_cpu_devices", {devices}); '
+    'from hrnet_jax.inference import folding; folding.CPU_OPTIONS |= {options}; '
     'sys.argv[0] = "{name}.py"; import {name}; from hrnet_jax.runtime import cli; '
     'cli.run({name}.main)'
 )
@@ -61,7 +63,8 @@ def start(name, options, *, processes=1, devices=1, path=(), quick=True, folders
             free.bind(('127.0.0.1', 0))
             address = f'127.0.0.1:{free.getsockname()[1]}'
         options = [*options, '--coordinator', address, '--num-processes', processes]
-    code = COMMAND.format(name=name, devices=devices)
+    own = folding.CPU_OPTIONS if quick else {}
+    code = COMMAND.format(name=name, devices=devices, options=own)
     return [
         subprocess.Popen(
             [sys.executable, '-c', code, *map(str, options)]

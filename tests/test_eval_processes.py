@@ -76,7 +76,7 @@ def test_both_processes_stop_when_one_cannot_load(setting, tmp_path):
     assert 'process 1 failed' in outputs[0][1]
 
 
-def test_output_that_is_not_taken(setting):
+def test_output_that_is_not_taken(setting, tmp_path):
     """By `| head`, or by a full disk."""
     code = 'from hrnet_jax.commands.eval import entry; entry()'
     options = ('--ckpt', setting[1], '--data-dir', setting[0], '--limit', 4)
@@ -91,6 +91,7 @@ def test_output_that_is_not_taken(setting):
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, **pipes)
     assert 'BrokenPipeError: [Errno 32] socket' in done.stderr  # of something else
     if os.path.exists('/dev/full'):
+        command = [sys.executable, '-m', 'convert', 'examples/tiny_digits.pth', '--out', tmp_path]
         with open('/dev/full', 'w') as full:
             done = subprocess.run(command, cwd=ROOT, **pipes | {'stdout': full})
         assert (done.returncode, done.stderr) == (2, 'error: No space left on device\n')

@@ -131,9 +131,9 @@ def test_damage_is_found(converted, tmp_path):
                 files[f'me/{name}', 'main', 'model.safetensors'] = bytes(content)
         files['me/edited', 'main', checkpoint.JSON] = described.replace(b'"a"', b'"b"')
         names = ('flipped', 'cut', 'without', 'edited')
-        errors = run(tmp_path, endpoint, *(['load', f'hf:me/{name}'] for name in names))
-        assert run(tmp_path, endpoint, load)[0][0] == 'tiny'
-    flipped, cut, without, edited = errors
+        damaged = (['load', f'hf:me/{name}'] for name in names)
+        flipped, cut, without, edited, whole = run(tmp_path, endpoint, *damaged, load)
+    assert whole[0] == 'tiny'
     assert flipped.startswith('UserError: hf:me/flipped is damaged: ')
     assert 'do not match their digests' in flipped
     assert cut.startswith('UserError: hf:me/cut is damaged (')

@@ -152,6 +152,7 @@ def test_export_and_nnx(run):
     np.testing.assert_array_equal(from_linen(model, variables)(images), logits)
 
 
+@pytest.mark.long  # as test_training_runs.py and test_own_task.py do by the same code
 def test_resumed(run, photos):
     """At the end of an epoch; the last checkpoint has the same bits."""
     again = runs.resumed(run, lambda run: train(run, photos), STEPS // 2, 'map')

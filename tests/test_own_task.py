@@ -6,6 +6,7 @@ import json
 import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -14,7 +15,9 @@ from PIL import Image
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
+import train as train_command
 from hrnet_jax.checkpoints import format as checkpoint
+from hrnet_jax.checkpoints import workdir
 from hrnet_jax.commands import export as export_command
 
 sys.path.append(str(runs.ROOT / 'examples'))
@@ -26,9 +29,10 @@ CODE = re.search(r'```python\n(.*?)```', PAGE, re.DOTALL)[1]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """angle.py, and scans that were turned."""
+    """angle.py, own.py, and scans that were turned."""
     folder = tmp_path_factory.mktemp('own')
     (folder / 'angle.py').write_text(CODE)
+    (folder / 'own.py').write_text(OWN)
     images, _ = digits.scans()['train']
     random = np.random.default_rng(0)
     for split, numbers in (('train', range(96)), ('val', range(96, 128))):
@@ -46,7 +50,7 @@ def train(folder, run, *more, task='angle', command=runs.train, **where):
     options = (
         f'--task {task}:TASK --dataset folder:{folder} --split train --eval-split val '
         '--image-size 32 --eval-resize 32 --eval-crop 32 '
-        '--batch-size 32 --dtype float32 --epochs 4 --learning-rate 0.1 --checkpoint-steps 5'
+        '--batch-size 32 --dtype float32 --epochs 2 --learning-rate 0.1 --checkpoint-steps 5'
     ).split()
     return command(folder / run, folder, *options, *more, recipe=task, **where)
 
@@ -67,9 +71,9 @@ def own(folder, monkeypatch):
 def test_own_task(folder, own, command, refused, monkeypatch, standard_promotion):
     """In a hundred lines of the user's, without a change to ours."""
     assert 'error' in train(folder, 'whole')
-    assert 'going on after 10' in train(folder, runs.lose_checkpoints(folder / 'whole', after=10))
+    assert 'going on after 5' in train(folder, runs.lose_checkpoints(folder / 'whole', after=5))
     last = [
-        checkpoint.read_json(folder / run / 'checkpoints' / '12') for run in ('whole', 'whole-10')
+        checkpoint.read_json(folder / run / 'checkpoints' / '6') for run in ('whole', 'whole-5')
     ]
     assert last[0]['arrays'] == last[1]['arrays']
     assert last[0]['task'] == 'angle'
@@ -144,7 +148,6 @@ TASK = Own()
 def test_a_model_of_its_own(folder, own):
     """Without `arch`, other attributes of ours, and BatchNorm: trained from the shell, stopped,
     resumed."""
-    (folder / 'own.py').write_text(OWN)
     where = {'task': 'own', 'command': runs.launch, 'path': [folder]}
     [(code, _, err)] = runs.finish(train(folder, 'own', '--ema', '0.9', '--stop-at', '4', **where))
     assert (code, err) == (0, '')
@@ -152,10 +155,22 @@ def test_a_model_of_its_own(folder, own):
     assert 'model   tiny, 0.00 M parameters' in out
     assert 'going on after 4' in out
     assert json.loads((folder / 'own' / 'config.json').read_text())['arch'] == 'tiny'
-    assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '12')['outputs'] == 2
+    assert checkpoint.read_json(folder / 'own' / 'checkpoints' / '6')['outputs'] == 2
     model, variables = hrnet_jax.load(folder / 'own')
     assert model.outputs == 2
     assert list(variables) == ['params']
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, own, refused, standard_promotion):
+    def stopped(run, data_dir, *options, recipe):
+        return refused(train_command.main, *runs.flags(run, data_dir, recipe), *options)
+
+    more = ('--learning-rate', '1e15', '--checkpoint-steps', '1', '--keep', '9')
+    line = train(folder, 'far', *more, task='own', command=stopped)
+    last = workdir.steps(folder / 'far')[-1]
+    assert f'not finite in step {last + 1};' in line
+    _, variables = hrnet_jax.load(folder / 'far')
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
 @pytest.mark.parametrize(
@@ -166,8 +181,6 @@ def test_a_model_of_its_own(folder, own):
     ],
 )
 def test_errors_of_its_own_are_one_line(folder, refused, monkeypatch, tmp_path, code, said):
-    import train as train_command
-
     name = f'broken{len(code)}'
     (folder / f'{name}.py').write_text(
         f'import angle\nclass Broken(angle.Angle):\n    name = "{name}"\n    recipes = {{}}\n'
@@ -180,8 +193,6 @@ def test_errors_of_its_own_are_one_line(folder, refused, monkeypatch, tmp_path, 
 
 
 def test_a_split_that_is_not_given(folder, refused, monkeypatch, tmp_path):
-    import train as train_command
-
     monkeypatch.syspath_prepend(str(folder))
     run = ('--task', 'angle:TASK', '--arch', 'tiny', '--dataset', f'folder:{folder}')
     line = refused(train_command.main, *run, '--workdir', tmp_path / 'run')

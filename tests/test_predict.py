@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
+from evaluated import Here
 from imagenet import picture
 from PIL import Image, ImageOps
-from test_evaluation import Here
 
 import eval as eval_command
 import hrnet_jax
@@ -21,7 +20,6 @@ from convert.reference import reference_of
 from hrnet_jax import checkpoint
 from hrnet_jax.archs import ARCHS
 from hrnet_jax.data.imagenet import default_class_names
-from hrnet_jax.data.preprocess import normalize
 from hrnet_jax.models import create_model
 from hrnet_jax.tasks import get_task
 
@@ -44,12 +42,16 @@ def digits(tmp_path_factory):
     return folder, (load_digits().images[9] * (255 / 16)).round().astype(np.uint8)
 
 
-def torch_probabilities(pixels: np.ndarray) -> np.ndarray:
+def torch_logits(pixels: np.ndarray) -> torch.Tensor:
     model = reference_of(from_torch(DIGITS)[1], ARCHS['tiny'], 10)
     mean, std = (np.array(v, np.float32) for v in (TRANSFORM.mean, TRANSFORM.std))
     x = ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)[None]
     with torch.no_grad():
-        return torch.softmax(model(torch.from_numpy(x.astype(np.float32))), 1)[0].numpy()
+        return model(torch.from_numpy(x.astype(np.float32)))[0]
+
+
+def torch_probabilities(pixels: np.ndarray) -> np.ndarray:
+    return torch.softmax(torch_logits(pixels), 0).numpy()
 
 
 def test_probabilities_of_pytorch(digits):
@@ -131,10 +133,13 @@ def test_every_common_format(command, digits, tmp_path):
         assert np.asarray(picture.convert('RGB')).std() > 20
 
 
-def test_class_names_in_an_array():
-    model = hrnet_jax.create_model('tiny', 3)
-    options = get_task('classification').prediction_options(model, np.array(['a', 'b', 'c']))
-    assert options['names'] == ('a', 'b', 'c')
+def test_fewer_classes_than_five():
+    """All of them are told; names may be an array."""
+    model, task = create_model('tiny', 3), get_task('classification')
+    options = task.prediction_options(model, np.array(['a', 'b', 'c']))
+    assert options == {'topk': 3, 'names': ('a', 'b', 'c')}
+    logits = np.array([[1.0, 3.0, 2.0]], np.float32)
+    assert task.decoder(options)(logits)[1].tolist() == [[1, 2, 0]]
 
 
 def test_class_names():
@@ -153,7 +158,6 @@ def test_how_images_are_prepared(command, digits, tmp_path):
     """The flags of eval.py, here too."""
     folder, scan = digits
     Image.fromarray(scan).resize((80, 60)).save(tmp_path / 'scan.png')
-    model, variables = hrnet_jax.load(folder)
     pixels = np.asarray(Image.open(tmp_path / 'scan.png'))
     flags = ('--resize', 40, '--interpolation', 'bicubic', '--flip')
     where = ('--ckpt', folder, '--json', tmp_path / 'r.json')
@@ -162,11 +166,10 @@ def test_how_images_are_prepared(command, digits, tmp_path):
     [row] = json.loads((tmp_path / 'r.json').read_text())
     got = {one['index']: one['probability'] for one in row['predictions']}
     transform = hrnet_jax.Transform(40, 32, 'bicubic')
-    seen = normalize(transform.prepare(pixels)[None], transform)
-    apply = jax.jit(model.apply)
-    sides = [np.asarray(apply(variables, x)[0]) for x in (seen, seen[:, :, ::-1])]
-    assert np.abs(sides[0] - sides[1]).max() > 0.1
-    expected = np.asarray(jax.nn.softmax((sides[0] + sides[1]) / 2))
+    seen = transform.prepare(pixels)
+    sides = [torch_logits(x) for x in (seen, seen[:, ::-1])]
+    assert (sides[0] - sides[1]).abs().max() > 0.1
+    expected = torch.softmax((sides[0] + sides[1]) / 2, 0).numpy()
     assert got == pytest.approx({i: expected[i] for i in got}, abs=1e-5)
 
 
@@ -203,15 +206,6 @@ def test_rotated_photographs(refused, digits, monkeypatch, tmp_path):
     np.testing.assert_array_equal(seen[5], with_tag[0])
     differ = [not np.array_equal(*pair) for pair in zip(with_tag[0], without[0], strict=True)]
     assert differ == [False, True, True, True]
-
-
-def test_fewer_classes_than_five():
-    model = create_model('tiny', 3)
-    variables = hrnet_jax.init(model, jax.random.key(0))
-    names = np.array(['a', 'b', 'c'])
-    image = np.zeros((32, 32, 3), np.uint8)
-    [best] = hrnet_jax.predict(model, variables, [image], class_names=names, transform=TRANSFORM)
-    assert sorted(one.name for one in best) == ['a', 'b', 'c']
 
 
 def test_wrong_arguments(refused, digits, tmp_path):

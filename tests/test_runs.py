@@ -28,10 +28,30 @@ MODEL = create_model('tiny', 10)
 RECIPE = Digits(ema=0.9)
 
 
+def state_of(variables):
+    tx = make_optimizer(RECIPE, lambda count: 0.1)
+    return jax.device_get(create_state(variables, tx, ema=True))
+
+
+@pytest.fixture(scope='module')
+def whole():
+    """The state of a network."""
+    return state_of(init(MODEL, jax.random.key(0), 32))
+
+
 @pytest.fixture(scope='module')
 def state():
-    tx = make_optimizer(RECIPE, lambda count: 0.1)
-    return jax.device_get(create_state(init(MODEL, jax.random.key(0), 32), tx, ema=True))
+    """Of a few arrays, without a zero: damage to any byte counts."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    head = {'kernel': normal(64, 10), 'bias': normal(10)}
+    params = {'backbone': {'kernel': normal(3, 3, 64, 64)}, 'head': {'classifier': head}}
+    made = state_of({'params': params, 'batch_stats': {'mean': normal(64), 'var': normal(64)}})
+    moments = jax.tree.map(lambda x: normal(*x.shape) if x.shape else x, made.opt_state)
+    return made.replace(opt_state=moments)
 
 
 @pytest.fixture
@@ -87,13 +107,13 @@ def test_the_last_and_the_best_are_kept(store, state):
     assert store.scores == known
 
 
-def test_averaged_or_raw_weights(store, state):
-    save(store, state, 3)
+def test_averaged_or_raw_weights(store, whole):
+    save(store, whole, 3)
     _, averaged = checkpoint.load(store.path)
     _, raw = checkpoint.load(store.path, weights='raw')
     kernel = ('params', 'backbone', 'conv1', 'kernel')
     for tree, added in ((averaged, 0), (raw, 3)):
-        own = state.params['backbone']['conv1']['kernel'] + np.float32(added)
+        own = whole.params['backbone']['conv1']['kernel'] + np.float32(added)
         for key in kernel:
             tree = tree[key]
         np.testing.assert_array_equal(tree, own)
@@ -288,17 +308,17 @@ def test_the_order_of_classes_stays(tmp_path, before, now, said):
     saving.require_classes(tmp_path / 'new', now)
 
 
-def test_a_folder_of_the_first_release(store, state):
+def test_a_folder_of_the_first_release(store, whole):
     """It named no task, and its scores after what they were."""
     store.note(6, 70.0)
-    save(store, state, 6)
+    save(store, whole, 6)
     file = store.path / 'checkpoints' / '6' / workdir.META
     meta = json.loads(file.read_text())
     del meta['digest'], meta['version'], meta['task']
     meta['training']['top1'] = meta['training'].pop('scores')
     file.write_text(json.dumps(checkpoint.with_digest(meta)))
     store.scores = {}
-    assert read(store, state).step == 6
+    assert read(store, whole).step == 6
     assert store.scores == workdir.evaluations(store.path) == {6: 70.0}
     model, _ = checkpoint.load(store.path)
     assert model.num_classes == 10

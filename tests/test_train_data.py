@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hrnet_jax.tasks.classification_recipes import Digits
 from hrnet_jax.tasks.recipe import LabelRecipe as Recipe
 from hrnet_jax.training.prefetch import Prefetch
 
-COUNT, BATCH = 150, 12
+COUNT, BATCH = 100, 6
 RECIPE = Digits(batch_size=BATCH, bn_group_size=None)
 EPOCH = COUNT // BATCH
 
@@ -53,23 +54,20 @@ def reference(source):
     return take(TrainData(source, RECIPE).batches(), 2 * EPOCH)
 
 
-@pytest.mark.parametrize('start', [1, EPOCH - 1, EPOCH + 7])
+@pytest.mark.parametrize('start', [EPOCH - 1, EPOCH + 7])
 def test_resumed_anywhere_they_are_the_same(source, reference, start):
     same(take(TrainData(source, RECIPE).batches(start), 3), reference[start : start + 3])
 
 
 def test_any_number_of_processes_reads_the_same(source, reference):
-    for processes in (2, 3):
-        streams = [
-            TrainData(source, RECIPE, i, processes).batches(EPOCH - 2) for i in range(processes)
-        ]
-        for step in range(EPOCH - 2, EPOCH + 1):
-            parts = [next(stream) for stream in streams]
-            joined = {k: np.concatenate([part[k] for part in parts], 1) for k in parts[0]}
-            same([joined], [reference[step]])
+    streams = [TrainData(source, RECIPE, i, 3).batches(EPOCH - 2) for i in range(3)]
+    for step in range(EPOCH - 2, EPOCH + 1):
+        parts = [next(stream) for stream in streams]
+        joined = {k: np.concatenate([part[k] for part in parts], 1) for k in parts[0]}
+        same([joined], [reference[step]])
 
 
-@pytest.mark.parametrize('processes', [4, 12, 16])
+@pytest.mark.parametrize('processes', [4, 16])
 def test_more_processes_than_lanes_read_the_same(source, monkeypatch, processes):
     """6 lanes give 8 images each to a batch; with 16 processes a part is of one lane or of two."""
     monkeypatch.setattr(training, 'LANES', 6)
@@ -114,7 +112,7 @@ def test_augmentation_differs_between_epochs(source):
     first = take(TrainData(source, recipe).batches(), EPOCH + 1)
     again = take(TrainData(source, recipe).batches(EPOCH), 1)
     same(again, first[EPOCH:])
-    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) > 10
+    assert len(np.unique([image.tobytes() for image in first[0]['image'][0]])) == BATCH
 
 
 @pytest.mark.parametrize(
@@ -175,42 +173,47 @@ def test_too_many_broken_images_stop_the_run_by_name(folder):
         take(stream, 4)
 
 
-def test_imagenet_as_tfds_prepares_it(tmp_path, monkeypatch):
-    """Real builder, real archives, several files, read in any split of processes."""
-    data_dir = make_imagenet(tmp_path, 8, train=48)
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    """48 training images in four files."""
+    return make_imagenet(tmp_path_factory.mktemp('imagenet'), 8, train=48)
+
+
+@pytest.fixture
+def copy(prepared, tmp_path):
+    """To damage."""
+    return str(shutil.copytree(prepared, tmp_path / 'data'))
+
+
+def test_imagenet_as_tfds_prepares_it(prepared, monkeypatch):
+    """Real builder, real archives, several files, read by one process and by one of two."""
     monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
-    source = data.open_dataset('imagenet2012', 'train', data_dir)
-    recipe = Recipe(batch_size=16, bn_group_size=None, image_size=64)
-    whole = take(TrainData(source, recipe).batches(), 6)
-    assert whole[0]['image'].shape == (1, 16, 64, 64, 3)
+    source = data.open_dataset('imagenet2012', 'train', prepared)
+    whole = take(TrainData(source, SMALL).batches(), 9)
+    assert whole[0]['image'].shape == (1, 8, 32, 32, 3)
     assert set(np.concatenate([b['label'] for b in whole], 1)[0].tolist()) <= set(range(1000))
-    halves = [take(TrainData(source, recipe, i, 2).batches(2), 4) for i in range(2)]
-    for step in range(4):
-        joined = {k: np.concatenate([half[step][k] for half in halves], 1) for k in whole[0]}
-        same([joined], [whole[2 + step]])
+    half = take(TrainData(source, SMALL, 1, 2).batches(5), 4)
+    same(half, [{k: v[:, 4:] for k, v in batch.items()} for batch in whole[5:]])
 
 
-def test_damaged_record_files_stop_the_run(tmp_path, monkeypatch):
-    data_dir = make_imagenet(tmp_path, 8, train=48)
+def test_damaged_record_files_stop_the_run(copy, monkeypatch):
     monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
-    source = data.open_dataset('imagenet2012', 'train', data_dir)
-    file = sorted(Path(data_dir).rglob('*train.tfrecord*'))[-1]
+    source = data.open_dataset('imagenet2012', 'train', copy)
+    file = sorted(Path(copy).rglob('*train.tfrecord*'))[-1]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
-    recipe = Recipe(batch_size=16, bn_group_size=None, image_size=32)
     with pytest.raises(UserError, match='files end before their 48 examples|cannot be read'):
-        take(TrainData(source, recipe).batches(), 3)
+        take(TrainData(source, SMALL).batches(), 6)
 
 
 @pytest.mark.parametrize('gone', [(1,), (0, 1, 2, 3)])
 @pytest.mark.parametrize('when', ['before the epoch', 'within it'])
-def test_a_record_file_that_is_not_there(tmp_path, monkeypatch, gone, when):
+def test_a_record_file_that_is_not_there(copy, monkeypatch, gone, when):
     """To ignore that none can be opened had no end; one alone was not missed."""
-    data_dir = make_imagenet(tmp_path, 8, train=48)
     monkeypatch.setattr(data_tfds, 'IN_MEMORY', 0)
-    source = data.open_dataset('imagenet2012', 'train', data_dir)
-    every = sorted(map(str, Path(data_dir).rglob('*train.tfrecord*')))
+    source = data.open_dataset('imagenet2012', 'train', copy)
+    every = sorted(map(str, Path(copy).rglob('*train.tfrecord*')))
     assert list(source.files) == every
-    stream = TrainData(source, dataclasses.replace(SMALL, batch_size=16)).batches()
+    stream = TrainData(source, SMALL).batches()
     if when == 'within it':  # the storage is lost after it was looked at
         monkeypatch.setattr(training, 'unopened', lambda files: [])
     for i in gone:
@@ -221,7 +224,7 @@ def test_a_record_file_that_is_not_there(tmp_path, monkeypatch, gone, when):
         'within it': '^imagenet2012: .* cannot be read',
     }[when]
     with pytest.raises(UserError, match=words):
-        beside(take, stream, 4).result(timeout=60)
+        beside(take, stream, 7).result(timeout=60)
 
 
 def test_aligned_puts_every_example_at_its_place():

@@ -228,6 +228,13 @@ def test_prepare(tmp_path):
     saving.write_config(tmp_path, config)
     saving.prepare(tmp_path, config, force=False)
     changed = config | {'recipe': {'seed': 1, 'batch_size': 64}}
+    # Nothing was saved yet, so nothing can be lost.
+    assert not saving.prepare(tmp_path, changed, force=False)
+    assert not workdir.recipe(tmp_path)
+    meta = tmp_path / workdir.CHECKPOINTS / '5' / workdir.META
+    meta.parent.mkdir(parents=True)
+    meta.touch()
+    assert workdir.recipe(tmp_path) == config['recipe']
     with pytest.raises(UserError, match=r'recipe\.seed 0, not 1'):
         saving.prepare(tmp_path, changed, force=False)
     saving.prepare(tmp_path, changed, force=True)

@@ -62,7 +62,7 @@ def test_stopped_and_killed_it_is_the_same_to_the_bit(straight, digits_data, tmp
     started[0].terminate()
     [(code, out, err)] = finish(started)
     assert code == 128 + signal.SIGTERM
-    assert 'once more to leave at once' in err
+    assert 'once more, after a second, to leave at once' in err
     [stopped] = rows(run, 'stopped')
     asked = stopped['step']
     assert f'stopped after step {asked}' in out
@@ -280,6 +280,7 @@ def test_help_shows_the_defaults_of_the_recipe(command):
         (('--flip', '2'), 'flip must be from 0 to 1, not 2.0'),
         (('--learning-rate', 'nan'), 'learning_rate must be from 0'),
         (('--dataset', 'nothing'), 'tfds has no data set of that name'),
+        (('--dataset', 'mnist:9.9.9'), 'tfds has mnist in version 3.0.1, not 9.9.9'),
         (('--split', 'nothing'), "has no split 'nothing'"),
         (('--eval-split', 'nothing'), "--eval-split nothing: digits has no split 'nothing'"),
         (('--teacher', 'nowhere'), 'nowhere does not exist'),

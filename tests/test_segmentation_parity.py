@@ -82,7 +82,8 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize('mode', VIEWS)
+# Whole images: test_segmentation_eval.py, too, beside PyTorch.
+@pytest.mark.parametrize('mode', ['slide', pytest.param('whole', marks=pytest.mark.long)])
 def test_from_pixels_to_labels(mode):
     """Every pixel has mmsegmentation's label, but for ties; of the logits every 32nd row and
     column."""

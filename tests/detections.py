@@ -53,11 +53,11 @@ def content(boxes=BOXES, sizes=SIZES) -> dict:
     return {'images': images, 'annotations': annotations, 'categories': categories}
 
 
-def make_coco(root: Path) -> None:
+def make_coco(root: Path, sizes=SIZES) -> None:
     """As COCO lies on a disk."""
     (root / 'annotations').mkdir(parents=True)
-    (root / 'annotations/instances_val2017.json').write_text(json.dumps(content()))
-    for i, (identity, size) in enumerate(zip(IDS, SIZES, strict=True)):
+    (root / 'annotations/instances_val2017.json').write_text(json.dumps(content(sizes=sizes)))
+    for i, (identity, size) in enumerate(zip(IDS, sizes, strict=True)):
         segments.write(root / f'val2017/{identity:012d}.png', segments.picture(i, *size))
 
 

@@ -65,8 +65,8 @@ def binary_batch(batch, devices=1, parts=1):
     }
 
 
-def prepared(model, recipe, variables, batch, **options):
-    """A function that makes a new state, and the step for batches like this one."""
+def begun(model, recipe, variables, batch):
+    """A function that makes a new state, and the step for batches on so many devices."""
     schedule = make_schedule(recipe, 1)
     tx = make_optimizer(recipe, schedule)
     mesh = Mesh(np.array(jax.devices()[: len(batch['signals'])]), ('data',))
@@ -75,7 +75,12 @@ def prepared(model, recipe, variables, batch, **options):
         # Its own copy: a step takes the memory of its argument.
         return create_state(jax.tree.map(jnp.array, variables), tx, recipe.ema is not None)
 
-    step = training.make_train_step(model, recipe, BINARY, tx, schedule, mesh)
+    return create, training.make_train_step(model, recipe, BINARY, tx, schedule, mesh)
+
+
+def prepared(model, recipe, variables, batch, **options):
+    """As `begun`; the step is compiled for batches like this one."""
+    create, step = begun(model, recipe, variables, batch)
     options = {'xla_backend_optimization_level': 0, **options}
     return create, step.lower(create(), batch, {}).compile(options)
 

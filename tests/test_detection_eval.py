@@ -8,18 +8,19 @@ import shutil
 import detections
 import numpy as np
 import pytest
-from runs import finish, start
+from runs import call, finish, start
 
 import eval as eval_command
 import hrnet_jax
 import predict as predict_command
 
 FILE = 'annotations/instances_val2017.json'
+SIZES = ((90, 120), (120, 80), (72, 96), (70, 120))  # two programs: of wide images, and of high
 
 
 @pytest.fixture(scope='module')
 def coco(once):
-    return once('coco_boxes', detections.make_coco)
+    return once('coco_of_two_shapes', lambda folder: detections.make_coco(folder, SIZES))
 
 
 @pytest.fixture(scope='module')
@@ -27,10 +28,16 @@ def ckpt(once):
     return once('detector', detections.make_checkpoint)
 
 
-def run(ckpt, root, folder, **where):
-    options = ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', root, '--batch-size', 4)
-    options += ('--json', folder / 'r.json', '--predictions', folder / 'p.json')
-    return finish(start('eval', options, **where))
+def options(ckpt, root, folder):
+    written = ('--json', folder / 'r.json', '--predictions', folder / 'p.json')
+    return ('--ckpt', ckpt, '--dataset', 'coco', '--data-dir', root, '--batch-size', 4, *written)
+
+
+def run(ckpt, root, folder):
+    """What is printed."""
+    code, out, err = call(eval_command.main, *options(ckpt, root, folder))
+    assert code == 0, err
+    return out
 
 
 def read(folder):
@@ -40,23 +47,20 @@ def read(folder):
 
 @pytest.fixture(scope='module')
 def evaluated(ckpt, coco, once):
-    """From the shell, on a set whose truth is what the network finds, moved by noise: a folder with
-    the set, the result, the boxes, and what was printed."""
+    """On a set whose truth is what the network finds, moved by noise: a folder with the set, the
+    result, the boxes, and what was printed."""
 
     def make(folder):
         shutil.copytree(coco, folder)
-        [(code, _, err)] = run(ckpt, coco, folder)
-        assert code == 0, err
-        random, held = np.random.default_rng(0), detections.content([[]] * 4)
+        run(ckpt, coco, folder)
+        random, held = np.random.default_rng(0), detections.content([[]] * 4, SIZES)
         _, rows = read(folder)
         for i, row in enumerate(rows[:: max(len(rows) // 12, 1)], 1):
             box = np.maximum(row['bbox'] + random.normal(0, 2, 4), 1).round(2).tolist()
             own = {'id': i, 'bbox': box, 'area': box[2] * box[3], 'iscrowd': int(i == 3)}
             held['annotations'].append({**row, **own})
         (folder / FILE).write_text(json.dumps(held))
-        [(code, out, err)] = run(ckpt, folder, folder)
-        assert code == 0, err
-        (folder / 'out').write_text(out)
+        (folder / 'out').write_text(run(ckpt, folder, folder))
 
     return once('detector_evaluated', make)
 
@@ -77,7 +81,8 @@ def test_as_pycocotools(evaluated):
 
 @pytest.mark.long  # as test_pose_eval.py does by the same code
 def test_two_processes_give_the_same(ckpt, evaluated, tmp_path):
-    ended = run(ckpt, evaluated, tmp_path, processes=2, devices=2)
+    given = options(ckpt, evaluated, tmp_path)
+    ended = finish(start('eval', given, processes=2, devices=2))
     assert [code for code, *_ in ended] == [0, 0], ended
     (ours, _), (theirs, _) = map(read, (tmp_path, evaluated))
     assert ours['metrics'] == pytest.approx(theirs['metrics'], abs=1e-6)
@@ -87,7 +92,7 @@ def test_two_processes_give_the_same(ckpt, evaluated, tmp_path):
 
 def test_other_categories(ckpt, coco, refused, tmp_path):
     """By their names; a set with one that the checkpoint has not is refused."""
-    held = detections.content()
+    held = detections.content(sizes=SIZES)
     held['categories'][0]['name'] = 'fish'
     (tmp_path / 'val.json').write_text(json.dumps(held))
     (tmp_path / 'images').symlink_to(coco / 'val2017')

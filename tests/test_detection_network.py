@@ -55,6 +55,13 @@ def found(detector):
     return jax.device_get(both(variables, X, SIZES))
 
 
+@pytest.fixture(scope='module')
+def detect(detector):
+    """Of one image of 32 x 32 pixels."""
+    step = compiled(lambda v, x, s: detector[0].apply(v, x, s, method='detect'))
+    return lambda variables: step(variables, image(6, 1, 32, 32), np.array([[32, 32]]))
+
+
 def test_raw_outputs(detector, found):
     model, maps = detector[0], found[0]
     shapes = {
@@ -131,11 +138,9 @@ def test_nnx(detector, found):
         assert close(step(X)['objectness'][0][0], found[0]['objectness'][0][0]) < 1e-4
 
 
-def test_an_image_of_few_pixels(detector):
+def test_an_image_of_few_pixels(detector, detect):
     """The coarsest levels have none."""
-    model, variables = detector
-    detect = compiled(lambda v, x, s: model.apply(v, x, s, method='detect'))
-    boxes = detect(variables, image(6, 1, 32, 32), np.array([[32, 32]]))
+    boxes = detect(detector[1])
     assert boxes['boxes'].shape == (1, 20, 4)
     assert np.isfinite(boxes['scores']).all()
 
@@ -174,7 +179,9 @@ def test_fewer_proposals_than_wanted():
         'objectness': [np.full((1, 1, 1, 3), 2.0, np.float32)],
         'deltas': [np.zeros((1, 1, 1, 12), np.float32)],
     }
-    found = detections.proposals(maps, (64,), np.array([[64, 64]]), most=9)
+    found = compiled(lambda m, s: detections.proposals(m, (64,), s, most=9))(
+        maps, np.array([[64, 64]])
+    )
     assert found['valid'].sum() == 1  # of three, two overlap the first by more than 0.7
     assert not found['boxes'][0, 3:].any()
 
@@ -191,13 +198,11 @@ def test_places_without_any_centreness():
     assert found['boxes'][0, 0].tolist() == [26, 26, 30, 30]
 
 
-def test_a_second_stage_that_gives_no_numbers():
-    model = hrnet_jax.create_model('tiny', 3, task='detection', head='faster_rcnn', channels=8)
-    variables = hrnet_jax.init(model, jax.random.key(0), 64)
+def test_a_head_that_gives_no_numbers(detector, detect):
+    variables = jax.tree.map(np.copy, detector[1])
     head = variables['params']['bbox_head']
-    head['fc_cls']['bias'] = head['fc_cls']['bias'] + np.float32(np.nan)
-    detect = compiled(lambda v, x, s: model.apply(v, x, s, method='detect'))
-    assert np.isnan(detect(variables, image(6, 1, 32, 32), np.array([[32, 32]]))['scores']).all()
+    head['conv_cls' if detector[0].head == 'fcos' else 'fc_cls']['bias'] += np.float32(np.nan)
+    assert np.isnan(detect(variables)['scores']).all()
 
 
 @pytest.mark.parametrize(

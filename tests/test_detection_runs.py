@@ -18,16 +18,16 @@ from hrnet_jax.checkpoints import workdir
 sys.path.append(str(runs.ROOT / 'examples'))
 import signs  # noqa: E402
 
-EPOCH = 4  # steps of 2: of 8 wide and 8 high images, those with a box
+EPOCH = 4  # steps of 4 of the 16 images
 SETTING = (
     '--split train --eval-split val --scale 96 64 --pyramid 32 --batch-size 4 --base-batch 4 '
     '--dtype float32 --epochs 1 --checkpoint-steps 2 --eval-every 1 --keep 9'
 )
 
 
-def make(path):
-    """Wide and high images; one has a crowd, one nothing."""
-    signs.make(path, {'train': 16, 'val': 3}, ((96, 128), (128, 96)))
+def make(path, sizes=((96, 128),)):
+    """One image has a crowd, one nothing."""
+    signs.make(path, {'train': 16, 'val': 3}, sizes)
     content = json.loads((path / 'train.json').read_text())
     first = content['annotations'][0]
     content['annotations'].append({**first, 'id': 10_000, 'iscrowd': 1, 'bbox': [4, 4, 60, 60]})
@@ -59,6 +59,12 @@ def straight(once, folder):
 
 def test_resumed_it_is_the_same_to_the_bit(straight, folder):
     runs.resumed(straight, lambda run: train(run, folder), 2, 'ap')
+
+
+@pytest.mark.long  # as test_images_of_like_aspect_together has them, and eval.py two shapes
+def test_wide_and_high_images(once, tmp_path):
+    train(tmp_path, once('signs_of_two_sizes', lambda path: make(path, ((96, 128), (128, 96)))))
+    assert workdir.steps(tmp_path)[-1] == EPOCH
 
 
 def test_what_a_run_leaves_behind(straight):

@@ -54,8 +54,16 @@ def theirs(variables):
     }
 
 
-@pytest.mark.parametrize('indices', [(1, 2, 3, 4), (0, 2, 4), (3,)])
-@pytest.mark.parametrize('kind', ['branches', 'widened', 'concatenated'])
+@pytest.mark.parametrize(
+    ('kind', 'indices'),
+    [
+        ('branches', (1, 2, 3, 4)),
+        ('branches', (3,)),
+        ('widened', (1, 2, 3, 4)),
+        ('widened', (0, 2, 4)),
+        ('concatenated', (0, 2, 4)),
+    ],
+)
 def test_maps_are_those_of_pytorch(variables, theirs, kind, indices):
     model = hrnet_jax.FeatureMaps('tiny', kind, indices)
     got = jax.jit(model.apply)(variables, X)  # a classifier's variables, as they are

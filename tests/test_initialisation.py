@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.errors import ScopeParamShapeError
+from flax.traverse_util import flatten_dict
 
 import hrnet_jax
 from hrnet_jax import layers
@@ -19,19 +20,23 @@ from hrnet_jax.initialisation import init
 from hrnet_jax.introspection import structure
 from hrnet_jax.models import create_model, variable_shapes
 
-QUICK = {'xla_backend_optimization_level': 0}
-
 
 def test_initial_distributions():
     """The official ones, and the same ones that Flax's own `init` draws."""
     model = create_model('tiny')
-    fast = init(model, jax.random.key(0))
-    arguments = jax.random.key(1), jnp.zeros((1, 32, 32, 3))
-    slow = jax.jit(model.init).lower(*arguments).compile(QUICK)(*arguments)
-    assert jax.tree.structure(fast) == jax.tree.structure(slow)
-    for variables in (fast, slow):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-            names, value = [k.key for k in path], np.asarray(leaf)
+    fast = flatten_dict(init(model, jax.random.key(0)))
+    some = [path for i, path in enumerate(fast) if i % 5 == 0 or 'classifier' in path]
+
+    @jax.jit
+    def slow(key):
+        """A part of them, because a program that draws all takes long to compile."""
+        made = flatten_dict(model.init(key, jnp.zeros((1, 32, 32, 3))))
+        assert made.keys() == fast.keys()
+        return {path: made[path] for path in some}
+
+    for variables in (fast, slow(jax.random.key(1))):
+        for names, leaf in variables.items():
+            value = np.asarray(leaf)
             if names[-2] == 'classifier':
                 bound = 64**-0.5
                 assert 0.97 * bound < np.abs(value).max() <= bound

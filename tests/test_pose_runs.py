@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import runs
 
-import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
+from hrnet_jax.tasks.pose_recipes import OwnPose
+from hrnet_jax.training.experiment import Experiment, Options
 
 sys.path.append(str(runs.ROOT / 'examples'))
 import figures  # noqa: E402
@@ -62,7 +63,7 @@ def test_what_a_run_leaves_behind(straight):
     assert model.transform.pairs == figures.COCO.pairs
 
 
-def test_own_keypoints_from_a_classifier(tiny, folder, command, tmp_path):
+def test_own_keypoints_from_a_classifier(tiny, folder, tmp_path):
     """Names, partners and lines are those of the file; the backbone is taken without what the
     finest map does not need, and the head is new; all of it is told."""
     for split in ('train', 'val'):
@@ -74,24 +75,27 @@ def test_own_keypoints_from_a_classifier(tiny, folder, command, tmp_path):
         (tmp_path / f'{split}.json').write_text(json.dumps(content))
     (tmp_path / 'images').symlink_to(folder / 'images')
     runs.save_classifier(tmp_path / 'tiny', tiny)
-    code, out, err = command(
-        train_command.main, '--recipe', 'pose', '--dataset', f'folder:{tmp_path}',
-        *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard',
-        '--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0',
+    recipe = OwnPose(
+        init=str(tmp_path / 'tiny'), dataset=f'folder:{tmp_path}', split='train',
+        eval_split='val', input_size=(64, 32), batch_size=8, bn_group_size=4,
     )  # fmt: skip
-    assert (code, err) == (0, '')
+    said = []
+    options = Options(tmp_path / 'run', None, tensorboard=False)
+    experiment = Experiment('tiny', recipe, options, said.append)
+    params = experiment.start().params
+    experiment.introduce(0)
+    out = '\n'.join(said)
     assert '24 images of 4 keypoints' in out
     assert f'init    {tmp_path / "tiny"}, last layer new for 4 keypoints' in out
     assert 'pixels  mean 0.4 0.4 0.4, std 0.3 0.3 0.3, as of' in out
     assert re.search(r'loaded +\d+ +backbone', out)
     assert re.search(r'initialised +2 +head/final_layer', out)
     assert re.search(r'left +\d+ +backbone.*, head', out)
-    trained_model, trained = checkpoint.load(tmp_path / 'run')
-    transform = trained_model.transform
+    transform = experiment.transform
     assert (transform.pairs, transform.skeleton) == (((0, 1), (2, 3)), ((0, 2), (1, 3)))
     assert transform.keypoints[0] == 'l_arm'
     before = tiny[1]['params']['backbone']
-    for path, x in jax.tree_util.tree_flatten_with_path(trained['params']['backbone'])[0]:
+    for path, x in jax.tree_util.tree_flatten_with_path(params['backbone'])[0]:
         y = before
         for key in path:
             y = y[key.key]

@@ -59,8 +59,7 @@ def check(file, kind, logits):
         assert close(logits[:, ::2, ::2], oracle[f'{kind}.logits']) < 1e-5
 
 
-@pytest.mark.parametrize('kind', IMAGES)
-def test_numbers_of_mmsegmentation(kind):
+def test_numbers_of_mmsegmentation():
     """The trunks of both have the same names, and so the same weights: it runs once."""
     model, variables = converted('mmseg', 'fcn', 'w18')
     other, theirs = converted('mmseg', 'ocr', 'w18')
@@ -72,9 +71,9 @@ def test_numbers_of_mmsegmentation(kind):
         module = SegmentationHead(model.head, 19, *sizes, model.align_corners, model.opts)
         return module.apply({k: v['head'] for k, v in variables.items()}, maps, False)[-1]
 
-    maps = jax.jit(functools.partial(model.apply, method='features'))(variables, IMAGES[kind])
+    maps = jax.jit(functools.partial(model.apply, method='features'))(variables, IMAGES['odd'])
     for own, tree in ((model, variables), (other, theirs)):
-        check(f'mmseg-{own.head}-w18', kind, jax.jit(functools.partial(head, own))(tree, maps))
+        check(f'mmseg-{own.head}-w18', 'odd', jax.jit(functools.partial(head, own))(tree, maps))
 
 
 VIEWS = {
@@ -83,7 +82,8 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize('mode', VIEWS)
+# Whole images: test_segmentation_eval.py, too, beside PyTorch.
+@pytest.mark.parametrize('mode', ['slide', pytest.param('whole', marks=pytest.mark.long)])
 def test_from_pixels_to_labels(mode):
     """Every pixel has mmsegmentation's label, but for ties; of the logits every 32nd row and
     column."""

@@ -14,7 +14,6 @@ import pytest
 import runs
 
 import hrnet_jax
-import train as train_command
 from hrnet_jax import checkpoint
 from hrnet_jax.checkpoints import workdir
 from hrnet_jax.models import variable_shapes
@@ -26,8 +25,8 @@ import scenes  # noqa: E402
 
 EPOCH = 3  # steps of 8 of the 24 pictures
 SETTING = (
-    '--split train --eval-split val --crop-size 64 96 --batch-size 8 --bn-group-size 4 '
-    '--dtype float32 --epochs 2 --checkpoint-steps 2 --eval-every 1 --keep 9'
+    '--split train --eval-split val --crop-size 32 64 --batch-size 8 --bn-group-size 4 '
+    '--dtype float32 --epochs 2 --checkpoint-steps 2 --eval-every 2 --keep 9'
 )
 OCR = '--head ocr --dropout 0.1 --ohem --ohem-kept 1000 --class-weights 1 2 3'
 
@@ -48,7 +47,7 @@ def straight(once, folder):
 
     def make(run):
         out = train(run, folder, *OCR.split())
-        assert '24 images of 3 classes, 64 x 96; evaluated on 4 of val: whole' in out
+        assert '24 images of 3 classes, 32 x 64; evaluated on 4 of val: whole' in out
         assert f'steps   {2 * EPOCH}, {EPOCH} an epoch for 2 epochs' in out
 
     return once('segmentation', make)
@@ -71,22 +70,29 @@ def test_what_a_run_leaves_behind(straight):
     assert model.class_names == scenes.CLASSES
 
 
-def test_from_a_classifier(tiny, folder, command, tmp_path):
+def begun(run, folder, init, **given):
+    """A run that starts from this checkpoint, before its first step; its parameters, and all that
+    is told."""
+    recipe = Segment(
+        init=str(init), dataset=f'folder:{folder}', split='train', eval_split='val',
+        crop_size=(64, 96), batch_size=8, bn_group_size=4, **given,
+    )  # fmt: skip
+    said = []
+    experiment = Experiment('tiny', recipe, Options(run, None, tensorboard=False), said.append)
+    params = experiment.start().params
+    experiment.introduce(0)
+    return experiment, params, '\n'.join(said)
+
+
+def test_from_a_classifier(tiny, folder, tmp_path):
     """Its backbone is taken, the head is new, and both are told."""
     runs.save_classifier(tmp_path / 'tiny', tiny)
-    flags = ('--init', tmp_path / 'tiny', '--steps', '1', '--learning-rate', '0')
-    code, out, err = command(
-        train_command.main, '--recipe', 'segment', '--dataset', f'folder:{folder}',
-        *SETTING.split(), '--workdir', tmp_path / 'run', '--no-tensorboard', '--min-rate', '0',
-        *flags,
-    )  # fmt: skip
-    assert (code, err) == (0, '')
+    _, params, out = begun(tmp_path / 'run', folder, tmp_path / 'tiny')
     assert f'init    {tmp_path / "tiny"}, head new for 3 classes' in out
     assert 'pixels  mean 0.4 0.4 0.4, std 0.3 0.3 0.3, as of' in out
     assert re.search(r'loaded +265 +backbone', out)
     assert re.search(r'initialised +7 +head', out)
-    _, trained = checkpoint.load(tmp_path / 'run')
-    assert _apart(trained['params']['backbone'], tiny[1]['params']['backbone']) == 0
+    assert _apart(params['backbone'], tiny[1]['params']['backbone']) == 0
 
 
 @pytest.mark.parametrize('given', [{}, {'align_corners': False}])
@@ -101,26 +107,17 @@ def test_from_a_segmenter_of_other_classes(folder, tmp_path, given):
     checkpoint.save(
         tmp_path / 'five', variables, checkpoint.describe(model) | {'transform': transform}
     )
-    recipe = Segment(
-        init=str(tmp_path / 'five'), head='ocr', dataset=f'folder:{folder}', split='train',
-        eval_split='val', crop_size=(64, 96), batch_size=8, bn_group_size=4, **given,
-    )  # fmt: skip
-    said = []
-    options = Options(tmp_path / 'run', None, tensorboard=False)
-    experiment = Experiment('tiny', recipe, options, said.append)
-    params = experiment.start().params
+    run, five = tmp_path / 'run', tmp_path / 'five'
+    experiment, params, said = begun(run, folder, five, head='ocr', **given)
     align = not given
     assert (experiment.model.upsample, experiment.model.align_corners) == ('bilinear', align)
     assert experiment.config['recipe']['align_corners'] == align
-    assert any('five has align_corners True, this run False' in line for line in said) == (
-        not align
-    )
-    again = Experiment('tiny', recipe, options, said.append)  # as the run has it until now
+    assert ('five has align_corners True, this run False' in said) == (not align)
+    again, *_ = begun(run, folder, five, head='ocr', **given)  # as the run has it until now
     assert again.recipe == experiment.recipe
-    assert any('five, last layer new for 3 classes' in line for line in said)
-    [report] = [line for line in said if line.startswith('loaded')]
+    assert 'five, last layer new for 3 classes' in said
     last = 'head/aux_head_3/bias, head/aux_head_3/kernel, head/cls_head/bias, head/cls_head/kernel'
-    assert re.search(rf'initialised +4 +{last}\n', report)
+    assert re.search(rf'initialised +4 +{last}\n', said)
     for layer in ('aux_head_0', 'conv3x3_ocr_0'):
         pair = (tree['head'][layer]['kernel'] for tree in (params, variables['params']))
         np.testing.assert_array_equal(*pair)

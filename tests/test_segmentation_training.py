@@ -70,12 +70,10 @@ def named(tree):
 @pytest.mark.parametrize(
     ('head', 'fields', 'size'),
     [
-        ('fcn', {'upsample': 'nearest'}, (64, 64)),
-        ('fcn', {'align_corners': True, 'class_weights': WEIGHTS}, (61, 83)),
-        ('ocr', {'upsample': 'bilinear', 'align_corners': True} | HARD, (51, 37)),
-        ('ocr', {'class_weights': WEIGHTS}, (33, 49)),
+        ('fcn', {'upsample': 'bilinear', 'align_corners': True}, (51, 37)),
+        ('ocr', {'class_weights': WEIGHTS} | HARD, (33, 49)),
     ],
-    ids=['fcn', 'fcn_odd', 'ocr_hard', 'ocr'],
+    ids=['fcn', 'ocr'],
 )
 def test_loss_and_gradients_as_pytorchs(head, fields, size):
     """In float64, with ignored pixels; of OCR with its first guess, and of hard pixels alone."""

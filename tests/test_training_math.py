@@ -184,8 +184,8 @@ def test_groups_of_parameters():
 
 @pytest.mark.parametrize(
     ('n', 'group', 'mixup', 'cutmix'),
-    [(64, 32, 0.4, 0), (64, 32, 0, 1.0), (48, 16, 0.4, 1.0), (5, 5, 0.4, 1.0), (33, 11, 0.4, 0),
-     (31, 31, 0, 1.0), (37, 37, 0.4, 0), (2, 2, 0.4, 1.0)],
+    [(64, 32, 0.4, 0), (48, 16, 0, 1.0), (5, 5, 0.4, 1.0), (33, 11, 0.4, 0), (31, 31, 0, 1.0),
+     (2, 2, 0.4, 1.0)],
 )  # fmt: skip
 def test_labels_weigh_what_is_seen(n, group, mixup, cutmix):
     """Image i is all ones in channel i: its share of a mixed image is the mean of that channel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -47,7 +48,8 @@ def exact():
         model = create_model('tiny', 10, dtype=jnp.float64, param_dtype=jnp.float64)
         variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), from_torch(DIGITS)[1])
         images = jnp.asarray(image(0, 2, 32, 64), jnp.float64)
-        maps = model.apply(variables, images, method='features')
+        features = jax.jit(functools.partial(model.apply, method='features'))
+        maps = features(variables, images)
 
         def head(maps):
             return model.apply(variables, maps, method=lambda m, maps: m.head(maps, False))

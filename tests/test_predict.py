@@ -227,7 +227,10 @@ def test_wrong_arguments(refused, digits, tmp_path):
             '--threshold is for multilabel; the checkpoint is for classification; see',
         ),
         (('--threshold', 0.3, good, *right), '--threshold is for multilabel; the checkpoint is'),
-        ((good, *right, '--treshold', 0.3), 'unrecognized arguments: --treshold 0.3; perhaps --threshold; see'),
+        (
+            (good, *right, '--treshold', 0.3),
+            'unrecognized arguments: --treshold 0.3; perhaps --threshold; see',
+        ),
         ((good, *right, '--resize', 16), 'black border'),
         ((good, *right, '--out', tmp_path / 'x.xyz'), '.png'),
         ((good, *right, '--out', tmp_path / 'no' / 'x.png'), 'does not exist'),

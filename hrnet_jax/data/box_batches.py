@@ -33,7 +33,11 @@ def batches(source: Indexed, protocol: KeepRatio, share: Share) -> Batches:
     Iterating raises UserError at files that cannot be read, and names them.
     """
     total = min(share.limit or source.num_examples, source.num_examples)
-    sizes = [(int(height), int(width)) for height, width in source.image_hw(range(total))]
+    every = source.image_hw(range(total))
+    sized = every.all(1)
+    # One that cannot be read has no size, and gets that of another; it will be counted as such.
+    every[~sized] = every[sized][0] if sized.any() else 1
+    sizes = [(int(height), int(width)) for height, width in every]
     shapes: dict[Size, list[int]] = collections.defaultdict(list)
     for number, size in enumerate(sizes):
         shapes[protocol.padded(size)].append(number)

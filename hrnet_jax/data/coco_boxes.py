@@ -15,9 +15,8 @@ from hrnet_jax.data import coco_tfds, opencv
 from hrnet_jax.data.coco_folders import Layout, located, paths_of
 from hrnet_jax.data.coco_form import OF_IMAGES, box_of, odd
 from hrnet_jax.data.indexed import Example, Indexed
-from hrnet_jax.data.keep_ratio import MULTIPLE
 from hrnet_jax.data.opencv import Place
-from hrnet_jax.data.sources import Dataset
+from hrnet_jax.data.sources import NAMED, Dataset, too_many
 from hrnet_jax.errors import UserError, listed
 
 _SPLITS = {'val2017': 'val', 'val': 'val', 'train2017': 'train', 'train': 'train'}
@@ -60,13 +59,13 @@ class Boxes:
         return {'image': opencv.read_rgb(self.images[number]), **vars(self.marked[number])}
 
     def image_hw(self, numbers: Sequence[int]) -> np.ndarray:
-        """Any of an image that cannot be read: it will be counted as such."""
+        """int32 (n, 2): heights and widths; 0 of an image that cannot be read."""
 
         def one(number: int) -> tuple[int, int]:
             for read in (opencv.image_hw, _decoded_hw):  # PIL's headers, else OpenCV
                 with contextlib.suppress(UserError):
                     return read(self.images[number])
-            return MULTIPLE, MULTIPLE
+            return 0, 0
 
         with futures.ThreadPoolExecutor(16) as pool:  # remote storage answers late
             return np.array(list(pool.map(one, numbers)), np.int32).reshape(-1, 2)
@@ -75,6 +74,31 @@ class Boxes:
         """Those of some images."""
         images = tuple(self.images[i] for i in numbers)
         return Boxes(images, tuple(self.marked[i] for i in numbers))
+
+
+def check_images(source: Indexed, allowed: int, *flag: str) -> np.ndarray:
+    """The sizes of all images, as of `Boxes.image_hw`.
+
+    Args:
+        flag: as of `too_many`.
+
+    Raises:
+        UserError: if more than `allowed` cannot be read; names some, and says why.
+    """
+
+    def reason(number: int) -> str:
+        try:
+            source.read(number)
+        except UserError as error:
+            return str(error)
+        return source.names[number]  # now it can
+
+    sizes = source.image_hw(range(source.num_examples))
+    missing = np.flatnonzero(~sizes.all(1)).tolist()
+    if len(missing) > allowed:
+        found = [reason(i) if k < NAMED else source.names[i] for k, i in enumerate(missing)]
+        raise too_many(source, f'{len(missing)} of {len(sizes)} images', found, *flag)
+    return sizes
 
 
 def _decoded_hw(place: Place) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ class Detection(DenseTask):
     def renumbered(self, source: Any, names: Sequence[str]) -> Any:
         return source.renumbered(classes.places(source, names), names)
 
+    def check_files(self, source: Any, transform: Any, max_corrupt: float) -> None:
+        coco_boxes.check_images(source, math.floor(max_corrupt * source.num_examples))
+
     def batches(self, source: Any, transform: Any, share: Share) -> Batches:
         return box_batches.batches(source, transform, share)
 
@@ -149,7 +153,9 @@ class Detection(DenseTask):
         from hrnet_jax.data.indexed_training import IndexedData
 
         source = source if recipe.empty else source.with_boxes()
-        every = source.image_hw(range(source.num_examples))
+        allowed = math.ceil(recipe.max_corrupt * source.num_examples)
+        flag = f'--max-corrupt, which is {recipe.max_corrupt:g}'
+        every = coco_boxes.check_images(source, allowed, flag)
         kinds = np.array([box_augment.kind(tuple(size)) for size in every], np.int64)
         sizes, (few, *_) = recipe.sizes, sorted(np.bincount(kinds, minlength=2))
         if 0 < few < recipe.batch_size:  # of which there would be no batch

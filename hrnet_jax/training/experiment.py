@@ -81,8 +81,8 @@ class Experiment:
             self._open_data()
             self.model = self.task.build(arch, recipe, self.source)
             self.teacher, teacher_variables = self._load_teacher()
-            if recipe.init and not workdir.steps(options.workdir):
-                loading.find(recipe.init, arch)
+            if not workdir.steps(options.workdir):
+                self._check_beginning()
             if distributed.is_main():
                 fields = {*evaluation_fields(type(recipe)), 'class_names'}  # those are compared
                 free = {f'recipe.{name}' for name in fields}
@@ -189,7 +189,7 @@ class Experiment:
             f'process{"es" * (processes > 1)}, {each} images each: batch {r.batch_size}'
             + (f' in {r.accumulate} parts' if r.accumulate > 1 else ''),
             'recipe': f'{r.optimizer}, learning rate {self.peak:g} ({r.schedule}), weight decay '
-            f'{r.weight_decay:g}, BatchNorm over {r.bn_images}'
+            f'{r.weight_decay:g}, BatchNorm {self._norm_over}'
             + (f', averaged {r.ema:g}' if r.ema else '')
             + (f', teacher {self.taught_by}' if self.taught_by else ''),
             'data': f'{r.dataset}, {self.source.num_examples:,} images{of}, {height} x {width}; '
@@ -219,6 +219,11 @@ class Experiment:
                 f'note: {each} images a device are no multiple of the {r.bn_images} that share '
                 'BatchNorm statistics, which therefore travel between devices at every layer'
             )
+
+    @property
+    def _norm_over(self) -> str:
+        frozen = getattr(self.model, 'frozen_norm', False)
+        return 'with the statistics of --init' if frozen else f'over {self.recipe.bn_images}'
 
     def _open_data(self) -> None:
         r, data_dir = self.recipe, self.options.data_dir
@@ -303,13 +308,24 @@ class Experiment:
         folded = fold(model, variables)
         return (folded.model, self.task.protocol.from_json(meta.get('transform'))), folded.variables
 
+    def _check_beginning(self) -> None:
+        """Raises UserError for a recipe that no run can begin with, before there is a folder."""
+        if self.recipe.init:
+            folder = loading.find(self.recipe.init, self.arch)
+            found = checkpoint.arch_name(checkpoint.read_json(folder))
+            if found not in (None, self.arch):
+                raise UserError(f'{folder} is a checkpoint of {found}, not {self.arch}')
+        elif getattr(self.model, 'frozen_norm', False):
+            raise UserError(
+                'BatchNorm is to keep the statistics of --init, which is not given: add --init, or '
+                '--no-frozen-norm'
+            )
+
     def _initial(self, fresh: Variables) -> Variables:
         """The variables of the checkpoint `recipe.init`; the last layer stays fresh where the
         number of classes differs, and the head where it has none."""
         folder = loading.find(str(self.recipe.init), self.arch)
         before = checkpoint.read_json(folder)
-        if (found := checkpoint.arch_name(before)) not in (None, self.arch):
-            raise UserError(f'{folder} is a checkpoint of {found}, not {self.arch}')
         _, loaded = loading.load(folder)
         theirs = before.get('num_classes', self.num_classes)
         before_names, names = before.get('class_names') or [], self.source.class_names or ()

@@ -40,9 +40,8 @@ def folder(once):
 
 
 def train(run, folder, *more):
-    return runs.train(
-        run, folder, '--dataset', f'folder:{folder}', *SETTING.split(), *more, recipe='detect'
-    )
+    flags = f'--dataset folder:{folder} {SETTING} --no-frozen-norm'.split()
+    return runs.train(run, folder, *flags, *more, recipe='detect')
 
 
 @pytest.fixture(scope='module')

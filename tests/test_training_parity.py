@@ -184,7 +184,7 @@ def test_float32_is_as_close_as_pytorchs(arch):
 
 PEAK = {32: 0.0125, 64: 0.025}
 # Of the program for two devices in float64, as `counted` has it.
-LARGEST = (202, 19, 3, 3096)
+LARGEST = (202, 62, 3, 3096)  # with one core, or with several: another library multiplies
 COLLECTIVE = r' (?:all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\('
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import flax.linen as nn
@@ -176,8 +175,7 @@ def _options_of_cpu() -> dict[str, Any] | None:
 
 def at_a_time() -> int:
     """Images that a CPU computes together: 4 a core, whose tiles stay in the caches."""
-    known = hasattr(os, 'sched_getaffinity')
-    return 4 * (len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
+    return 4 * compilation.cores()
 
 
 @functools.lru_cache(maxsize=16)

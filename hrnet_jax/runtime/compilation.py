@@ -67,6 +67,12 @@ def known_options(options: dict[str, Any]) -> dict[str, Any] | None:
     return {name: value for name, value in options.items() if known({name: value})} or None
 
 
+def cores() -> int:
+    """That this process may use."""
+    known = hasattr(os, 'sched_getaffinity')
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def _processor() -> str:
     """What tells processors with other instructions apart."""
     kinds = ('model name', 'flags', 'Features', 'CPU implementer', 'CPU part')

@@ -20,6 +20,7 @@ from hrnet_jax.data.protocol import Protocol
 from hrnet_jax.inference.padding import computed_wide
 from hrnet_jax.layers import matmul_precision
 from hrnet_jax.models import Variables
+from hrnet_jax.runtime import compilation
 from hrnet_jax.tasks import get_task
 from hrnet_jax.tasks.recipe import Group, Recipe
 from hrnet_jax.weights.transfer import matching
@@ -321,4 +322,19 @@ def make_train_step(
         return new, metrics
 
     split = dict.fromkeys(('image', *fields, 'weight'), parts) | {'signals': rows}
-    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)
+    return jax.jit(
+        step,
+        in_shardings=(whole, split, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+        compiler_options=_options(mesh),
+    )
+
+
+def _options(mesh: Mesh) -> dict[str, Any] | None:
+    """On several cores of a CPU, YNN, XLA's library there, is slow at convolutions, and fast at all
+    else (docs/experiments.md)."""
+    if mesh.devices.flat[0].platform != 'cpu' or compilation.cores() < 2:
+        return None
+    kinds = 'LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT'
+    return compilation.known_options({'xla_cpu_experimental_ynn_fusion_type': kinds})

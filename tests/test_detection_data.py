@@ -287,6 +287,10 @@ def test_recipes():
     assert (given.transform.mean, given.transform.std) == ((0.3, 0.2, 0.1), (0.6, 0.5, 0.4))
     fcos = Fcos1x().transform.override(mean=(0.1, 0.2, 0.3))  # as of a flag: R G B
     assert (fcos.mean, fcos.std) == ((0.3, 0.2, 0.1), (0.225, 0.224, 0.229))
+    with pytest.raises(
+        UserError, match='mean 123.7 116.3 103.5 is above 1: .*; divide mean and std'
+    ):
+        KeepRatio().override(mean=(123.7, 116.3, 103.5))
     assert Fcos1x().sizes == ((800, 1344), (1344, 800))
     own = OwnBoxes(dataset='x', channels='bgr')
     assert own.transform.mean == (0.406, 0.456, 0.485)

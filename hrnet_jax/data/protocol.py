@@ -104,6 +104,12 @@ class Protocol(abc.ABC):
         if unknown := given.keys() - {field.name for field in dataclasses.fields(self)}:  # type: ignore[arg-type]
             flag = min(unknown).replace('_', '-')
             raise UserError(f'--{flag} is not for this checkpoint, which has: {self.text}')
+        for name in ('mean', 'std'):
+            if max(given.get(name, (0,))) > 1:
+                raise UserError(
+                    f'{name} {" ".join(f"{x:g}" for x in given[name])} is above 1: pixels are from '
+                    '0 to 1 here; divide mean and std by 255, and give them in the order R G B'
+                )
         return dataclasses.replace(self, **given)  # type: ignore[type-var]
 
     def to_json(self) -> dict[str, Any]:

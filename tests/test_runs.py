@@ -274,10 +274,10 @@ def test_scores_of_another_evaluation_are_left_out(store, state):
 def test_another_task_is_refused(store, state, tmp_path):
     """The first release wrote no task: what it wrote is for classification."""
     config = json.loads((tmp_path / 'config.json').read_text())
+    save(store, state, 1)
     saving.prepare(tmp_path, {'task': 'classification', **config}, force=False)
     with pytest.raises(UserError, match='task classification, not multilabel'):
         saving.prepare(tmp_path, {'task': 'multilabel', **config}, force=False)
-    save(store, state, 1)
     store.describe['task'] = 'multilabel'
     with pytest.raises(UserError, match='is for classification, not multilabel.*--init'):
         read(store, state)

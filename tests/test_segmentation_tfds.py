@@ -154,7 +154,7 @@ def test_a_checkpoint_of_other_classes(tmp_path):
     ('name', 'split', 'words'),
     [
         ('scene_parse150', None, 'is not prepared in .*; prepare it once: python -c "import'),
-        (f'{CITYSCAPES}:9.0.0', None, 'FOLDER WITH leftImg8bit_trainvaltest.zip AND gtFine_train'),
+        (f'{CITYSCAPES}:9.0.0', None, f'tfds has {CITYSCAPES} in version 1.0.0, not 9.0.0'),
         (CITYSCAPES, 'nothing', "has no split 'nothing'; it has: train, validation, test"),
         (CITYSCAPES, 'train[:0]', r'split train\[:0\] has no images'),
         ('cityscapes', None, f'holds what tfds has prepared: --dataset {CITYSCAPES}'),
@@ -164,6 +164,12 @@ def test_a_checkpoint_of_other_classes(tmp_path):
 def test_mistakes_in_a_name(data_dir, name, split, words):
     with pytest.raises(UserError, match=words):
         open_segmentation(name, split, data_dir)
+
+
+def test_archives_to_get_by_hand(tmp_path):
+    words = 'FOLDER WITH leftImg8bit_trainvaltest.zip AND gtFine_train'
+    with pytest.raises(UserError, match=words):
+        open_segmentation(CITYSCAPES, None, str(tmp_path))
 
 
 def test_files_that_are_cut_off(copy):
